@@ -1,0 +1,1 @@
+"""tactician: an open inference optimizer and runtime with the API of NVIDIA TensorRT."""

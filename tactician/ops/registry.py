@@ -1,0 +1,252 @@
+"""How an op is declared: once, as a subclass of `Op` registered with `@register`.
+
+Everything else derives from the declaration: shape inference, constant folding, the fallback
+tactic and test oracle (`reference`), native code on every target (`stages`), rewriting into
+simpler ops (`decompose`) and the support matrix in the docs.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from ..ir import dims as D
+from ..ir.expr import Stage
+from ..ir.graph import Graph, Node, TensorType, Value
+
+
+class Kind(enum.Enum):
+    """What an op is to the fuser."""
+
+    POINTWISE = "pointwise"  # one expression per element, operands broadcast
+    INDEX_MAP = "index map"  # moves elements: transpose, slice, pad, concat, gather, resize
+    VIEW = "view"  # same elements, same order, other shape: never a copy
+    REDUCTION = "reduction"  # reductions with expressions: reduce, softmax, norms, pooling
+    CONTRACTION = "contraction"  # matmul, convolution, deconvolution, attention
+    CONTROL = "control"  # if, loop: has subgraphs
+    OPAQUE = "opaque"  # needs an algorithm of its own: sort, top-k, NMS, RNG, recurrences
+
+
+class OpError(ValueError):
+    """Wrong operands or attributes. The message says what was expected and what to do; the
+    caller adds the layer's name."""
+
+
+@dataclass(frozen=True)
+class NoAttrs:
+    """For ops without attributes."""
+
+
+class Op:
+    """Base class of op declarations.
+
+    Attributes:
+        name: The op's name in graphs, ``snake_case``.
+        kind: See `Kind`.
+        Attrs: Frozen dataclass of attributes. Field types are limited to int, float, bool, str,
+            `DType`, None, tuples of these, and numpy arrays, so that plans can carry them.
+        symbolic: True if `reference` also works on object arrays that hold `Dim`s. Results on
+            small integer tensors are then known symbolically and can be shapes.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    Attrs: ClassVar[type] = NoAttrs
+    symbolic: ClassVar[bool] = False
+
+    def num_outputs(self, node: Node) -> int:
+        """How many outputs a node with these attributes has."""
+        return 1
+
+    def infer(self, node: Node) -> Sequence[TensorType]:
+        """Types of the outputs from the types (and known contents) of the inputs.
+
+        Raises:
+            OpError: If operands or attributes are wrong.
+        """
+        raise NotImplementedError
+
+    def reference(self, node: Node, *inputs: Any) -> Any:
+        """Outputs in numpy: an array, or a tuple of them. Absent inputs are None. Reads
+        ``node.attrs`` and output dtypes, never input shapes of ``node`` (they may be symbolic)."""
+        raise NotImplementedError
+
+    def stages(self, node: Node) -> list[Stage] | None:
+        """What the node computes, in the compute language, or None if it can't be said so.
+
+        The last stages write the node's outputs; earlier ones may write intermediate values
+        made with `temp`. Size arguments come from ``known_ints()`` of inputs, not from loads.
+        """
+        return None
+
+    def decompose(self, node: Node, graph: Graph) -> list[Value] | None:
+        """Rewrites the node into simpler ones with `emit(..., before=node)`; returns the values
+        that replace its outputs, or None if the op stays."""
+        return None
+
+
+_REGISTRY: dict[str, Op] = {}
+_OpT = TypeVar("_OpT", bound=type[Op])
+
+
+def register(cls: _OpT) -> _OpT:
+    """Class decorator: makes the op known under its name."""
+    if cls.name in _REGISTRY:
+        raise ValueError(f"op {cls.name!r} is declared twice")
+    _REGISTRY[cls.name] = cls()
+    return cls
+
+
+def get(name: str) -> Op:
+    """The declaration of an op.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise KeyError(f"no op is called {name!r}") from None
+
+
+def all_ops() -> dict[str, Op]:
+    return dict(_REGISTRY)
+
+
+# --- nodes --------------------------------------------------------------------------------
+
+
+def emit(
+    graph: Graph,
+    op: str,
+    inputs: Sequence[Value | None],
+    name: str = "",
+    *,
+    before: Node | None = None,
+    source: str = "",
+    subgraphs: Sequence[Graph] = (),
+    **attrs: Any,
+) -> Node:
+    """Adds a node with inferred output types. Operand errors raise at once.
+
+    Raises:
+        OpError: If inference fails; the message names the layer.
+    """
+    node = create(graph, op, inputs, name, before=before, source=source, subgraphs=subgraphs,
+                  **attrs)
+    if node.error:
+        graph.remove(node)
+        raise OpError(node.error)
+    return node
+
+
+def create(
+    graph: Graph,
+    op: str,
+    inputs: Sequence[Value | None],
+    name: str = "",
+    *,
+    before: Node | None = None,
+    source: str = "",
+    subgraphs: Sequence[Graph] = (),
+    **attrs: Any,
+) -> Node:
+    """Like `emit`, but an invalid node stays, with ``node.error`` set and untyped outputs; the
+    network API uses it, where attributes may be corrected after the layer was added."""
+    decl = get(op)
+    node = Node(op, inputs, decl.Attrs(**attrs), name)
+    node.source = source or (before.source if before is not None else "")
+    node.subgraphs = tuple(subgraphs)
+    for i in range(decl.num_outputs(node)):
+        _add_output(node, i)
+    graph.insert(node, before)
+    infer_node(node)
+    return node
+
+
+def _add_output(node: Node, i: int) -> None:
+    from ..ir.dtypes import f32
+
+    v = Value(f"{node.name or node.op}_{node.id}:{i}", f32, None)
+    v.producer, v.index = node, i
+    node.outputs.append(v)
+
+
+def infer_node(node: Node) -> bool:
+    """Infers the node's output types in place; returns whether any changed.
+
+    On failure outputs lose their shapes and ``node.error`` says why.
+    """
+    decl = get(node.op)
+    try:
+        untyped = next((v for v in node.present_inputs() if v.shape is None), None)
+        if untyped is not None:
+            raise OpError(f"its input {untyped.name!r} has no valid shape")
+        types = list(decl.infer(node))
+        if decl.symbolic:
+            types = _with_content(decl, node, types)
+        node.error = None
+    except (OpError, D_ERRORS) as e:
+        node.error = f"{node.describe()}: {e}"
+        changed = any(v.shape is not None for v in node.outputs)
+        for v in node.outputs:
+            v.shape, v.content = None, None
+        return changed
+    for i in range(len(node.outputs), len(types)):
+        _add_output(node, i)
+    return any([v.set_type(t) for v, t in zip(node.outputs, types, strict=True)])
+
+
+D_ERRORS = (TypeError, ValueError, IndexError, ZeroDivisionError)
+
+
+def update(node: Node) -> None:
+    """Re-infers a node after a change and, where types changed, everything downstream."""
+    work = [node]
+    while work:
+        n = work.pop(0)
+        if infer_node(n):
+            work.extend(u for v in n.outputs for u in v.users)
+
+
+_MAX_CONTENT = 1024
+
+
+def _with_content(decl: Op, node: Node, types: list[TensorType]) -> list[TensorType]:
+    """Adds known contents to integer outputs whose inputs are all known."""
+    if any(not t.dtype.is_int and t.dtype.kind != "b" for t in types):
+        return types
+    known = [None if v is None else v.known_ints() for v in node.inputs]
+    if any(k is None and v is not None for k, v in zip(known, node.inputs, strict=True)):
+        return types
+    if any(not D.is_static(*t.shape) or np.prod(t.shape, dtype=int) > _MAX_CONTENT
+           for t in types):
+        return types
+    try:
+        results = decl.reference(node, *known)
+    except (TypeError, ValueError):
+        return types  # the arithmetic is not symbolic after all (e.g. a comparison of Dims)
+    results = results if isinstance(results, tuple) else (results,)
+    return [
+        TensorType(t.dtype, t.shape, np.asarray(r, dtype=object).reshape(t.shape))
+        for t, r in zip(types, results, strict=True)
+    ]
+
+
+def evaluate(node: Node, *inputs: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    """Runs the numpy reference and gives outputs their declared dtypes."""
+    results = get(node.op).reference(node, *inputs)
+    results = results if isinstance(results, tuple) else (results,)
+    return tuple(
+        np.asarray(r).astype(v.dtype.np, copy=False)
+        for r, v in zip(results, node.outputs, strict=True)
+    )
+
+
+def temp(node: Node, suffix: str, dt: Any, shape: Sequence[D.DimLike]) -> Value:
+    """An intermediate value for `Op.stages`."""
+    return Value(f"{node.name or node.op}_{node.id}.{suffix}", dt, tuple(shape))

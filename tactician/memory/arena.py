@@ -1,0 +1,73 @@
+"""Arena planning: places tensors in one block so that tensors alive together don't overlap.
+
+Pure functions over lifetimes; the compiler uses them for static shapes, contexts for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """Steps during which a tensor must keep its memory, both ends included."""
+
+    first: int
+    last: int
+
+    def overlaps(self, other: Lifetime) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+
+def lifetimes(
+    steps: Sequence[tuple[Iterable[int], Iterable[int]]],
+    owner: Mapping[int, int],
+    live_out: Iterable[int] = (),
+) -> dict[int, Lifetime]:
+    """Lifetimes of memory owners.
+
+    Args:
+        steps: (tensor ids read, tensor ids written) of each step.
+        owner: Tensor id -> id of the arena tensor whose memory it uses; others are ignored.
+        live_out: Tensors that stay alive after the last step.
+    """
+    spans: dict[int, list[int]] = {}
+    for i, (reads, writes) in enumerate(steps):
+        for t in (*reads, *writes):
+            if t in owner:
+                span = spans.setdefault(owner[t], [i, i])
+                span[1] = i
+    for t in live_out:
+        if t in owner and owner[t] in spans:
+            spans[owner[t]][1] = len(steps)
+    return {t: Lifetime(a, b) for t, (a, b) in spans.items()}
+
+
+def plan_arena(
+    sizes: Mapping[int, int], live: Mapping[int, Lifetime]
+) -> tuple[dict[int, int], int]:
+    """Offsets for every tensor and the arena's size, in bytes.
+
+    Greedy by size: the largest tensors are placed first, each at the lowest offset where it
+    overlaps no placed tensor that is alive at the same time (Pisarchyk & Lee, 2020).
+    """
+    placed: list[tuple[int, int, Lifetime]] = []  # offset, end, lifetime, sorted by offset
+    offsets: dict[int, int] = {}
+    total = 0
+    for t in sorted(live, key=lambda t: (-sizes[t], live[t].first, t)):
+        size = -(-max(sizes[t], 1) // ALIGNMENT) * ALIGNMENT
+        offset = 0
+        for start, end, span in placed:
+            if not span.overlaps(live[t]):
+                continue
+            if offset + size <= start:
+                break
+            offset = max(offset, end)
+        offsets[t] = offset
+        placed.append((offset, offset + size, live[t]))
+        placed.sort(key=lambda p: p[0])
+        total = max(total, offset + size)
+    return offsets, total

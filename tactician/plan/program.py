@@ -1,0 +1,135 @@
+"""What a plan holds: tensors, steps, code and constants, ready to run.
+
+A `Program` is the compiler's result and the runtime's input; `plan.format` writes and reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..ir.dims import DimLike
+from ..ir.dtypes import DType
+from ..ir.graph import Graph, SymbolInfo
+
+INPUT, OUTPUT, CONST, ARENA, VIEW, DYNAMIC, SIZES = (
+    "input", "output", "const", "arena", "view", "dynamic", "sizes",
+)
+
+
+@dataclass
+class Tensor:
+    """A tensor of the program; its index in `Program.tensors` is its id.
+
+    Attributes:
+        name: Name of the value; I/O tensors are found by it.
+        kind: ``input``/``output``: address given by the user. ``const``: `Program.constants`
+            entry ``ref``. ``arena``: in the context's arena, at ``offset`` if shapes are static.
+            ``view``: shares memory with tensor ``ref`` at byte ``offset``, row-major.
+            ``dynamic``: its size depends on data; allocated while running.
+            ``sizes``: integers known once shapes are: ``content`` holds them.
+        ref: See ``kind``.
+        offset: Byte offset in the arena or in tensor ``ref``; -1 while not planned.
+        content: Elements of a ``sizes`` tensor, row-major, as ints and Dims.
+        is_shape: For inputs: its elements are read when shapes are computed (symbols of kind
+            ``value``).
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[DimLike, ...]
+    kind: str
+    ref: int = -1
+    offset: DimLike = -1
+    content: tuple[DimLike, ...] = ()
+    is_shape: bool = False
+
+
+@dataclass
+class Step:
+    """One step of the schedule.
+
+    Attributes:
+        kind: ``kernel``; ``reference`` (a node evaluated in numpy through a callback);
+            ``copy`` (args[0] to args[1], contiguous).
+        name: Layers it does, for people.
+        symbol: Kernel's function in `Program.code`.
+        args: Tensor ids of the pointer arguments, in the kernel's order.
+        dims: Scalar arguments.
+        work, grain, scratch, flops: As in `tactics.kernel.Kernel`.
+        node: For ``reference``: index in `Program.nodes.nodes`.
+        inputs: Tensor ids read (-1: absent input of a reference node).
+        outputs: Tensor ids written.
+        info: Report entry: layers with sources, ops, tactic, candidate, timings, rejections.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    symbol: str = ""
+    args: tuple[int, ...] = ()
+    dims: tuple[DimLike, ...] = ()
+    work: DimLike = 1
+    grain: int = 1
+    scratch: DimLike = 0
+    flops: DimLike = 0
+    node: int = -1
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Profile:
+    """Shape ranges of one optimization profile: input name -> (min, opt, max) shapes, and the
+    same for the values of shape-tensor inputs."""
+
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    values: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass
+class Program:
+    """A compiled network.
+
+    Attributes:
+        name: The network's name.
+        target: ``cpu`` (later ``cuda``).
+        device: The device's fingerprint; a plan runs only where it matches.
+        tensors: All tensors.
+        inputs, outputs: Tensor ids of the I/O tensors, in network order.
+        steps: The schedule.
+        symbols: Where dimension symbols get their values.
+        code: Object files; every kernel symbol is defined in exactly one.
+        constants: Arrays of ``const`` tensors.
+        nodes: Holds the nodes of reference steps (and their subgraphs); not a runnable graph.
+        arena_size: Bytes of the arena if all shapes are static, else -1.
+        profiles: At least one.
+        implicit_batch: Largest batch of an implicit-batch network, or 0.
+        threads: Threads to use by default (0: the machine's cores).
+        settings: Build settings worth reporting and checking (precision flags, level, …).
+        network: The whole network, if the plan carries it (version compatible), else None.
+        weights: Refittable weights: name -> tensor ids/constants; filled when refit is on.
+    """
+
+    name: str
+    target: str
+    device: str
+    tensors: list[Tensor] = field(default_factory=list)
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    steps: list[Step] = field(default_factory=list)
+    symbols: dict[str, SymbolInfo] = field(default_factory=dict)
+    code: list[bytes] = field(default_factory=list)
+    constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    nodes: Graph = field(default_factory=Graph)
+    arena_size: int = -1
+    profiles: list[Profile] = field(default_factory=list)
+    implicit_batch: int = 0
+    threads: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    network: Graph | None = None
+    weights: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,67 @@
+"""A region: what one kernel does.
+
+A fused unit is data, not a class per fusion: an optional anchor node that needs an algorithm
+(contraction, sort, recurrence) and stages of the compute language around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..ir import expr as E
+from ..ir.graph import Node, Value
+
+
+@dataclass(eq=False)
+class Region:
+    """One unit of work with one kernel.
+
+    Attributes:
+        nodes: The graph nodes it covers, in topological order.
+        anchor: The contraction or opaque node, or None for a pure loop nest.
+        stages: Computations in order. In a region with an anchor they are its epilogue: each
+            reads the anchor's output (or an earlier stage's) only at its own index.
+        inputs: Values read from memory, constants included, each once.
+        outputs: Values written to memory: stage results or anchor outputs that are read
+            outside the region. Everything else stays inside.
+    """
+
+    nodes: list[Node]
+    anchor: Node | None = None
+    stages: list[E.Stage] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Layer names joined, as reports show it."""
+        return " + ".join(dict.fromkeys(n.name or n.op for n in self.nodes))
+
+    @property
+    def result(self) -> Value:
+        """The only output.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        (value,) = self.outputs
+        return value
+
+    def describe(self) -> str:
+        """A line for error messages and reports: ops, layers and output shapes."""
+        ops = "+".join(n.op for n in self.nodes)
+        outs = ", ".join(repr(v) for v in self.outputs)
+        return f"{ops} ({self.name}) -> {outs}"
+
+    def find_inputs(self) -> None:
+        """Sets ``inputs`` from what stages load and the anchor reads."""
+        inside = {s.out for s in self.stages}
+        read: dict[Value, None] = {}
+        if self.anchor is not None:
+            inside.update(self.anchor.outputs)
+            read.update(dict.fromkeys(self.anchor.present_inputs()))
+        for stage in self.stages:
+            for ld in E.loads(stage.expr):
+                if ld.value not in inside:
+                    read.setdefault(ld.value)
+        self.inputs = list(read)

@@ -4,7 +4,18 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from .registry import (
-    Kind, NoAttrs, Op, OpError, all_ops, create, emit, evaluate, get, infer_node, register, temp,
+    Kind,
+    NoAttrs,
+    Op,
+    OpError,
+    all_ops,
+    create,
+    emit,
+    evaluate,
+    get,
+    infer_node,
+    register,
+    temp,
     update,
 )
 

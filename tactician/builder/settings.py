@@ -62,7 +62,7 @@ class BuildSettings:
         optimization_level: 0 (cost model only) … 5 (everything timed); TensorRT's default is 3.
         avg_timing_iterations: Measurements per candidate whose mean counts.
         min_timing_iterations: Least measurements per candidate.
-        max_num_tactics: Most candidates timed per region; −1 means the builder decides.
+        max_num_tactics: Most candidates timed per region; -1 means the builder decides.
         profiles: Optimization profiles; empty if all inputs are static.
         calibration_profile: The one INT8 calibration uses, if given.
         timing_cache: Text key to entry, read and added to by the autotuner. An entry is a dict

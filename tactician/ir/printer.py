@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from .graph import Graph, Node, Value
 
 
@@ -42,6 +44,6 @@ def _attrs_text(attrs: Any) -> str:
     shown = [
         f"{f.name}={getattr(attrs, f.name)!r}"
         for f in fields(attrs)
-        if getattr(attrs, f.name) != f.default
+        if not np.array_equal(getattr(attrs, f.name), f.default)
     ]
     return f" {{{', '.join(shown)}}}" if shown else ""

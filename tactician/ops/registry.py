@@ -51,12 +51,15 @@ class Op:
             `DType`, None, tuples of these, and numpy arrays, so that plans can carry them.
         symbolic: True if `reference` also works on object arrays that hold `Dim`s. Results on
             small integer tensors are then known symbolically and can be shapes.
+        pure: False if the node must be neither folded, merged with an equal one, nor removed
+            when unused: random numbers, assertions, plugins.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
     Attrs: ClassVar[type] = NoAttrs
     symbolic: ClassVar[bool] = False
+    pure: ClassVar[bool] = True
 
     def num_outputs(self, node: Node) -> int:
         """How many outputs a node with these attributes has."""

@@ -1,0 +1,35 @@
+"""Fixtures and helpers shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def shared_root() -> Path | None:
+    """The folder of pretrained models and API inventories that is kept outside the repository:
+    ``TACTICIAN_SHARED``, or ``shared`` beside the checkout or its parent; None if absent."""
+    here = Path(__file__).resolve().parent.parent
+    named = os.environ.get("TACTICIAN_SHARED")
+    places = [Path(named)] if named else [here.parent / "shared", here.parent.parent / "shared"]
+    return next((p for p in places if p.is_dir()), None)
+
+
+def shared_path(*parts: str) -> Path:
+    """A file of the shared folder. Skips the test where it is absent; fails it when ``CI=true``."""
+    root = shared_root()
+    path = root.joinpath(*parts) if root else None
+    if path is not None and path.exists():
+        return path
+    message = f"{'/'.join(parts) or 'shared folder'} not found; set TACTICIAN_SHARED to its folder"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The shared folder."""
+    return shared_path()

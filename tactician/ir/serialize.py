@@ -1,11 +1,12 @@
 """Graphs and the values inside attributes as JSON, with arrays kept apart as blobs.
 
 Everything a plan stores goes through `Encoder` and `Decoder`. JSON's own types stand for
-themselves; tuples and lists become arrays; the rest is an object with one tag::
+themselves; tuples become arrays; the rest is an object with one tag::
 
     {"t": "f16"}                 element type          {"d": "n + 1"}      dimension
     {"f": "inf"}                 non-finite float      {"m": [[k, v], …]}  dict, in order
     {"a": [blob, "f32", [2, 3]]} numpy array           {"o": [[…], [2]]}   object array
+    {"l": [1, 2]}                list
     {"r": [name, {…}]}           record (dataclass) that the decoder was told of
 
 Numbers of nodes differ from run to run, and so do the names of data-dependent symbols
@@ -115,8 +116,10 @@ class Encoder:
             return x
         if isinstance(x, float):
             return float(x) if math.isfinite(x) else {"f": repr(float(x))}
-        if isinstance(x, (tuple, list)):
+        if isinstance(x, tuple):
             return [self.value(e) for e in x]
+        if isinstance(x, list):
+            return {"l": [self.value(e) for e in x]}
         if isinstance(x, Mapping):
             return {"m": [[self.value(k), self.value(v)] for k, v in x.items()]}
         if is_dataclass(x) and not isinstance(x, type):
@@ -310,6 +313,7 @@ class Decoder:
     _TAGS: dict[str, Callable[[Decoder, Any], Any]] = {
         "t": lambda self, x: _DTYPES[x],
         "f": lambda self, x: float(x),
+        "l": lambda self, x: [self.value(e) for e in x],
         "m": lambda self, x: {self.value(k): self.value(v) for k, v in x},
         "a": _array,
         "o": _objects,

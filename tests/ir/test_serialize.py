@@ -38,7 +38,8 @@ def through_json(x, method="value"):
 
 
 @pytest.mark.parametrize("x", [
-    None, True, 0, -(2**70), 1.5, -0.0, float("inf"), "text ∑ \ud800", (), (1, (2.0, "a"), None),
+    None, True, 0, -(2**70), 1.5, -0.0,
+    float("inf"), "text ∑ \ud800", (), (1, (2.0, "a"), None), [1, (2, [])],
     bf16, D.sym("n") * 2 + 1, D.floor_div(D.sym("x.0") + 3, 4), {"a": 1, 2: (3,)}, Attrs(axis=3),
     D.dim_max(D.sym("a"), D.sym("b"), 7) - D.modulo(D.sym("a"), 5),
 ])

@@ -1,0 +1,306 @@
+"""The autotuner: chooses the fastest correct kernel for each region on the device.
+
+Candidates of all tactics that support a region are built, checked against the numpy reference
+and timed. Times are kept in the timing cache under a key that holds everything they depend on,
+so equal regions are measured once and a build with the same cache makes the same choices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..ir import dims as D
+from ..ir.dtypes import i64
+from ..ir.graph import Value
+from ..ops import evaluate
+from ..ops.registry import D_ERRORS
+from ..regions.region import Region
+from ..regions.signature import digest, signature
+from ..support.tolerances import mismatch, tolerance
+from .kernel import Kernel
+from .tactic import Tactic, tactics_for
+
+# A slower candidate wins against a faster one within this band if it comes first in the
+# catalogue: repeated builds then agree although times are noisy.
+_TIE_BAND = 1.03
+# Checking against numpy is skipped above this many operations: numpy would take seconds.
+_CHECK_FLOPS = 2e7
+
+
+class Device(Protocol):
+    """What the tuner needs of a target's device."""
+
+    target: str
+    fingerprint: str
+
+    def time_kernel(
+        self, kernel: Kernel, arrays: list[np.ndarray[Any, Any]], env: Mapping[str, int],
+        seconds: float,
+    ) -> float:
+        """Best time of a run in seconds, spending about ``seconds``; outputs are in ``arrays``
+        afterwards."""
+        ...
+
+
+@dataclass
+class TunerSettings:
+    """The part of the build settings that concerns choosing.
+
+    Attributes:
+        level: Optimization level: 0 takes the first candidate untimed; 1 and 2 time the first
+            candidate of each tactic; 3 up to 6 candidates; 4 up to 12; 5 all.
+        cache: Timing cache, or None.
+        sources: Names of tactic sources that are on, or None for all.
+        error_on_miss: Raise instead of timing.
+        env: Symbol values the kernels are tuned for.
+        seconds: Time spent on measuring one candidate.
+    """
+
+    level: int = 3
+    cache: MutableMapping[str, Any] | None = None
+    sources: frozenset[str] | None = None
+    error_on_miss: bool = False
+    env: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.004
+
+
+@dataclass
+class Choice:
+    """What the tuner decided for a region.
+
+    Attributes:
+        tactic, candidate: The winner, or ``reference`` / "" if no tactic supports the region.
+        kernel: Its kernel, or None for ``reference``.
+        info: Report entry: time, all candidates with times, and why others were rejected.
+    """
+
+    tactic: str
+    candidate: str
+    kernel: Kernel | None
+    info: dict[str, Any]
+
+
+class CacheMiss(LookupError):
+    """A region has no timing in the cache although the build insists on it."""
+
+
+class Tuner:
+    """Chooses kernels for the regions of one build."""
+
+    def __init__(self, device: Device, settings: TunerSettings):
+        self.device = device
+        self.settings = settings
+        self.measured = 0
+        self.hits = 0
+
+    def choose(self, region: Region) -> Choice:
+        """The best kernel for ``region``.
+
+        Raises:
+            CacheMiss: If measuring is needed but forbidden.
+        """
+        options, rejected = self._options(region)
+        if not options:
+            return Choice("reference", "", None, {"rejected": rejected})
+        if len(options) == 1 or self.settings.level == 0:
+            tactic, candidate = options[0]
+            return self._chosen(region, tactic, candidate, {}, rejected)
+        key = self._key(region)
+        times = self._cached(key, options)
+        if times is None:
+            if self.settings.error_on_miss:
+                raise CacheMiss(f"no timing for {region.describe()} in the timing cache")
+            times = self._measure(region, options, rejected)
+            if self.settings.cache is not None:
+                self.settings.cache[key] = {"times": dict(times)}
+        else:
+            self.hits += 1
+        return self._winner(region, options, times, rejected)
+
+    # --- options -----------------------------------------------------------------------
+
+    def _options(
+        self, region: Region
+    ) -> tuple[list[tuple[Tactic, Hashable]], dict[str, str]]:
+        options: list[tuple[Tactic, Hashable]] = []
+        rejected: dict[str, str] = {}
+        level = self.settings.level
+        per_tactic = {0: 1, 1: 1, 2: 2, 3: 6, 4: 12}.get(level, 1 << 30)
+        for tactic in tactics_for(self.device.target):
+            on = self.settings.sources
+            if on is not None and tactic.source and tactic.source not in on:
+                rejected[tactic.name] = f"tactic source {tactic.source} is off"
+                continue
+            reason = tactic.refuse(region, self.device)
+            if reason is not None:
+                rejected[tactic.name] = reason
+                continue
+            found = list(tactic.candidates(region, self.device))[:per_tactic]
+            options.extend((tactic, c) for c in found)
+        return options, rejected
+
+    def _key(self, region: Region) -> str:
+        text = signature(region)
+        used = {s for v in (*region.inputs, *region.outputs) for d in v.dims
+                for s in D.symbols(d)}
+        sizes = ",".join(f"{s}={self.settings.env.get(s, 0)}" for s in sorted(used))
+        return f"{self.device.target}/{self.device.fingerprint}/{digest(text + sizes)}"
+
+    def _cached(
+        self, key: str, options: list[tuple[Tactic, Hashable]]
+    ) -> dict[str, float | None] | None:
+        entry = None if self.settings.cache is None else self.settings.cache.get(key)
+        if not entry:
+            return None
+        times = dict(entry.get("times", {}))
+        known = [name for name in (_label(t, c) for t, c in options) if name in times]
+        return times if known else None
+
+    # --- measuring -----------------------------------------------------------------------
+
+    def _measure(
+        self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
+    ) -> dict[str, float | None]:
+        arrays = _random_arrays(region, self.settings.env)
+        expected = _expected(region, arrays, self.settings.env)
+        times: dict[str, float | None] = {}
+        for tactic, candidate in options:
+            label = _label(tactic, candidate)
+            kernel = tactic.build(region, candidate, self.device)
+            call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
+            seconds = self.device.time_kernel(
+                kernel, call, self.settings.env, self.settings.seconds
+            )
+            self.measured += 1
+            wrong = _wrong(region, arrays, expected)
+            if wrong is None:
+                times[label] = round(seconds * 1e6, 3)
+            else:
+                times[label] = None
+                rejected[label] = wrong
+        return times
+
+    def _winner(
+        self, region: Region, options: list[tuple[Tactic, Hashable]],
+        times: dict[str, float | None], rejected: dict[str, str],
+    ) -> Choice:
+        good = [(times.get(_label(t, c)), t, c) for t, c in options]
+        valid = [(x, t, c) for x, t, c in good if x is not None]
+        if not valid:
+            return Choice("reference", "", None, {"rejected": rejected, "times_us": times})
+        best = min(x for x, _, _ in valid)
+        _, tactic, candidate = next(v for v in valid if v[0] <= best * _TIE_BAND)
+        return self._chosen(region, tactic, candidate, times, rejected)
+
+    def _chosen(
+        self, region: Region, tactic: Tactic, candidate: Hashable,
+        times: dict[str, float | None], rejected: dict[str, str],
+    ) -> Choice:
+        kernel = tactic.build(region, candidate, self.device)
+        info: dict[str, Any] = {"tactic": tactic.name, "candidate": str(candidate)}
+        if times:
+            info["time_us"] = times[_label(tactic, candidate)]
+            info["times_us"] = times
+        if rejected:
+            info["rejected"] = rejected
+        return Choice(tactic.name, str(candidate), kernel, info)
+
+
+def _label(tactic: Tactic, candidate: Hashable) -> str:
+    return f"{tactic.name}({candidate})"
+
+
+def _concrete(v: Value, env: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(D.evaluate(d, env) for d in v.dims)
+
+
+def _random_arrays(
+    region: Region, env: Mapping[str, int]
+) -> dict[Value, np.ndarray[Any, Any]]:
+    """Operands with well-scaled random contents; constants are themselves."""
+    rng = np.random.default_rng(0)
+    arrays: dict[Value, np.ndarray[Any, Any]] = {}
+    for v in region.inputs:
+        if v.const is not None:
+            arrays[v] = v.const
+            continue
+        shape = _concrete(v, env)
+        if v.content is not None:
+            ints = [D.evaluate(d, env) for d in v.content.flat]
+            arrays[v] = np.array(ints, dtype=v.dtype.np).reshape(shape)
+        elif v.dtype.is_float:
+            arrays[v] = rng.standard_normal(shape, dtype=np.float32).astype(v.dtype.np)
+        elif v.dtype.kind == "b":
+            arrays[v] = rng.random(shape) < 0.5
+        else:
+            low = 0 if v.dtype is i64 or v.dtype.kind == "u" else -3
+            arrays[v] = rng.integers(low, 1 if v.dtype is i64 else 4, shape).astype(v.dtype.np)
+    for v in region.outputs:
+        arrays[v] = np.zeros(_concrete(v, env), v.dtype.np)
+    return arrays
+
+
+def _expected(
+    region: Region, arrays: dict[Value, np.ndarray[Any, Any]], env: Mapping[str, int]
+) -> dict[Value, np.ndarray[Any, Any]] | None:
+    """The region's outputs by numpy, or None if that would take too long or can't be done."""
+    if _reference_cost(region, env) > _CHECK_FLOPS:
+        return None
+    values: dict[Value, Any] = dict(arrays)
+    try:
+        with np.errstate(all="ignore"):
+            for node in region.nodes:
+                ins = [_operand(v, values, env) for v in node.inputs]
+                values.update(zip(node.outputs, evaluate(node, *ins), strict=True))
+    except (KeyError, *D_ERRORS):
+        return None
+    return {v: values[v] for v in region.outputs if v in values}
+
+
+def _operand(v: Value | None, values: Mapping[Value, Any], env: Mapping[str, int]) -> Any:
+    if v is None:
+        return None
+    if v in values:
+        return values[v]
+    if v.const is not None:
+        return v.const
+    if v.content is not None:
+        ints = [D.evaluate(d, env) for d in v.content.flat]
+        return np.array(ints, dtype=v.dtype.np).reshape(_concrete(v, env))
+    raise KeyError(v.name)
+
+
+def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
+    points = max(float(np.prod(_concrete(v, env), dtype=float)) for v in region.outputs)
+    anchor = region.anchor
+    if anchor is not None and len(anchor.inputs) > 1 and anchor.inputs[1] is not None:
+        shape = _concrete(anchor.inputs[1], env)
+        if anchor.op == "matmul":
+            points *= shape[-2] if len(shape) > 1 else 1
+        else:
+            points *= float(np.prod(shape[1:], dtype=float))
+    return points
+
+
+def _wrong(
+    region: Region, arrays: Mapping[Value, np.ndarray[Any, Any]],
+    expected: Mapping[Value, np.ndarray[Any, Any]] | None,
+) -> str | None:
+    """Why the outputs are wrong, or None. Without expectations any finite result passes."""
+    if expected is None:
+        return None
+    for v, want in expected.items():
+        why = mismatch(arrays[v], want, tolerance(v.dtype.name))
+        if why is not None:
+            return f"accuracy: {why} in {v.name!r}"
+    return None
+
+
+def now() -> float:
+    """The clock of build reports."""
+    return time.perf_counter()

@@ -1,0 +1,296 @@
+"""Drives a network's graph through passes, fusion, tuning and scheduling into a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir import dims as D
+from ..ir.graph import Graph, Node
+from ..ir.verify import verify
+from ..ops import get
+from ..passes.manager import PassTrace
+from ..passes.pipeline import optimize
+from ..plan.program import Profile, Program
+from ..regions.fuse import Fusion, fuse
+from ..regions.region import Region
+from ..support.errors import BuildError
+from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
+from .schedule import Scheduler, concat_is_contiguous
+from .settings import BuildSettings
+
+_DEFAULT_SIZE = 4  # a symbolic size nothing is known of is tuned for this
+
+
+@dataclass
+class BuildReport:
+    """What happened during a build, for logs and tools.
+
+    Attributes:
+        trace: Passes with times and node counts.
+        regions: Regions after fusion.
+        measured, cached: Regions measured, and taken from the timing cache.
+        reference: (layer, op, reason) of every step that runs in numpy.
+    """
+
+    trace: PassTrace = field(default_factory=PassTrace)
+    regions: int = 0
+    measured: int = 0
+    cached: int = 0
+    reference: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+Progress = Callable[[str, int, int], bool]
+"""Called as (phase, done, total); returning False cancels the build."""
+
+
+def compile_network(
+    graph: Graph, settings: BuildSettings, name: str = "", progress: Progress | None = None
+) -> tuple[Program, BuildReport]:
+    """Compiles a network.
+
+    Args:
+        graph: The network's graph with control flow lowered; it is not changed.
+        settings: See `BuildSettings`.
+        name: The network's name, stored in the program.
+        progress: Called while building.
+
+    Raises:
+        BuildError: If the network is invalid, or a constraint can't be met.
+    """
+    _check(graph)
+    graph, _ = graph.clone()
+    report = BuildReport()
+    _tell(progress, "Optimizing the graph", 0, 1)
+    _merge_symbols(graph)
+    optimize(graph, report.trace, _dumper())
+    verify(graph)
+    _tell(progress, "Optimizing the graph", 1, 1)
+    fusion = fuse(graph)
+    report.regions = len(fusion.regions)
+    device = make_device(settings)
+    program = Program(name or graph.name, settings.target, device.fingerprint)
+    _Compiler(graph, fusion, program, device, settings, report, progress).run()
+    program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
+        Profile({})
+    ]
+    program.threads = settings.threads
+    program.settings = _reported(settings)
+    return program, report
+
+
+def make_device(settings: BuildSettings) -> Any:
+    """The device a build is for.
+
+    Raises:
+        BuildError: If there is no such target.
+    """
+    if settings.target in ("cpu", "reference", "null"):
+        from ..targets.cpu import load_tactics
+        from ..targets.cpu.device import CpuDevice
+
+        load_tactics()
+        isa = None
+        if settings.hardware_compatible:
+            from ..targets.cpu.isa import Isa
+
+            isa = Isa.named("haswell") if Isa.host().arch == "x86_64" else None
+        return CpuDevice(isa=isa, threads=settings.threads)
+    raise BuildError(
+        f"there is no target {settings.target!r} in this version; use the CPU target "
+        "(config.default_device_type = DeviceType.CPU)"
+    )
+
+
+class _Compiler:
+    """State of one build after fusion."""
+
+    def __init__(
+        self, graph: Graph, fusion: Fusion, program: Program, device: Any,
+        settings: BuildSettings, report: BuildReport, progress: Progress | None,
+    ):
+        self.fusion = fusion
+        self.program = program
+        self.device = device
+        self.settings = settings
+        self.report = report
+        self.progress = progress
+        self.graph = graph
+        self.scheduler = Scheduler(graph, fusion, program)
+        self.tuner = Tuner(
+            device,
+            TunerSettings(
+                level=settings.optimization_level,
+                cache=settings.timing_cache,
+                sources=settings.tactic_sources,
+                error_on_miss=settings.error_on_cache_miss,
+                env=tuning_sizes(graph, settings),
+            ),
+        )
+        self.code: dict[str, bytes] = {}
+
+    def run(self) -> None:
+        regions = self.fusion.regions
+        self.scheduler.place_inputs()
+        waiting = {v for r in regions for v in r.outputs}
+        concats = {}
+        for r in regions:  # before their producers, so that these can write in place
+            if concat_is_contiguous(r):
+                concats[r] = self.scheduler.concat_in_place(r, waiting)
+        for i, region in enumerate(regions):
+            _tell(self.progress, "Choosing kernels", i, len(regions))
+            if region in concats:
+                for v, offset in concats[region]:
+                    self.scheduler.copy_piece(v, region.outputs[0], offset)
+            elif not self.scheduler.alias(region):
+                self._step(region)
+        _tell(self.progress, "Choosing kernels", len(regions), len(regions))
+        self.program.code = list(self.code.values())
+        self.scheduler.finish(self.graph.symbols)
+        self.report.measured, self.report.cached = self.tuner.measured, self.tuner.hits
+
+    def _step(self, region: Region) -> None:
+        if self.settings.target == "reference":
+            self._reference(region, {"rejected": {"all": "the target is `reference`"}})
+            return
+        choice = self._choose(region)
+        if choice.kernel is None and region.anchor is not None:
+            loops = as_loops(region)
+            if loops is not None:
+                second = self._choose(loops)
+                if second.kernel is not None:
+                    region, choice = loops, second
+        if choice.kernel is not None:
+            symbol, code = self.device.compile(choice.kernel)
+            self.code[symbol] = code
+            info = {**_layer_info(region), **choice.info}
+            self.scheduler.kernel(region, choice.kernel, symbol, info)
+        elif len(region.nodes) > 1:
+            for part in split(region):
+                self._step(part)
+        else:
+            self._reference(region, choice.info)
+
+    def _choose(self, region: Region) -> Choice:
+        try:
+            return self.tuner.choose(region)
+        except CacheMiss as e:
+            raise BuildError(f"{e} (ERROR_ON_TIMING_CACHE_MISS is set)") from None
+
+    def _reference(self, region: Region, info: dict[str, Any]) -> None:
+        node = region.nodes[0]
+        reasons = "; ".join(f"{k}: {v}" for k, v in info.get("rejected", {}).items())
+        self.report.reference.append((node.name or node.op, node.op, reasons))
+        self.scheduler.reference(
+            node, {**_layer_info(region), "tactic": "reference", **info}
+        )
+
+
+def as_loops(region: Region) -> Region | None:
+    """An anchored region as a plain loop nest, if the anchor's op can be said as one."""
+    assert region.anchor is not None
+    stages = get(region.anchor.op).stages(region.anchor)
+    if stages is None:
+        return None
+    out = Region(list(region.nodes), None, [*stages, *region.stages])
+    out.find_inputs()
+    out.outputs = list(region.outputs)
+    return out
+
+
+def split(region: Region) -> list[Region]:
+    """One region per node, for regions that no tactic takes whole."""
+    return [fuse_single(node) for node in region.nodes]
+
+
+def fuse_single(node: Node) -> Region:
+    """The region of one node by itself."""
+    from ..regions.fuse import is_anchor
+
+    stages = None if is_anchor(node) else get(node.op).stages(node)
+    region = Region([node], node if stages is None else None, list(stages or []))
+    region.find_inputs()
+    region.outputs = list(node.outputs)
+    return region
+
+
+def tuning_sizes(graph: Graph, settings: BuildSettings) -> dict[str, int]:
+    """The value of every symbol that kernels are tuned for: the first profile's ``opt``."""
+    env: dict[str, int] = {}
+    names = {s for v in graph.values() if v.shape for d in v.shape for s in D.symbols(d)}
+    names |= {s for v in graph.values() if v.content is not None
+              for d in v.content.flat for s in D.symbols(d)}
+    ranges = settings.profiles[0].dim_ranges(graph.symbols) if settings.profiles else {}
+    for n in names:
+        env[n] = max(ranges[n][1] if n in ranges else _DEFAULT_SIZE, 0)
+    return env
+
+
+def _merge_symbols(graph: Graph) -> None:
+    """Registers symbols that only appear in input shapes."""
+    from ..ir.graph import SymbolInfo
+
+    for v in graph.inputs:
+        for i, d in enumerate(v.dims):
+            for s in D.symbols(d):
+                if d == D.sym(s) and s not in graph.symbols:
+                    graph.symbols[s] = SymbolInfo(s, "dim", v.name, i)
+
+
+def _check(graph: Graph) -> None:
+    """Reports every invalid layer at once."""
+    problems = [n.error for n in graph.nodes if n.error]
+    if not graph.outputs:
+        problems.append("the network has no outputs; call network.mark_output(tensor)")
+    if problems:
+        raise BuildError("\n".join(problems))
+
+
+def _layer_info(region: Region) -> dict[str, Any]:
+    layers = [x for n in region.nodes for x in n.meta.get("layers", (n.name or n.op,))]
+    sources = [n.source for n in region.nodes if n.source]
+    return {
+        "layers": list(dict.fromkeys(layers)),
+        "ops": [n.op for n in region.nodes],
+        "sources": list(dict.fromkeys(sources)),
+        "fused": len(region.nodes),
+    }
+
+
+def _reported(settings: BuildSettings) -> dict[str, Any]:
+    return {
+        "precisions": sorted(settings.precisions),
+        "optimization_level": settings.optimization_level,
+        "strongly_typed": settings.strongly_typed,
+        "refit": settings.refit,
+        "version_compatible": settings.version_compatible,
+        "hardware_compatible": settings.hardware_compatible,
+        "verbosity": settings.verbosity,
+        "max_batch_size": settings.max_batch_size,
+        "tactic_sources": None if settings.tactic_sources is None
+        else sorted(settings.tactic_sources),
+    }
+
+
+def _tell(progress: Progress | None, phase: str, done: int, total: int) -> None:
+    if progress is not None and not progress(phase, done, total):
+        raise BuildError(f"the build was cancelled while {phase.lower()}")
+
+
+def _dumper() -> Callable[[str, Graph], None] | None:
+    from ..support.knobs import debug_level
+
+    if debug_level() < 4:
+        return None
+    import sys
+
+    count = iter(range(10_000))
+
+    def dump(name: str, graph: Graph) -> None:
+        print(f"=== {next(count):02d} after {name}\n{graph}", file=sys.stderr)
+
+    return dump
+
+
+__all__ = ["BuildReport", "compile_network", "make_device"]

@@ -1,0 +1,350 @@
+"""From regions with chosen kernels to a program: tensors, steps, arena offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..ir import dims as D
+from ..ir import expr as E
+from ..ir.graph import Graph, Node, SymbolInfo, Value
+from ..memory.arena import lifetimes, plan_arena
+from ..plan.program import (
+    ARENA,
+    CONST,
+    DYNAMIC,
+    INPUT,
+    OUTPUT,
+    SIZES,
+    VIEW,
+    Program,
+    Step,
+    Tensor,
+)
+from ..regions.fuse import Fusion, materialized_by_sizes
+from ..regions.region import Region
+from ..tactics.kernel import Kernel
+
+
+class Scheduler:
+    """Collects the tensors and steps of one program.
+
+    Use: `place_outputs`, then `alias` and `kernel`/`reference` per region in execution order,
+    then `finish`.
+    """
+
+    def __init__(self, graph: Graph, fusion: Fusion, program: Program):
+        self.graph = graph
+        self.program = program
+        self.aliases: dict[Value, tuple[Value, D.DimLike]] = {
+            v: (base, 0) for v, base in fusion.views.items()
+        }
+        self.ids: dict[Value, int] = {}
+        self.const_ids: dict[int, int] = {}
+        self.made = {v for r in fusion.regions for v in r.outputs}
+        self.inputs = set(graph.inputs)
+        self.outputs = set(graph.outputs)
+        self.copies: list[tuple[Value, int]] = []  # at the end: value -> output tensor
+
+    # --- tensors ---------------------------------------------------------------------------
+
+    def place_inputs(self) -> None:
+        """Declares the I/O tensors, in network order."""
+        ids = []
+        for v in self.graph.inputs:
+            shape_like = any(
+                s.kind == "value" and s.source == v.name for s in self.graph.symbols.values()
+            )
+            ids.append(self._new(Tensor(v.name, v.dtype, v.dims, INPUT, is_shape=shape_like)))
+            self.ids[v] = ids[-1]
+        self.program.inputs = tuple(ids)
+        self.program.outputs = tuple(self._place_output(v) for v in self.graph.outputs)
+
+    def _place_output(self, v: Value) -> int:
+        out = self._new(Tensor(v.name, v.dtype, v.dims, OUTPUT))
+        if v in self.made and v not in self.ids and v not in self.aliases:
+            self.ids[v] = out
+            return out
+        root, offset = self._root(v)
+        direct = (
+            root in self.made and root not in self.ids and root not in self.outputs
+            and offset == 0 and root.numel == v.numel and root.dtype is v.dtype
+        )
+        if direct and not _has_data_dims(root):
+            # the region writes its result straight into the user's buffer, under another shape
+            self.ids[root] = self._new(
+                Tensor(root.name, root.dtype, root.dims, VIEW, ref=out, offset=0)
+            )
+            self.ids[v] = out
+            return out
+        self.copies.append((v, out))
+        return out
+
+    def _root(self, v: Value) -> tuple[Value, D.DimLike]:
+        offset: D.DimLike = 0
+        while v in self.aliases and v not in self.ids:
+            v, more = self.aliases[v]
+            offset = offset + more
+        return v, offset
+
+    def tensor(self, v: Value) -> int:
+        """The tensor of a value, declared on first use."""
+        if v in self.ids:
+            return self.ids[v]
+        if v.const is not None:
+            return self._constant(v.const, v.name, v)
+        if v in self.aliases and not (materialized_by_sizes(v) and v not in self.made):
+            base, offset = self.aliases[v]
+            return self._remember(v, self._view(v, self.tensor(base), offset))
+        if materialized_by_sizes(v) and v not in self.made:
+            assert v.content is not None
+            content = tuple(v.content.reshape(-1).tolist())
+            return self._remember(
+                v, self._new(Tensor(v.name, v.dtype, v.dims, SIZES, content=content))
+            )
+        kind = DYNAMIC if _has_data_dims(v) else ARENA
+        return self._remember(v, self._new(Tensor(v.name, v.dtype, v.dims, kind)))
+
+    def _view(self, v: Value, base: int, offset: D.DimLike) -> int:
+        t = self.program.tensors[base]
+        if t.kind == VIEW:
+            base, offset = t.ref, t.offset + offset
+        return self._new(Tensor(v.name, v.dtype, v.dims, VIEW, ref=base, offset=offset))
+
+    def _constant(self, array: np.ndarray[Any, Any], name: str, v: Value | None = None) -> int:
+        known = self.const_ids.get(id(array))
+        if known is None:
+            data = np.ascontiguousarray(array)
+            self.program.constants.append(data)
+            dt = v.dtype if v is not None else _dtype_of(data)
+            known = self._new(
+                Tensor(name, dt, tuple(array.shape), CONST, ref=len(self.program.constants) - 1)
+            )
+            self.const_ids[id(array)] = known
+            self._keep = getattr(self, "_keep", [])
+            self._keep.append(array)  # ids stay valid while arrays live
+        return known
+
+    def _new(self, t: Tensor) -> int:
+        self.program.tensors.append(t)
+        return len(self.program.tensors) - 1
+
+    def _remember(self, v: Value, tensor: int) -> int:
+        self.ids[v] = tensor
+        return tensor
+
+    # --- regions that cost nothing ------------------------------------------------------------
+
+    def alias(self, region: Region) -> bool:
+        """Makes a contiguous slice an alias of its source; True if no step is needed."""
+        if region.anchor is not None or len(region.stages) != 1 or len(region.outputs) != 1:
+            return False
+        out = region.outputs[0]
+        if out in self.ids or out in self.outputs or _has_data_dims(out):
+            return False
+        found = contiguous_part(region.stages[0])
+        if found is None:
+            return False
+        source, offset = found
+        if _has_data_dims(source) or source.const is not None:
+            return False
+        self.made.discard(out)
+        self.aliases[out] = source, offset * source.dtype.size
+        return True
+
+    def concat_in_place(self, region: Region, waiting: set[Value]) -> list[tuple[Value, int]]:
+        """Lets producers write straight into a concatenation.
+
+        Args:
+            region: A pure concatenation whose pieces are contiguous.
+            waiting: Values whose regions have not been scheduled yet.
+
+        Returns:
+            Pieces that must be copied all the same, with their offset in bytes.
+        """
+        out, pieces = region.outputs[0], region.stages[0].meta["concat"]
+        base = self.tensor(out)
+        inner = D.product(out.dims[_concat_axis(region) + 1 :]) * out.dtype.size
+        left = []
+        for v, start in pieces:
+            offset = start * inner
+            free = (
+                v in waiting and v not in self.ids and v not in self.outputs
+                and v not in self.aliases and v.const is None
+            )
+            if free:
+                self._remember(v, self._view(v, base, offset))
+            else:
+                left.append((v, offset))
+        return left
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def kernel(self, region: Region, kernel: Kernel, symbol: str, info: dict[str, Any]) -> None:
+        """Adds a kernel step."""
+        args = tuple(
+            self.tensor(a) if isinstance(a, Value) else self._constant(a, f"{kernel.symbol}.packed")
+            for a in kernel.args
+        )
+        values = [a for a in kernel.args if isinstance(a, Value)]
+        outs = set(region.outputs)
+        self.program.steps.append(
+            Step(
+                "kernel",
+                region.name,
+                inputs=tuple(self.tensor(v) for v in values if v not in outs),
+                outputs=tuple(self.tensor(v) for v in values if v in outs),
+                symbol=symbol,
+                args=args,
+                dims=kernel.dims,
+                work=kernel.work,
+                grain=kernel.grain,
+                scratch=kernel.scratch,
+                flops=kernel.flops,
+                info=info,
+            )
+        )
+
+    def reference(self, node: Node, info: dict[str, Any]) -> None:
+        """Adds a step that evaluates one node in numpy."""
+        store = self.program.nodes
+        twin = Node(node.op, [self._stub(v) for v in node.inputs], node.attrs, node.name)
+        twin.source, twin.meta, twin.subgraphs = node.source, dict(node.meta), node.subgraphs
+        for i, v in enumerate(node.outputs):
+            out = Value(v.name, v.dtype, v.shape)
+            out.producer, out.index = twin, i
+            twin.outputs.append(out)
+        store.nodes.append(twin)
+        self.program.steps.append(
+            Step(
+                "reference",
+                node.name or node.op,
+                inputs=tuple(-1 if v is None else self.tensor(v) for v in node.inputs),
+                outputs=tuple(self.tensor(v) for v in node.outputs),
+                node=len(store.nodes) - 1,
+                info=info,
+            )
+        )
+
+    def _stub(self, v: Value | None) -> Value | None:
+        if v is None:
+            return None
+        stub = Value(v.name, v.dtype, v.shape)
+        self.program.nodes.inputs.append(stub)
+        return stub
+
+    def copy(self, source: int, target: int, name: str) -> None:
+        """Adds a contiguous copy."""
+        self.program.steps.append(
+            Step("copy", name, (source,), (target,), args=(source, target), info={"tactic": "copy"})
+        )
+
+    def copy_piece(self, v: Value, out: Value, offset: D.DimLike) -> None:
+        """Copies a concatenation's piece to its place."""
+        target = self._view(v, self.tensor(out), offset)
+        self.copy(self.tensor(v), target, out.name)
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def finish(self, symbols: Mapping[str, SymbolInfo]) -> None:
+        """Adds output copies, drops unused symbols and plans the arena of a static program."""
+        for v, out in self.copies:
+            self.copy(self.tensor(v), out, f"output {v.name}")
+        used = {s for t in self.program.tensors for d in (*t.shape, *t.content)
+                for s in D.symbols(d)}
+        self.program.symbols = {n: s for n, s in symbols.items() if n in used}
+        self._add_data_symbols(used)
+        plan_static(self.program)
+
+    def _add_data_symbols(self, used: set[str]) -> None:
+        for name in sorted(used - set(self.program.symbols)):
+            self.program.symbols[name] = SymbolInfo(name, "data", name.split(".")[0].lstrip("%"), 0)
+
+
+def plan_static(program: Program) -> None:
+    """Places arena tensors now if every shape is static."""
+    arena = {i for i, t in enumerate(program.tensors) if t.kind == ARENA}
+    if any(t.kind == DYNAMIC for t in program.tensors) or not all(
+        D.is_static(*t.shape) for t in program.tensors
+    ):
+        return
+    sizes = {
+        i: int(D.product(program.tensors[i].shape)) * program.tensors[i].dtype.size  # type: ignore
+        for i in arena
+    }
+    offsets, program.arena_size = plan_arena(sizes, program_lifetimes(program))
+    for i, offset in offsets.items():
+        program.tensors[i].offset = offset
+
+
+def program_lifetimes(program: Program) -> dict[int, Any]:
+    """Lifetimes of arena tensors, views counted for what they share memory with."""
+    owner = {}
+    for i, t in enumerate(program.tensors):
+        root = t.ref if t.kind == VIEW else i
+        if program.tensors[root].kind == ARENA:
+            owner[i] = root
+    steps = [([x for x in s.inputs if x >= 0], s.outputs) for s in program.steps]
+    return lifetimes(steps, owner)
+
+
+def contiguous_part(stage: E.Stage) -> tuple[Value, D.DimLike] | None:
+    """(source, element offset) if a stage only copies a contiguous part of one value."""
+    ld = stage.expr
+    if not isinstance(ld, E.Load) or ld.guard is not None or ld.dtype is not stage.out.dtype:
+        return None
+    if len(ld.index) != len(stage.vars):
+        return None
+    offset: D.DimLike = 0
+    cut = False  # from the first partly read dimension inwards everything must be whole
+    for k in reversed(range(len(stage.vars))):
+        start = _start_of(ld.index[k], stage.vars[k])
+        if start is None:
+            return None
+        whole = start == 0 and stage.vars[k].extent == ld.value.dims[k]
+        if cut and stage.vars[k].extent != 1:
+            return None
+        cut = cut or not whole
+        offset = offset + start * D.product(ld.value.dims[k + 1 :])
+    return ld.value, offset
+
+
+def _start_of(index: E.Expr, var: E.Var) -> D.DimLike | None:
+    if index is var:
+        return 0
+    if var.extent == 1 and isinstance(index, E.Const):
+        return int(index.value)
+    if isinstance(index, E.Binary) and index.fn == "add":
+        for a, b in ((index.a, index.b), (index.b, index.a)):
+            if a is var and isinstance(b, E.Const):
+                return int(b.value)
+            if a is var and isinstance(b, E.Size):
+                return b.dim
+    return None
+
+
+def concat_is_contiguous(region: Region) -> bool:
+    """Whether a region is a pure concatenation whose pieces lie one after the other."""
+    if region.anchor is not None or len(region.stages) != 1 or len(region.nodes) != 1:
+        return False
+    stage = region.stages[0]
+    if "concat" not in stage.meta:
+        return False
+    outer = D.product(stage.out.dims[: _concat_axis(region)])
+    return outer == 1 and not _has_data_dims(stage.out)
+
+
+def _concat_axis(region: Region) -> int:
+    return int(region.nodes[-1].attrs.axis) % region.outputs[0].rank
+
+
+def _has_data_dims(v: Value) -> bool:
+    return any(s.startswith("%") for d in v.dims for s in D.symbols(d))
+
+
+def _dtype_of(array: np.ndarray[Any, Any]) -> Any:
+    from ..ir.dtypes import dtype
+
+    return dtype(array.dtype)

@@ -1,0 +1,20 @@
+"""Environment knobs, each declared once.
+
+| variable | meaning |
+| --- | --- |
+| ``TACTICIAN_DEBUG`` | 1 plan summary, 2 time of each step, 3 tactic tables, 4 graphs after each pass, 5 LLVM text |
+| ``TACTICIAN_CHECK`` | 1: verify the graph after each pass |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import os
+
+
+def debug_level() -> int:
+    """The rung of the debug ladder, 0 to 5; text that is no number counts as 1."""
+    text = os.environ.get("TACTICIAN_DEBUG", "0") or "0"
+    try:
+        return max(0, min(5, int(text)))
+    except ValueError:
+        return 1

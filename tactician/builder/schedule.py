@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ class Scheduler:
         self.outputs = set(graph.outputs)
         self.copies: list[tuple[Value, int]] = []  # at the end: value -> output tensor
 
-    # --- tensors ---------------------------------------------------------------------------
+    # --- tensors -------------------------------------------------------------------------
 
     def place_inputs(self) -> None:
         """Declares the I/O tensors, in network order."""
@@ -105,7 +106,7 @@ class Scheduler:
                 v, self._new(Tensor(v.name, v.dtype, v.dims, SIZES, content=content))
             )
         kind = DYNAMIC if _has_data_dims(v) else ARENA
-        return self._remember(v, self._new(Tensor(v.name, v.dtype, v.dims, kind)))
+        return self._remember(v, self._new(Tensor(_readable(v), v.dtype, v.dims, kind)))
 
     def _view(self, v: Value, base: int, offset: D.DimLike) -> int:
         t = self.program.tensors[base]
@@ -135,7 +136,7 @@ class Scheduler:
         self.ids[v] = tensor
         return tensor
 
-    # --- regions that cost nothing ------------------------------------------------------------
+    # --- regions that cost nothing -------------------------------------------------------
 
     def alias(self, region: Region) -> bool:
         """Makes a contiguous slice an alias of its source; True if no step is needed."""
@@ -180,7 +181,7 @@ class Scheduler:
                 left.append((v, offset))
         return left
 
-    # --- steps -----------------------------------------------------------------------------------
+    # --- steps ---------------------------------------------------------------------------
 
     def kernel(self, region: Region, kernel: Kernel, symbol: str, info: dict[str, Any]) -> None:
         """Adds a kernel step."""
@@ -246,21 +247,46 @@ class Scheduler:
         target = self._view(v, self.tensor(out), offset)
         self.copy(self.tensor(v), target, out.name)
 
-    # --- the end -------------------------------------------------------------------------------------
+    # --- the end -------------------------------------------------------------------------
 
     def finish(self, symbols: Mapping[str, SymbolInfo]) -> None:
         """Adds output copies, drops unused symbols and plans the arena of a static program."""
         for v, out in self.copies:
             self.copy(self.tensor(v), out, f"output {v.name}")
-        used = {s for t in self.program.tensors for d in (*t.shape, *t.content)
-                for s in D.symbols(d)}
-        self.program.symbols = {n: s for n, s in symbols.items() if n in used}
-        self._add_data_symbols(used)
+        canonical_symbols(self.program)
+        used = dict.fromkeys(
+            s for t in self.program.tensors for d in (*t.shape, *t.content) for s in D.symbols(d)
+        )
+        self.program.symbols = {
+            n: symbols.get(n, SymbolInfo(n, "data", "", 0)) for n in sorted(used)
+        }
         plan_static(self.program)
 
-    def _add_data_symbols(self, used: set[str]) -> None:
-        for name in sorted(used - set(self.program.symbols)):
-            self.program.symbols[name] = SymbolInfo(name, "data", name.split(".")[0].lstrip("%"), 0)
+
+def canonical_symbols(program: Program) -> None:
+    """Renames data-dependent symbols by order of appearance, so that equal networks give equal
+    plans whatever was built before in the process."""
+    names: dict[str, D.DimLike] = {}
+    for t in program.tensors:
+        for d in (*t.shape, *t.content, t.offset):
+            for s in sorted(D.symbols(d)):
+                if s.startswith("%"):
+                    names.setdefault(s, D.sym(f"%{len(names)}"))
+    if not names:
+        return
+
+    def renamed(dims: tuple[D.DimLike, ...]) -> tuple[D.DimLike, ...]:
+        return tuple(D.substitute(d, names) for d in dims)
+
+    for t in program.tensors:
+        t.shape, t.content = renamed(t.shape), renamed(t.content)
+        t.offset = D.substitute(t.offset, names)
+    for step in program.steps:
+        step.dims = renamed(step.dims)
+        step.work, step.scratch, step.flops = renamed((step.work, step.scratch, step.flops))
+    for node in program.nodes.nodes:
+        for v in (*node.present_inputs(), *node.outputs):
+            v.shape = renamed(v.dims)
 
 
 def plan_static(program: Program) -> None:
@@ -338,6 +364,11 @@ def concat_is_contiguous(region: Region) -> bool:
 
 def _concat_axis(region: Region) -> int:
     return int(region.nodes[-1].attrs.axis) % region.outputs[0].rank
+
+
+def _readable(v: Value) -> str:
+    """A name that is the same in every build: automatic names hold process-wide numbers."""
+    return re.sub(r"_\d+:(\d+)$", r":\1", v.name)
 
 
 def _has_data_dims(v: Value) -> bool:

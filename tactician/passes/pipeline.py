@@ -10,6 +10,7 @@ from .dce import DeadCode
 from .decompose import Decompose
 from .fold import FoldConstants
 from .fold_affine import FoldAffine
+from .fold_transpose import FoldTranspose
 from .manager import PassManager, PassTrace
 from .simplify import Simplify
 
@@ -21,7 +22,14 @@ def optimize(
     graph.toposort()
     PassManager([DeadCode(), FoldConstants(), Decompose()]).run(graph, trace, dump)
     rounds = PassManager(
-        [FoldConstants(), Simplify(), CommonSubexpressions(), FoldAffine(), DeadCode()],
+        [
+            FoldConstants(),
+            Simplify(),
+            CommonSubexpressions(),
+            FoldTranspose(),
+            FoldAffine(),
+            DeadCode(),
+        ],
         max_rounds=4,
     )
     rounds.run(graph, trace, dump)

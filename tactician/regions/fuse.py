@@ -22,6 +22,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ops import get
 from ..ops.registry import Kind
 from .region import Region
+from .tidy import tidy
 
 _EXPENSIVE = frozenset(
     "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid lgamma "
@@ -79,6 +80,8 @@ class _Fuser:
                 self._place(node)
         regions = list(self.live)
         for r in regions:
+            for s in r.stages:
+                s.expr = tidy(s.expr)
             r.find_inputs()
             r.outputs = self._outputs_of(r)
         return Fusion(_ordered(regions, self.views), self.views)

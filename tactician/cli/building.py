@@ -1,0 +1,204 @@
+"""From a model file to a plan or an engine, through the public API."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .common import Failure, is_plan, parse_shapes
+
+if TYPE_CHECKING:
+    import tactician as trt
+
+PRECISIONS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8", "fp8": "FP8", "tf32": "TF32"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build; every field is an option of `tactician build`.
+
+    Attributes:
+        precision: Comma-separated names out of `PRECISIONS` that kernels may use besides FP32.
+        shapes, min_shapes, opt_shapes, max_shapes: As the user wrote them.
+        level: Builder optimization level, 0 to 5.
+        timing_cache: File to read timings from and to write them to.
+        threads: 0 means all cores.
+        workspace_mb: Most scratch memory in MiB; 0 leaves the default.
+        strongly_typed: Types exactly as the model says.
+    """
+
+    precision: str = ""
+    shapes: str = ""
+    min_shapes: str = ""
+    opt_shapes: str = ""
+    max_shapes: str = ""
+    level: int = 3
+    timing_cache: Path | None = None
+    threads: int = 0
+    workspace_mb: int = 0
+    strongly_typed: bool = False
+
+
+def open_engine(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> trt.ICudaEngine:
+    """The engine of a plan file, or of a model that is built first."""
+    import tactician as trt
+
+    if is_plan(path):
+        data: Any = path.read_bytes()
+    else:
+        data = build_plan(path, options, log, quiet)
+    runtime = trt.Runtime(log)
+    if options.threads:
+        runtime.max_threads = options.threads
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise Failure(f"the plan of {path} can't be loaded:\n" + "\n".join(log.errors))
+    return engine
+
+
+def build_plan(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> trt.IHostMemory:
+    """Parse and build a model.
+
+    Args:
+        path: An ONNX file.
+        options: How to build.
+        log: Where messages go; has a list `errors`.
+        quiet: Show no progress bars.
+
+    Raises:
+        Failure: The model can't be parsed or built; the message holds every problem found.
+    """
+    import tactician as trt
+
+    builder = trt.Builder(log)
+    if options.threads:
+        builder.max_threads = options.threads
+    network = parse(path, builder, options, log)
+    config = configure(builder, network, options)
+    if options.timing_cache is not None:
+        blob = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
+        cache = config.create_timing_cache(blob)
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            raise Failure(
+                f"{options.timing_cache} is not a timing cache of this machine and version; "
+                "name another file or delete this one"
+            )
+    with progress(quiet) as monitor:
+        if monitor is not None:
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise Failure(f"{path} can't be built:\n" + "\n".join(log.errors))
+    if options.timing_cache is not None:
+        cache = config.get_timing_cache()
+        options.timing_cache.write_bytes(bytes(cache.serialize()))
+    return plan
+
+
+def parse(
+    path: Path, builder: trt.Builder, options: Options, log: trt.ILogger
+) -> trt.INetworkDefinition:
+    """Read an ONNX file into a network."""
+    import tactician as trt
+
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    if options.strongly_typed:
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise Failure(f"{path} can't be imported:\n" + "\n".join(problems or log.errors))
+    return network
+
+
+def configure(
+    builder: trt.Builder, network: trt.INetworkDefinition, options: Options
+) -> trt.IBuilderConfig:
+    """Turn options into a builder configuration with at most one profile."""
+    import tactician as trt
+
+    config = builder.create_builder_config()
+    config.builder_optimization_level = options.level
+    if options.workspace_mb:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    for name in filter(None, options.precision.lower().split(",")):
+        if name == "fp32":
+            continue
+        if name not in PRECISIONS:
+            raise typer.BadParameter(
+                f"--precision: {name!r} is none of fp32, {', '.join(PRECISIONS)}"
+            )
+        config.set_flag(getattr(trt.BuilderFlag, PRECISIONS[name]))
+    add_profile(builder, network, config, options)
+    return config
+
+
+def add_profile(
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    options: Options,
+) -> None:
+    """Give dynamic inputs their ranges; a dimension that no option names gets 1, 1, 16."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    names = [t.name for t in inputs]
+    given = {
+        kind: parse_shapes(text or options.shapes, names, f"--{kind}-shapes" if text else "--shapes")
+        for kind, text in (
+            ("min", options.min_shapes),
+            ("opt", options.opt_shapes),
+            ("max", options.max_shapes),
+        )
+    }
+    dynamic = [t for t in inputs if -1 in tuple(t.shape)]
+    if not dynamic:
+        return
+    profile = builder.create_optimization_profile()
+    for tensor in dynamic:
+        ranges = complete(
+            tensor.name, list(tensor.shape), [given[k].get(tensor.name) for k in ("min", "opt", "max")]
+        )
+        profile.set_shape(tensor.name, *ranges)
+    config.add_optimization_profile(profile)
+
+
+def complete(
+    name: str, shape: list[int], given: list[list[int] | None]
+) -> tuple[list[int], list[int], list[int]]:
+    """Fill in the shapes of a range that the user left out, and check the others.
+
+    A missing opt is the max, a missing min has 1 in dynamic places, a missing max is the opt.
+    With nothing given the dynamic dimensions range over 1 to 16, tuned for 1.
+    """
+    for dims in filter(None, given):
+        if len(dims) != len(shape) or any(w not in (-1, d) for w, d in zip(shape, dims)):
+            raise typer.BadParameter(f"input {name!r} has shape {shape}, which {dims} does not fit")
+    low, opt, high = given
+    if opt is None:
+        opt = high or low or [1 if d == -1 else d for d in shape]
+        if high is None and low is None:
+            high = [16 if d == -1 else d for d in shape]
+    high = high or opt
+    low = low or [1 if d == -1 else d for d in shape]
+    if any(not a <= b <= c for a, b, c in zip(low, opt, high)):
+        raise typer.BadParameter(
+            f"input {name!r}: need min <= opt <= max in every dimension, got {low}, {opt}, {high}"
+        )
+    return low, opt, high
+
+
+def progress(quiet: bool) -> Any:
+    """A context that gives an `IProgressMonitor` drawing bars on standard error, or None."""
+    from .common import console
+
+    err = console(stderr=True)
+    if quiet or not err.is_terminal:
+        return nullcontext(None)
+    from .progress import Bars
+
+    return Bars(err)

@@ -144,26 +144,22 @@ def add_profile(
     config: trt.IBuilderConfig,
     options: Options,
 ) -> None:
-    """Give dynamic inputs their ranges; a dimension that no option names gets 1, 1, 16."""
+    """Give dynamic inputs their ranges, see `complete`."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     names = [t.name for t in inputs]
+    texts = {"min": options.min_shapes, "opt": options.opt_shapes, "max": options.max_shapes}
     given = {
-        kind: parse_shapes(text or options.shapes, names, f"--{kind}-shapes" if text else "--shapes")
-        for kind, text in (
-            ("min", options.min_shapes),
-            ("opt", options.opt_shapes),
-            ("max", options.max_shapes),
-        )
+        kind: parse_shapes(text, names, f"--{kind}-shapes")
+        or parse_shapes(options.shapes, names)
+        for kind, text in texts.items()
     }
     dynamic = [t for t in inputs if -1 in tuple(t.shape)]
     if not dynamic:
         return
     profile = builder.create_optimization_profile()
     for tensor in dynamic:
-        ranges = complete(
-            tensor.name, list(tensor.shape), [given[k].get(tensor.name) for k in ("min", "opt", "max")]
-        )
-        profile.set_shape(tensor.name, *ranges)
+        wanted = [given[kind].get(tensor.name) for kind in ("min", "opt", "max")]
+        profile.set_shape(tensor.name, *complete(tensor.name, list(tensor.shape), wanted))
     config.add_optimization_profile(profile)
 
 
@@ -173,19 +169,24 @@ def complete(
     """Fill in the shapes of a range that the user left out, and check the others.
 
     A missing opt is the max, a missing min has 1 in dynamic places, a missing max is the opt.
-    With nothing given the dynamic dimensions range over 1 to 16, tuned for 1.
+    With nothing given a leading dynamic dimension ranges over 1 to 16, tuned for 1.
     """
     for dims in filter(None, given):
-        if len(dims) != len(shape) or any(w not in (-1, d) for w, d in zip(shape, dims)):
+        fits = len(dims) == len(shape)
+        if not fits or any(w not in (-1, d) for w, d in zip(shape, dims, strict=True)):
             raise typer.BadParameter(f"input {name!r} has shape {shape}, which {dims} does not fit")
     low, opt, high = given
-    if opt is None:
-        opt = high or low or [1 if d == -1 else d for d in shape]
-        if high is None and low is None:
-            high = [16 if d == -1 else d for d in shape]
+    if not (low or opt or high):
+        if -1 in shape[1:]:
+            raise typer.BadParameter(
+                f"input {name!r} has shape {shape}: give --shapes, or --min-shapes, --opt-shapes "
+                "and --max-shapes, since only a leading dynamic dimension has a default range"
+            )
+        opt, high = [1, *shape[1:]], [16, *shape[1:]]
+    opt = opt or high or low or shape
     high = high or opt
     low = low or [1 if d == -1 else d for d in shape]
-    if any(not a <= b <= c for a, b, c in zip(low, opt, high)):
+    if any(not a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
         raise typer.BadParameter(
             f"input {name!r}: need min <= opt <= max in every dimension, got {low}, {opt}, {high}"
         )

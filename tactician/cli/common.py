@@ -141,8 +141,8 @@ def parse_shapes(text: str, names: list[str], option: str = "--shapes") -> dict[
 
 def is_plan(path: Path) -> bool:
     """Whether a file is a plan, by what its first bytes say."""
-    import tactician.plan as plan
+    from ..plan.container import MAGIC
 
     with path.open("rb") as file:
-        return plan.is_plan(file.read(64))
+        return file.read(len(MAGIC)) == MAGIC
 

@@ -51,7 +51,7 @@ def command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Build the digit classifier that comes with tactician and let it read digits.
+    """Let the LeNet that comes with tactician read handwritten digits.
 
     Shows images with what was read, accuracy on the held-out images, latency, and the same by
     onnxruntime if that is installed.

@@ -39,10 +39,9 @@ class Timing:
         """Summarize latencies of single calls."""
         us = np.asarray(nanoseconds, np.float64) / 1e3
         p50, p90, p95, p99 = np.percentile(us, [50, 90, 95, 99])
-        return Timing(
-            len(us), float(us.min()), float(p50), float(us.mean()), float(p90), float(p95),
-            float(p99), float(1e6 / us.mean()),
-        )
+        mean = float(us.mean())
+        numbers = (float(v) for v in (us.min(), p50, mean, p90, p95, p99))
+        return Timing(len(us), *numbers, per_second=1e6 / mean)
 
 
 def alternate(

@@ -40,7 +40,8 @@ class Bars(trt.IProgressMonitor):  # type: ignore[misc]
         """Add a bar of `num_steps` steps below its parent's."""
         depth = self._depth.get(parent_phase or "", -1) + 1
         self._depth[phase_name] = depth
-        self._tasks[phase_name] = self._progress.add_task("  " * depth + phase_name, total=num_steps)
+        label = "  " * depth + phase_name
+        self._tasks[phase_name] = self._progress.add_task(label, total=num_steps)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         """Move a bar on. False asks the builder to stop."""

@@ -7,7 +7,6 @@ so equal regions are measured once and a build with the same cache makes the sam
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..ir import dims as D
-from ..ir.dtypes import i64
+from ..ir import expr as E
 from ..ir.graph import Value
 from ..ops import evaluate
 from ..ops.registry import D_ERRORS
@@ -107,7 +106,7 @@ class Tuner:
         options, rejected = self._options(region)
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
-        if len(options) == 1 or self.settings.level == 0:
+        if self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3):
             tactic, candidate = options[0]
             return self._chosen(region, tactic, candidate, {}, rejected)
         key = self._key(region)
@@ -224,6 +223,10 @@ def _random_arrays(
 ) -> dict[Value, np.ndarray[Any, Any]]:
     """Operands with well-scaled random contents; constants are themselves."""
     rng = np.random.default_rng(0)
+    addressing = {
+        inner.value for s in region.stages for ld in E.loads(s.expr)
+        for part in ld.index for inner in E.loads(part)
+    }
     arrays: dict[Value, np.ndarray[Any, Any]] = {}
     for v in region.inputs:
         if v.const is not None:
@@ -237,9 +240,11 @@ def _random_arrays(
             arrays[v] = rng.standard_normal(shape, dtype=np.float32).astype(v.dtype.np)
         elif v.dtype.kind == "b":
             arrays[v] = rng.random(shape) < 0.5
+        elif region.anchor is not None or v in addressing:
+            arrays[v] = np.zeros(shape, v.dtype.np)  # may be indices: zero is always in range
         else:
-            low = 0 if v.dtype is i64 or v.dtype.kind == "u" else -3
-            arrays[v] = rng.integers(low, 1 if v.dtype is i64 else 4, shape).astype(v.dtype.np)
+            low = 0 if v.dtype.kind == "u" else -3
+            arrays[v] = rng.integers(low, 4, shape).astype(v.dtype.np)
     for v in region.outputs:
         arrays[v] = np.zeros(_concrete(v, env), v.dtype.np)
     return arrays
@@ -299,8 +304,3 @@ def _wrong(
         if why is not None:
             return f"accuracy: {why} in {v.name!r}"
     return None
-
-
-def now() -> float:
-    """The clock of build reports."""
-    return time.perf_counter()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +12,10 @@ import numpy as np
 from ...ir import dims as D
 from ...tactics.kernel import Kernel
 from .isa import Isa, physical_cores
+from .native import KERNEL, STEP_WORDS, aligned, default_pool
 from .toolchain import LinkedCode, Toolchain, link, toolchain
 
-_KERNEL = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
-)
+_REPEATS = 4  # runs per launch while timing, so that the launch itself doesn't count
 
 
 class CpuDevice:
@@ -37,7 +34,7 @@ class CpuDevice:
         self.isa = isa or Isa.host()
         self.threads = threads or physical_cores()
         self.toolchain: Toolchain = toolchain(self.isa)
-        self._linked: dict[str, tuple[LinkedCode, Any]] = {}
+        self._linked: dict[str, tuple[LinkedCode, int]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -48,52 +45,63 @@ class CpuDevice:
         symbol, text = unique_source(kernel)
         return symbol, self.toolchain.compile(text)
 
-    def function(self, kernel: Kernel) -> Any:
-        """The linked kernel as a ctypes function."""
+    def function(self, kernel: Kernel) -> int:
+        """The linked kernel's address."""
         symbol, code = self.compile(kernel)
         if symbol not in self._linked:
             linked = link([code])
-            self._linked[symbol] = linked, _KERNEL(linked.address(symbol))
+            self._linked[symbol] = linked, linked.address(symbol)
         return self._linked[symbol][1]
 
     def run_kernel(
         self, kernel: Kernel, arrays: Sequence[np.ndarray[Any, Any]], env: Mapping[str, int]
     ) -> None:
-        """Runs a kernel once on this thread; outputs are written into ``arrays``."""
-        self._caller(kernel, arrays, env)()
+        """Runs a kernel once; outputs are written into ``arrays``."""
+        self._prepare(kernel, arrays, env, 1)[0]()
 
     def time_kernel(
         self, kernel: Kernel, arrays: list[np.ndarray[Any, Any]], env: Mapping[str, int],
         seconds: float,
     ) -> float:
         """Best time of one run, in seconds; see `tactics.tuner.Device`."""
-        call = self._caller(kernel, arrays, env)
-        call()
+        launch, ticks = self._prepare(kernel, arrays, env, _REPEATS)
         best, spent, runs = float("inf"), 0.0, 0
-        while runs < 3 or (spent < seconds and runs < 10000):
-            start = time.perf_counter()
-            call()
-            took = time.perf_counter() - start
-            best, spent, runs = min(best, took), spent + took, runs + 1
+        while runs < 2 or (spent < seconds and runs < 10000):
+            launch()
+            took = np.diff(ticks)
+            best = min(best, float(took.min()) * 1e-9)
+            spent += float(took.sum()) * 1e-9
+            runs += 1
         return best
 
-    def _caller(
-        self, kernel: Kernel, arrays: Sequence[np.ndarray[Any, Any]], env: Mapping[str, int]
-    ) -> Any:
-        function = self.function(kernel)
-        args = (ctypes.c_void_p * max(len(arrays), 1))(*(a.ctypes.data for a in arrays))
+    def _prepare(
+        self, kernel: Kernel, arrays: Sequence[np.ndarray[Any, Any]], env: Mapping[str, int],
+        repeats: int,
+    ) -> tuple[Any, np.ndarray[Any, Any]]:
+        """A launch of the kernel ``repeats`` times in a row, and its time stamps."""
+        args = np.array([a.ctypes.data for a in arrays] or [0], np.int64)
         sizes = [D.evaluate(d, env) for d in kernel.dims]
-        dims = (ctypes.c_int64 * max(len(sizes), 1))(*sizes)
-        work = D.evaluate(kernel.work, env)
-        scratch = np.empty(D.evaluate(kernel.scratch, env) + 64, np.uint8)
-        base = -(-scratch.ctypes.data // 64) * 64
-        keep = (arrays, scratch)
+        dims = np.array([*sizes, D.evaluate(kernel.work, env)], np.int64)
+        stride = -(-D.evaluate(kernel.scratch, env) // 64) * 64
+        scratch = aligned(stride * self.threads + 64)
+        steps = np.zeros((repeats + 1, STEP_WORDS), np.int64)
+        steps[:repeats, 0] = KERNEL
+        steps[:repeats, 1] = self.function(kernel)
+        steps[:repeats, 2] = args.ctypes.data
+        steps[:repeats, 3] = dims.ctypes.data
+        steps[:repeats, 4] = dims.ctypes.data + 8 * len(sizes)
+        steps[:repeats, 5] = kernel.grain
+        ticks = np.zeros(repeats + 1, np.int64)
+        launch = default_pool().prepare(
+            steps, None, self.threads, ticks, scratch.ctypes.data, stride
+        )
+        keep = (arrays, args, dims, scratch)
 
         def call() -> None:
             assert keep
-            function(ctypes.addressof(args), ctypes.addressof(dims), 0, work, base)
+            launch()
 
-        return call
+        return call, ticks
 
 
 def unique_source(kernel: Kernel) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def _bytes_of(data: Any) -> memoryview:
         return memoryview(data).cast("B")
     array = np.ascontiguousarray(data).reshape(-1)
     # ml_dtypes have no buffer format: look at their bytes
-    return memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
+    return array.view(np.uint8).data if array.size else memoryview(b"")
 
 
 class Encoder:
@@ -373,7 +373,7 @@ class Decoder:
             attrs_type = self.attrs_of(op)
         except KeyError:
             raise SerializeError(f"no op is called {op!r}") from None
-        attrs = self.record(attrs_type, e.get("attrs"))
+        attrs: Any = self.record(attrs_type, e.get("attrs"))
         inputs = [get(i) for i in _expect(e.get("in"), list, "inputs")]
         node = Node(op, inputs, attrs, _expect(e.get("name"), str, "name"))
         node.source = _expect(e.get("source", ""), str, "source")

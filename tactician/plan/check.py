@@ -47,15 +47,13 @@ def check_program(program: Program) -> None:
     _check_symbols(program)
     for i, t in enumerate(program.tensors):
         _check_tensor(program, i, t)
-    for what, ids, kinds in (
-        ("input", program.inputs, (INPUT,)), ("output", program.outputs, (OUTPUT,)),
-    ):
-        names = [program.tensors[t].name for t in ids]
+    for what, ids in ((INPUT, program.inputs), (OUTPUT, program.outputs)):
+        names = [program.tensors[n].name for n in ids]
         if len(set(names)) != len(names):
             _fail(f"two {what}s have one name: {', '.join(names)}")
-        for t in ids:
-            if program.tensors[t].kind not in kinds:
-                _fail(f"{what} {program.tensors[t].name!r} has kind {program.tensors[t].kind}")
+        for n in ids:
+            if program.tensors[n].kind != what:
+                _fail(f"{what} {program.tensors[n].name!r} has kind {program.tensors[n].kind}")
     for i, step in enumerate(program.steps):
         _check_step(program, i, step)
     if not program.profiles or not all(isinstance(p, Profile) for p in program.profiles):
@@ -82,8 +80,7 @@ def _check_tensor(program: Program, i: int, t: Tensor) -> None:
         _check_constant(program, t, what)
     elif t.kind == VIEW:
         _check_view(program, i, t, what)
-    elif t.kind == ARENA and _static_size(t) is not None and program.arena_size >= 0:
-        size = _static_size(t)
+    elif t.kind == ARENA and (size := _static_size(t)) is not None and program.arena_size >= 0:
         if type(t.offset) is not int or not 0 <= t.offset <= program.arena_size - size:
             _fail(f"{what} lies outside the arena of {program.arena_size} bytes")
     elif t.kind == SIZES:

@@ -12,7 +12,6 @@ from ..ir import expr as E
 from ..ir.dtypes import DType, dtype, f32
 from ..ir.expr import Expr
 from ..ir.graph import Value
-from .registry import OpError
 
 Array = np.ndarray[Any, Any]
 
@@ -47,30 +46,19 @@ def shape_text(v: Value) -> str:
     return f"{v.dtype}[{', '.join(map(str, v.dims))}]"
 
 
-def broadcast_dims(
-    a: Sequence[D.DimLike], b: Sequence[D.DimLike], what: str
-) -> tuple[D.DimLike, ...]:
-    """numpy broadcasting. A symbolic extent against a number above 1 is taken to be that number.
 
-    Raises:
-        OpError: If two extents differ and neither is 1.
-    """
-    n = max(len(a), len(b))
-    out: list[D.DimLike] = []
-    for p, q in zip((1,) * (n - len(a)) + tuple(a), (1,) * (n - len(b)) + tuple(b), strict=True):
-        if p == q or q == 1:
-            out.append(p)
-        elif p == 1:
-            out.append(q)
-        elif D.is_static(p, q):
-            raise OpError(f"{what} do not broadcast: {p} against {q}; make them equal or one of "
-                          f"them 1")
+def broadcast_index(
+    dims: Sequence[D.DimLike], at: Sequence[Expr], full: Sequence[D.DimLike]
+) -> list[Expr]:
+    """Index of an operand with extents ``dims``, aligned at the right with position ``at`` in a
+    broadcast shape ``full``."""
+    skip = len(full) - len(dims)
+    out: list[Expr] = []
+    for d, v, f in zip(dims, at[skip:], full[skip:], strict=True):
+        if d == f:
+            out.append(v)
+        elif isinstance(d, D.Dim):
+            out.append(E.binary("mod", v, E.idx(d)))  # itself if equal, 0 if d is 1
         else:
-            out.append(q if isinstance(p, D.Dim) else p)
-    return tuple(out)
-
-
-def broadcast_index(dims: Sequence[D.DimLike], at: Sequence[Expr]) -> list[Expr]:
-    """Index of an operand with extents ``dims``, aligned at the right with position ``at``."""
-    tail = at[len(at) - len(dims) :]
-    return [E.idx(0) if d == 1 else v for d, v in zip(dims, tail, strict=True)]
+            out.append(E.idx(0) if d == 1 else v)
+    return out

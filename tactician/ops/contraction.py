@@ -13,7 +13,8 @@ from ..ir import expr as E
 from ..ir.dtypes import i32, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
-from ._numeric import Array, accumulator, broadcast_dims, broadcast_index, shape_text, widen
+from . import _shapes as S
+from ._numeric import Array, accumulator, broadcast_index, shape_text, widen
 from .registry import Kind, Op, OpError, register
 
 MATRIX_FLAGS = ("none", "transpose", "vector")
@@ -47,13 +48,8 @@ class Matmul(Op):
             )
         batch_a, rows, inner_a = _matrix(a, node.attrs.ta, "a")
         batch_b, cols, inner_b = _matrix(b, node.attrs.tb, "b", second=True)
-        if D.is_static(inner_a, inner_b) and inner_a != inner_b:
-            raise OpError(
-                f"a {shape_text(a)} ({node.attrs.ta}) has {inner_a} columns but "
-                f"b {shape_text(b)} ({node.attrs.tb}) has {inner_b} rows: they must be equal"
-            )
-        batch = broadcast_dims(batch_a, batch_b, f"batch dimensions of {shape_text(a)} and "
-                                                 f"{shape_text(b)}")
+        _check_inner(node, inner_a, inner_b)
+        batch = S.broadcast(batch_a, batch_b, node=node)
         return [TensorType(a.dtype, (*batch, *rows, *cols))]
 
     def reference(self, node: Node, *inputs: Any) -> Any:
@@ -91,6 +87,18 @@ def _matrix(
     return v.dims[:-2], (rows,), cols
 
 
+def _check_inner(node: Node, inner_a: D.DimLike, inner_b: D.DimLike) -> None:
+    a, b = node.inputs[:2]
+    assert a is not None and b is not None
+    if D.is_static(inner_a, inner_b) and inner_a != inner_b:
+        flags = f" ({node.attrs.ta}, {node.attrs.tb})" if node.op == "matmul" else ""
+        raise OpError(
+            f"a {shape_text(a)} has {inner_a} columns but b {shape_text(b)} has {inner_b} "
+            f"rows{flags}: they must be equal; transpose an operand"
+        )
+    S.unify(inner_a, inner_b, node)
+
+
 def matmul_stages(node: Node) -> list[Stage]:
     """The product as a naive sum: what a loop code generator can always run."""
     (a, b), out, attrs = node.inputs[:2], node.output, node.attrs
@@ -99,14 +107,14 @@ def matmul_stages(node: Node) -> list[Stage]:
     _, cols, _ = _matrix(b, attrs.tb, "b", second=True)
     ov, r = E.iter_vars(out.dims), Var(i64, "r", inner)
     free = list(ov[len(ov) - len(rows) - len(cols) :])
-    batch = ov[: len(ov) - len(free)]
+    batch, full = ov[: len(ov) - len(free)], out.dims[: len(ov) - len(free)]
 
     def operand(v: Value, flag: str, own: list[Expr], second: bool) -> Expr:
         tail: list[Expr] = [r, *own] if second else [*own, r]
         if flag == "transpose":
             tail.reverse()
         lead = v.dims[: v.rank - len(tail)]
-        return E.cast(E.load(v, [*broadcast_index(lead, batch), *tail]), work)
+        return E.cast(E.load(v, [*broadcast_index(lead, batch, full), *tail]), work)
 
     left = operand(a, attrs.ta, list(free[: len(rows)]), False)
     right = operand(b, attrs.tb, list(free[len(rows) :]), True)
@@ -131,12 +139,8 @@ class IntMatmul(Op):
             raise OpError(f"operands must be integers, not {shape_text(a)} and {shape_text(b)}")
         batch_a, rows, inner_a = _matrix(a, _int_flag(a), "a")
         batch_b, cols, inner_b = _matrix(b, _int_flag(b), "b", second=True)
-        if D.is_static(inner_a, inner_b) and inner_a != inner_b:
-            raise OpError(
-                f"a {shape_text(a)} has {inner_a} columns but b {shape_text(b)} has {inner_b} rows"
-            )
-        batch = broadcast_dims(batch_a, batch_b, f"batch dimensions of {shape_text(a)} and "
-                                                 f"{shape_text(b)}")
+        _check_inner(node, inner_a, inner_b)
+        batch = S.broadcast(batch_a, batch_b, node=node)
         return [TensorType(i32, (*batch, *rows, *cols))]
 
     def reference(self, node: Node, *inputs: Any) -> Any:
@@ -170,17 +174,17 @@ def _int_matmul_stages(node: Node) -> list[Stage]:
     _, cols, _ = _matrix(b, _int_flag(b), "b", second=True)
     ov, r = E.iter_vars(out.dims), Var(i64, "r", inner)
     free = list(ov[len(ov) - len(rows) - len(cols) :])
-    batch = ov[: len(ov) - len(free)]
+    batch, full = ov[: len(ov) - len(free)], out.dims[: len(ov) - len(free)]
     row, col = free[: len(rows)], free[len(rows) :]
 
     def operand(v: Value, tail: list[Expr], zero: Value | None, at: Sequence[Expr]) -> Expr:
         lead = v.dims[: v.rank - len(tail)]
-        x = E.cast(E.load(v, [*broadcast_index(lead, batch), *tail]), i32)
+        x = E.cast(E.load(v, [*broadcast_index(lead, batch, full), *tail]), i32)
         if zero is None:
             return x
         if zero.rank >= 2:  # per row of a: [..., M, 1]; per column of b: [..., 1, N]
             tail_index = [*row, E.idx(0)] if v is a else [E.idx(0), *col]
-            where = [*broadcast_index(zero.dims[:-2], batch), *tail_index]
+            where = [*broadcast_index(zero.dims[:-2], batch, full), *tail_index]
             where = [E.idx(0) if d == 1 else w for d, w in zip(zero.dims, where, strict=True)]
         else:
             where = [E.idx(0) if d == 1 or not at else at[0] for d in zero.dims]
@@ -219,7 +223,7 @@ class Einsum(Op):
                 f"operands {', '.join(map(shape_text, xs))} must have one numeric type: cast them"
             )
         terms, result = parse_equation(node.attrs.equation, [x.rank for x in xs])
-        sizes = _label_sizes(terms, xs)
+        sizes = _label_sizes(node, terms, xs)
         return [TensorType(xs[0].dtype, tuple(sizes[c] for c in result))]
 
     def reference(self, node: Node, *inputs: Any) -> Any:
@@ -278,21 +282,24 @@ def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]
     return terms, result
 
 
-def _label_sizes(terms: Sequence[str], xs: Sequence[Value]) -> dict[str, D.DimLike]:
+def _label_sizes(node: Node, terms: Sequence[str], xs: Sequence[Value]) -> dict[str, D.DimLike]:
     sizes: dict[str, D.DimLike] = {}
     for term, x in zip(terms, xs, strict=True):
         for c, d in zip(term, x.dims, strict=True):
-            (sizes[c],) = broadcast_dims(
-                (sizes.get(c, 1),), (d,),
-                f"label {c!r} of the operands {', '.join(map(shape_text, xs))}",
-            )
+            try:
+                sizes[c] = S.broadcast_dim(sizes.get(c, 1), d, node)
+            except OpError:
+                raise OpError(
+                    f"label {c!r} has sizes {sizes[c]} and {d} in operands "
+                    f"{', '.join(map(shape_text, xs))}: make them equal or one of them 1"
+                ) from None
     return sizes
 
 
 def einsum_stages(node: Node) -> list[Stage]:
     xs, out = node.present_inputs(), node.output
     terms, result = parse_equation(node.attrs.equation, [x.rank for x in xs])
-    sizes = _label_sizes(terms, xs)
+    sizes = _label_sizes(node, terms, xs)
     work = accumulator(out.dtype)
     ov = E.iter_vars(out.dims)
     at: dict[str, Var] = dict(zip(result, ov, strict=True))
@@ -300,8 +307,8 @@ def einsum_stages(node: Node) -> list[Stage]:
     at.update(zip((c for c in sizes if c not in result), over, strict=True))
     y: Expr | None = None
     for term, x in zip(terms, xs, strict=True):
-        index = [E.idx(0) if d == 1 and sizes[c] != 1 else at[c]
-                 for c, d in zip(term, x.dims, strict=True)]
+        full = [sizes[c] for c in term]
+        index = broadcast_index(x.dims, [at[c] for c in term], full)
         v = E.cast(E.load(x, index), work)
         y = v if y is None else E.mul(y, v)
     assert y is not None

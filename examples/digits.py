@@ -1,0 +1,27 @@
+"""What the examples share: the model and held-out images that come with tactician."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import tactician
+
+DATA = Path(tactician.__file__).parent / "data"
+MODEL = DATA / "lenet_digits.onnx"
+
+
+def load(count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`count` held-out digits as float32 [count, 1, 28, 28] in 0..1, and their labels."""
+    with np.load(DATA / "digits_test.npz") as data:
+        part = slice(start, start + count)
+        return data["images"][part, None].astype(np.float32) / 255, data["labels"][part]
+
+
+def check(probabilities: np.ndarray, labels: np.ndarray) -> None:
+    """Print what was read beside what it should be; fail if it is wrong."""
+    read = np.asarray(probabilities).reshape(-1, 10).argmax(1)
+    print("read  ", *read)
+    print("labels", *labels)
+    assert (read == labels).all(), "the digits were read wrongly"

@@ -1,0 +1,22 @@
+"""`INetworkDefinition`."""
+
+from __future__ import annotations
+
+from .core import NetworkCore
+from .layers.contraction import ContractionAdders
+from .layers.data import DataAdders
+from .layers.movement import MovementAdders
+from .layers.pointwise import PointwiseAdders
+from .layers.reduction import ReductionAdders
+
+
+class INetworkDefinition(
+    PointwiseAdders, MovementAdders, DataAdders, ReductionAdders, ContractionAdders
+):
+    """A network: inputs, layers, outputs. Made by `Builder.create_network`.
+
+    Layers are added with ``add_*`` methods, which infer shapes at once. Clearly wrong arguments
+    log an error and give None, as in TensorRT.
+    """
+
+    __doc__ = (__doc__ or "") + (NetworkCore.__doc__ or "")

@@ -19,13 +19,15 @@ from .dtypes import DType, b1, i64
 from .graph import Value
 
 UNARY = frozenset(
-    ["neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "floor", "ceil", "round", "trunc", "sign", "not", "isinf", "isnan", "bitnot", "lgamma"]
+    "neg abs exp log sqrt rsqrt recip sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
+    "erf sigmoid floor ceil round trunc sign not isinf isnan bitnot lgamma".split()
 )  # round: half to even
 BINARY = frozenset(
-    ["add", "sub", "mul", "div", "floordiv", "mod", "fmod", "truncdiv", "pow", "min", "max", "atan2", "and", "or", "xor", "bitand", "bitor", "bitxor", "shl", "shr"]
+    "add sub mul div floordiv mod fmod truncdiv pow min max atan2 "
+    "and or xor bitand bitor bitxor shl shr".split()
 )  # floordiv, mod: towards -inf (numpy's); fmod, truncdiv: C's; min, max propagate NaN
-COMPARE = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
-REDUCE = frozenset(["sum", "prod", "max", "min", "argmax", "argmin", "argmax_last", "argmin_last", "any", "all"])
+COMPARE = frozenset("eq ne lt le gt ge".split())
+REDUCE = frozenset("sum prod max min argmax argmin argmax_last argmin_last any all".split())
 
 
 @dataclass(frozen=True, eq=False)

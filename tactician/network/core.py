@@ -158,7 +158,7 @@ class NetworkCore:
         Args:
             name: Unique among inputs.
             dtype: Element type.
-            shape: Sizes, −1 where they are known only at run time (explicit batch only).
+            shape: Sizes, -1 where they are known only at run time (explicit batch only).
 
         Returns:
             The tensor, or None (and an error is logged) if the name or shape is wrong.

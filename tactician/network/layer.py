@@ -345,7 +345,7 @@ class ILayer:
             results = list(self._emit(e))
             error = None
         except Problems as problem:
-            error = str(problem)
+            error = problem.args[0] if isinstance(problem, KeyError) else str(problem)
             results = []
         if error is not None:
             e.nodes.clear()  # what was created stays in e.created and is removed below

@@ -54,7 +54,7 @@ class ITensor:
 
     @property
     def shape(self) -> Dims:
-        """Dimensions, −1 for those known only at run time; without the batch dimension in a
+        """Dimensions, -1 for those known only at run time; without the batch dimension in a
         network with implicit batch. Of an invalid layer: an object that raises the reason."""
         v = self._v
         if v.shape is None:
@@ -226,7 +226,7 @@ def symbol_name(text: str) -> str:
 
 
 def set_input_type(net: NetworkCore, v: Value, shape: tuple[int, ...]) -> None:
-    """Gives a network input its shape: −1 becomes a symbol; small integer vectors get symbolic
+    """Gives a network input its shape: -1 becomes a symbol; small integer vectors get symbolic
     contents so that shapes can be computed from them."""
     symbols = net.graph.symbols
     names: dict[int, str] = v.meta.get("dimension_names", {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def as_int(x: Any) -> int:
 
 
 class Dims:
-    """Sizes of a tensor's dimensions: a mutable sequence of ints, −1 for "known at run time".
+    """Sizes of a tensor's dimensions: a mutable sequence of ints, -1 for "known at run time".
 
     Compares equal to any sequence of the same numbers. Unlike TensorRT's it is not limited to
     `MAX_DIMS` dimensions.
@@ -323,8 +323,7 @@ def dims(x: Any, rank: int | None = None, what: str = "dims") -> tuple[int, ...]
     Raises:
         ValueError: If there are not ``rank`` of them.
     """
-    out = tuple(as_int(d) for d in x) if isinstance(x, (Dims, Sequence)) or isinstance(
-        x, Iterable) else (as_int(x),)
+    out = tuple(as_int(d) for d in x) if isinstance(x, Iterable) else (as_int(x),)
     if rank is not None and len(out) != rank:
         raise ValueError(f"{what} needs {rank} sizes, got {out}")
     return out

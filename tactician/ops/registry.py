@@ -193,7 +193,7 @@ def infer_node(node: Node) -> bool:
         if decl.symbolic:
             types = _with_content(decl, node, types)
         node.error = None
-    except (OpError, D_ERRORS) as e:
+    except (OpError, *D_ERRORS) as e:
         node.error = f"{node.describe()}: {e}"
         changed = any(v.shape is not None for v in node.outputs)
         for v in node.outputs:

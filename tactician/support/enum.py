@@ -34,7 +34,7 @@ class ApiEnum(enum.Enum):
         return f"<{self}: {self._value_}>"
 
     def _operand(self, other: Any) -> int | None:
-        if isinstance(other, type(self)) or (isinstance(other, int)):
+        if isinstance(other, (type(self), int)):
             return int(other)
         return None
 

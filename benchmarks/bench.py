@@ -1,0 +1,163 @@
+"""Compare tactician with other runtimes on ONNX models: `make bench`, or
+
+    python benchmarks/bench.py [MODEL.onnx …] [--threads N] [--rounds N] [--json FILE]
+
+Every runtime gets the same inputs and number of threads and takes its turns in one process,
+alternating, so that what disturbs the machine disturbs all of them. Reported are the best and
+the median latency of a call, and how many times as long as tactician each other runtime takes
+(medians). Without models, the shipped LeNet and the pretrained models kept beside the checkout
+are measured. A model's inputs are the `in::NAME` arrays of MODEL.onnx.npz if that is there, else
+random. Peers: onnxruntime; OpenVINO where installed; torch where peers.py has the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+
+from tactician.cli.building import Options, open_engine
+from tactician.cli.common import logger
+from tactician.cli.measure import Call, alternate, engine_call
+from tactician.cli.tensors import complete
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_models() -> list[Path]:
+    """The shipped model, and those in TACTICIAN_SHARED or ../shared beside the checkout."""
+    named = os.environ.get("TACTICIAN_SHARED")
+    places = [Path(named)] if named else [p / "shared" for p in ROOT.parents[:2]]
+    found = [ROOT / "tactician" / "data" / "lenet_digits.onnx"]
+    for place in places:
+        if (place / "models").is_dir():
+            return found + sorted((place / "models").glob("*.onnx"))
+    return found
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What was measured on, and with what."""
+    from tactician.targets.cpu.isa import Isa
+
+    versions = {}
+    for name in ("tactician", "numpy", "onnxruntime", "openvino", "torch"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": Isa.host().summary(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "versions": versions,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "peak": peak(),
+    }
+
+
+def peak() -> dict[str, float]:
+    """What one core can do at most, measured now."""
+    from tactician.cli.peak import bandwidth, fma_peak
+
+    return {"gflops_per_core": round(fma_peak(), 1), "copy_gb_per_s": round(bandwidth(), 1)}
+
+
+def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Time one model by every runtime that takes it.
+
+    Returns:
+        ``microseconds`` (runtime to timing), ``ratio`` (runtime to times as long as tactician,
+        by medians), ``difference`` (greatest, relative to the output's range, from tactician's)
+        and ``left_out`` (runtime to why).
+    """
+    options = Options(level=args.level, threads=args.threads, timing_cache=args.timing_cache)
+    feeds = peers.feeds_of(model)
+    if feeds is not None:
+        shapes = {k: "x".join(map(str, v.shape)) for k, v in feeds.items() if v.ndim}
+        text = ",".join(f"{k}:{v}" for k, v in shapes.items())
+        options = Options(**{**asdict(options), "shapes": text})
+    engine = open_engine(model, options, logger(args.verbose), quiet=True)
+    feeds = complete(engine, feeds or {}, "", seed=0)
+    calls: dict[str, Call] = {"tactician": engine_call(engine, feeds)}
+    ours = [np.asarray(a) for a in engine(feeds).values()]
+    left_out, difference = {}, {}
+    for name, make in peers.PEERS.items():
+        if name in args.without or not util.find_spec(name):
+            continue
+        try:
+            calls[name], outputs = make(model, feeds, args.threads)
+        except Exception as error:  # a peer that can't run the model is a result, not an end
+            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+            continue
+        difference[name] = peers.difference(ours, outputs)
+    timings = alternate(calls, args.rounds, args.seconds)
+    base = timings["tactician"].median
+    return {
+        "microseconds": {name: asdict(t) for name, t in timings.items()},
+        "ratio": {n: round(t.median / base, 3) for n, t in timings.items() if n != "tactician"},
+        "difference": difference,
+        "left_out": left_out,
+    }
+
+
+def show(results: dict[str, dict[str, Any]]) -> None:
+    """Print a table: a line per model and runtime."""
+    print(f"{'model':34s} {'runtime':12s} {'best µs':>10s} {'median µs':>10s} {'ratio':>7s} differs")
+    for model, result in results.items():
+        if "error" in result:
+            print(f"{model:34s} {result['error']}")
+            continue
+        for name, t in result["microseconds"].items():
+            ratio = result["ratio"].get(name, 1.0)
+            gap = result["difference"].get(name)
+            tail = "" if gap is None else f"{gap:.1e}"
+            times = f"{t['best']:10,.1f} {t['median']:10,.1f}"
+            print(f"{model:34s} {name:12s} {times} {ratio:7.2f} {tail}")
+        for name, why in result["left_out"].items():
+            print(f"{model:34s} {name:12s} left out: {why}")
+    ratios = [r.get("ratio", {}).get("onnxruntime") for r in results.values()]
+    logs = [np.log(r) for r in ratios if r]
+    if logs:
+        mean = float(np.exp(np.mean(logs)))
+        print(f"onnxruntime takes {mean:.2f} times as long (geometric mean of {len(logs)} models)")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--threads", "-t", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn")
+    parser.add_argument("--level", type=int, default=3, help="builder optimization level")
+    parser.add_argument("--timing-cache", type=Path)
+    parser.add_argument("--without", action="append", default=[], help="leave a peer out")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--verbose", "-v", action="store_true")
+    args = parser.parse_args()
+    about = machine(args.threads)
+    print(json.dumps(about, indent=2))
+    results = {}
+    for model in args.models or find_models():
+        try:
+            results[model.name] = measure(model, args)
+        except Exception as error:  # the others are still worth measuring
+            text = (str(error).splitlines() or [""])[0]
+            results[model.name] = {"error": f"{type(error).__name__}: {text}"}
+        print(model.name, file=sys.stderr)
+    show(results)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": about, "models": results}, indent=2) + "\n")
+    return int(any("error" in r for r in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -51,8 +51,7 @@ class Op:
             `DType`, None, tuples of these, and numpy arrays, so that plans can carry them.
         symbolic: True if `reference` also works on object arrays that hold `Dim`s. Results on
             small integer tensors are then known symbolically and can be shapes.
-        pure: False if the node must be neither folded, merged with an equal one, nor removed
-            when unused: random numbers, assertions, plugins.
+        pure: What `is_pure` says of every node of this op, unless the op overrides it.
     """
 
     name: ClassVar[str]
@@ -64,6 +63,11 @@ class Op:
     def num_outputs(self, node: Node) -> int:
         """How many outputs a node with these attributes has."""
         return 1
+
+    def is_pure(self, node: Node) -> bool:
+        """False if the node must be neither folded nor merged with an equal one (random numbers,
+        plugins), nor removed when it has no outputs (assertions)."""
+        return self.pure
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         """Types of the outputs from the types (and known contents) of the inputs.

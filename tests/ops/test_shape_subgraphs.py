@@ -1,0 +1,97 @@
+"""Shape arithmetic of exported models disappears: contents are known symbolically."""
+
+import numpy as np
+import pytest
+
+from tactician.ir import dims as D
+from tactician.ir.dtypes import f32, i64
+from tactician.ir.graph import Graph
+from tactician.ops import emit
+
+N, T = D.sym("n"), D.sym("t")
+
+
+@pytest.fixture
+def g() -> Graph:
+    return Graph()
+
+
+def ints(g, *values):
+    return g.constant(np.array(values, np.int64))
+
+
+def op(g, name, *inputs, **attrs):
+    return emit(g, name, list(inputs), name, **attrs).outputs[0]
+
+
+def test_shape_gather_unsqueeze_concat_reshape(g):
+    x = g.add_input("x", f32, (N, T, 12, 64))
+    shape = op(g, "shape", x)
+    parts = [op(g, "unsqueeze", op(g, "gather", shape, g.constant(np.array(k))), ints(g, 0))
+             for k in (0, 1)]
+    target = op(g, "concat", *parts, ints(g, -1), axis=0)
+    assert op(g, "reshape", x, target).shape == (N, T, 768)
+
+
+def test_heads_from_division(g):
+    x = g.add_input("x", f32, (N, T, 768))
+    last = op(g, "strided_slice", op(g, "shape", x), ints(g, -1), ints(g, 2**63 - 1))
+    heads = op(g, "binary", last, ints(g, 64), fn="div")
+    batch = op(g, "strided_slice", op(g, "shape", x), ints(g, 0), ints(g, 2))
+    y = op(g, "reshape", x, op(g, "concat", batch, heads, ints(g, 64)))
+    assert y.shape == (N, T, 12, 64)
+
+
+def test_expand_with_minus_one_replaced(g):
+    """torch exports expand as where(shape == -1, ones, shape)."""
+    x = g.add_input("x", f32, (1, T))
+    n = op(g, "strided_slice", op(g, "shape", g.add_input("y", f32, (N, 3))), ints(g, 0), ints(g, 1))
+    shape = op(g, "concat", n, ints(g, -1))
+    minus = op(g, "binary", shape, ints(g, -1), fn="eq")
+    shape = op(g, "select", minus, ints(g, 1, 1), shape)
+    assert op(g, "expand", x, shape).shape == (N, T)
+
+
+def test_causal_mask_slice(g):
+    """mask[:, :, s - t : s, :s] of a stored 1024 x 1024 mask."""
+    s = D.sym("s")
+    k = op(g, "shape", g.add_input("k", f32, (N, s)))
+    q = op(g, "shape", g.add_input("q", f32, (N, T)))
+    ks = op(g, "strided_slice", k, ints(g, 1), ints(g, 2))
+    qs = op(g, "strided_slice", q, ints(g, 1), ints(g, 2))
+    mask = g.constant(np.ones((1, 1, 1024, 1024), np.float32))
+    start = op(g, "binary", ks, qs, fn="sub")
+    rows = op(g, "strided_slice", mask, start, ks, ints(g, 2))
+    node = emit(g, "strided_slice", [rows, ints(g, 0), ks, ints(g, 3)])
+    assert node.output.shape == (1, 1, T, s)
+    assert ("le", s, 1024) in node.meta["assumptions"]
+
+
+def test_range_and_positions(g):
+    x = g.add_input("x", f32, (N, T))
+    length = op(g, "gather", op(g, "shape", x), g.constant(np.array(1)))
+    r = op(g, "range", g.constant(np.array(0)), length, g.constant(np.array(1)))
+    assert r.shape == (T,)
+    assert op(g, "unsqueeze", r, ints(g, 0)).shape == (1, T)
+
+
+@pytest.mark.parametrize("fn,expected", [
+    ("add", N + 2), ("sub", N - 2), ("mul", N * 2), ("max", D.dim_max(N, 2)), ("div", N // 2),
+    ("floordiv", N // 2), ("mod", N % 2), ("min", D.dim_min(N, 2)),
+])  # fmt: skip
+def test_arithmetic_is_known(g, fn, expected):
+    n = op(g, "gather", op(g, "shape", g.add_input("x", f32, (N,))), g.constant(np.array(0)))
+    assert op(g, "binary", n, g.constant(np.array(2)), fn=fn).known_ints()[()] == expected
+
+
+def test_comparison_of_unknown_sizes_is_unknown(g):
+    n = op(g, "shape", g.add_input("x", f32, (N,)))
+    assert op(g, "binary", n, ints(g, 5), fn="lt").known_ints() is None
+    assert op(g, "binary", n, ints(g, 0), fn="gt").known_ints()[0] == 1
+
+
+def test_unknown_shape_gives_data_dependent_dims(g):
+    x = g.add_input("x", f32, (N, 4))
+    shape = g.add_input("s", i64, (3,))
+    node = emit(g, "reshape", [x, shape])
+    assert [str(d) for d in node.output.shape] == [f"%{node.id}.{k}" for k in range(3)]

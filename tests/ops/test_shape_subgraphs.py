@@ -45,7 +45,8 @@ def test_heads_from_division(g):
 def test_expand_with_minus_one_replaced(g):
     """torch exports expand as where(shape == -1, ones, shape)."""
     x = g.add_input("x", f32, (1, T))
-    n = op(g, "strided_slice", op(g, "shape", g.add_input("y", f32, (N, 3))), ints(g, 0), ints(g, 1))
+    y = g.add_input("y", f32, (N, 3))
+    n = op(g, "strided_slice", op(g, "shape", y), ints(g, 0), ints(g, 1))
     shape = op(g, "concat", n, ints(g, -1))
     minus = op(g, "binary", shape, ints(g, -1), fn="eq")
     shape = op(g, "select", minus, ints(g, 1, 1), shape)

@@ -1,0 +1,120 @@
+"""What all contexts of an engine share: the program, its constants in memory, linked code."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from ..plan.program import CONST, Program
+from ..support.errors import PlanError
+from .buffers import Array, aligned_copy
+from .layout import Extents, Layout, ProgramInfo, bind_inputs, make_layout
+
+_LAYOUTS = 64
+
+
+class EngineCore:
+    """A program loaded on its device. Immutable but for caches; any number of threads use it.
+
+    Args:
+        program: From `read_plan` or the compiler.
+
+    Raises:
+        PlanError: If the program is for another device or its code can't be linked.
+
+    Attributes:
+        constants: Arrays of constants, 64-byte aligned; shared with the plan where possible.
+        code: Address of each kernel.
+        native: Whether kernels run as machine code (else everything runs in numpy).
+        threads: Threads that runs use.
+    """
+
+    def __init__(self, program: Program):
+        check_device(program)
+        self.program = program
+        self.info = ProgramInfo(program)
+        self.constants: list[Array] = [aligned_copy(c) for c in program.constants]
+        self.constant_address = [int(c.ctypes.data) for c in self.constants]
+        symbols = sorted({s.symbol for s in program.steps if s.kind == "kernel"})
+        self.native = program.target == "cpu"
+        self.code: dict[str, int] = {}
+        self.pool: Any = None
+        self.threads = max(program.threads, 1)
+        if self.native and symbols:
+            self._link(symbols)
+        self._layouts: OrderedDict[Any, Layout] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _link(self, symbols: list[str]) -> None:
+        from ..targets.cpu.isa import Isa
+        from ..targets.cpu.native import default_pool
+        from ..targets.cpu.toolchain import link
+
+        self._linked = link(self.program.code)
+        self.code = self._linked.addresses(symbols)
+        self.pool = default_pool()
+        self.threads = self.program.threads or Isa.host().cores
+
+    def layout(self, shapes: dict[int, Extents], values: dict[int, Extents]) -> Layout:
+        """The layout for shapes (and shape values) of the inputs; made once per set.
+
+        Raises:
+            ExecutionError: If they don't fit the network.
+        """
+        key = (tuple(shapes.values()), tuple(values.values()))
+        with self._lock:
+            found = self._layouts.get(key)
+            if found is not None:
+                self._layouts.move_to_end(key)
+                return found
+        layout = make_layout(self.info, bind_inputs(self.info, shapes, values))
+        with self._lock:
+            self._layouts[key] = layout
+            while len(self._layouts) > _LAYOUTS:
+                self._layouts.popitem(last=False)
+        return layout
+
+    def profile_layout(self, index: int) -> Layout:
+        """The layout at a profile's largest shapes."""
+        profile = self.program.profiles[index]
+        tensors = self.program.tensors
+        shapes, values = {}, {}
+        for t in self.program.inputs:
+            name = tensors[t].name
+            static = tensors[t].shape
+            shapes[t] = profile.shapes[name][2] if name in profile.shapes else static
+        for t, pairs in self.info.value_inputs.items():
+            given = profile.values.get(tensors[t].name)
+            count = 1 + max(element for element, _ in pairs)
+            values[t] = given[2] if given else (1,) * count
+        return self.layout(shapes, values)  # type: ignore[arg-type]
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes of constants."""
+        used = {t.ref for t in self.program.tensors if t.kind == CONST}
+        return sum(self.constants[i].nbytes for i in used)
+
+
+def check_device(program: Program) -> None:
+    """Refuses a program that this machine can't run.
+
+    Raises:
+        PlanError: Naming both devices.
+    """
+    if program.target in ("reference", "null"):
+        return
+    if program.target != "cpu":
+        raise PlanError(
+            f"the plan is for target {program.target!r}; this runtime runs cpu, reference and "
+            "null plans"
+        )
+    from ..targets.cpu.isa import Isa
+
+    here = Isa.host().fingerprint
+    if program.device != here:
+        raise PlanError(
+            f"the plan was built for the CPU {program.device}, this machine is {here}; machine "
+            "code of one may not run on the other. Build the engine again on this machine"
+        )

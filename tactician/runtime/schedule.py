@@ -1,0 +1,397 @@
+"""A program made ready to run: tables of addresses and sizes that the native walker reads.
+
+A `Schedule` belongs to one context and one `Layout`. Running it again costs one native call;
+only addresses of inputs and outputs that changed are patched. Steps without native code run in
+numpy through a callback from the walker, or from a loop here if no step has native code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir import dims as D
+from ..plan.program import ARENA, CONST, DYNAMIC, OUTPUT, SIZES
+from ..support.errors import ExecutionError
+from .buffers import Array, aligned_block, array_at, copy_bytes
+from .layout import Extents, Layout
+
+if TYPE_CHECKING:
+    from .core import EngineCore
+
+Allocate = Callable[[int, int], int]  # (output tensor, bytes) -> address
+Watch = Callable[[int, Array], None]  # (tensor, contents)
+
+
+class _MoreScratch(Exception):
+    """A step needs more scratch memory than there is; the run goes on after it was found."""
+
+
+class Schedule:
+    """One context's tables for one layout.
+
+    Args:
+        core: The engine.
+        layout: Sizes.
+        arena: Address of ``layout.arena`` bytes, 64-byte aligned (0 if none are needed).
+        keep: Kept alive with the schedule (the arena's owner).
+        watched: Tensors to show to ``watch`` as soon as they are computed.
+    """
+
+    def __init__(
+        self, core: EngineCore, layout: Layout, arena: int, keep: Any = None,
+        watched: Sequence[int] = (), watch: Watch | None = None,
+    ):
+        self.core, self.layout, self._keep = core, layout, keep
+        self._program = core.program
+        self._info = core.info
+        self._watch = watch
+        self.shapes = list(layout.shapes)
+        self._known = layout.known
+        self.allocate: dict[int, Allocate] = {}
+        self.ticks: Array | None = None
+        self._address = self._base_addresses(arena)
+        self._arrays: dict[int, Array] = {}
+        self._held: dict[int, Array] = {}
+        self._scratch = np.empty(0, np.uint8)
+        self._scratch_stride = 0
+        self._records: list[tuple[str, int]] = []
+        for i, s in enumerate(self._program.steps):
+            self._records.append(("step", i))
+            self._records.extend(("watch", t) for t in s.outputs if t in watched)
+        self._make_tables()
+        self._late = bool(layout.late_tensors or layout.late_steps)
+        self._native = core.native and any(s.kind == "kernel" for s in self._program.steps)
+        self._launches: dict[bool, Any] = {}
+        self._callback: Any = None
+        self._grow_scratch(layout.scratch)
+
+    # --- tables ---------------------------------------------------------------------------
+
+    def _base_addresses(self, arena: int) -> list[int]:
+        """Addresses of tensors that have their own memory; 0 while unknown."""
+        out = [0] * len(self._program.tensors)
+        self._sizes: dict[int, Array] = {}
+        for i, t in enumerate(self._program.tensors):
+            if t.kind == CONST:
+                out[i] = self.core.constant_address[t.ref]
+            elif t.kind == ARENA and i in self.layout.offsets:
+                out[i] = arena + self.layout.offsets[i]
+            elif t.kind == SIZES:
+                block = aligned_block(max(len(t.content), 1) * t.dtype.size)
+                self._sizes[i] = block[: len(t.content) * t.dtype.size].view(t.dtype.np)
+                out[i] = block.ctypes.data
+                self._fill_sizes(i)
+        return out
+
+    def _fill_sizes(self, i: int) -> bool:
+        content = self._known.all(self._program.tensors[i].content)
+        if content is not None:
+            self._sizes[i][:] = content
+        return content is not None
+
+    def _make_tables(self) -> None:
+        steps = self._program.steps
+        self._args = np.zeros(sum(len(s.args) for s in steps) + 1, np.int64)
+        self._dims = np.zeros(sum(len(s.dims) + 1 for s in steps) + 1, np.int64)
+        self._table = np.zeros((len(self._records) + 1, 8), np.int64)
+        self._dims_at: list[int] = []
+        self._uses: dict[int, list[tuple[int, int]]] = {}  # owner -> [(argument, tensor)]
+        arg = dim = 0
+        places = {}
+        for i, s in enumerate(steps):
+            places[i] = (arg, dim)
+            self._dims_at.append(dim)
+            for k, t in enumerate(s.args):
+                self._uses.setdefault(self._info.owner[t][0], []).append((arg + k, t))
+            arg += len(s.args)
+            dim += len(s.dims) + 1
+            self._fill_dims(i)
+        for row, (kind, i) in zip(self._table, self._records, strict=False):
+            if kind == "watch":
+                row[0], row[6] = _CALLBACK, len(steps) + i
+            else:
+                self._fill_row(row, i, *places[i])
+        self._patches: dict[int, list[tuple[int, int]]] = {}
+        for owner, uses in self._uses.items():
+            self._patches[owner] = [(a, self._offset(t)) for a, t in uses]
+            if self._address[owner]:
+                self._patch(owner)
+
+    def _fill_row(self, row: Array, i: int, arg: int, dim: int) -> None:
+        s = self._program.steps[i]
+        args, dims = self._args.ctypes.data + 8 * arg, self._dims.ctypes.data + 8 * dim
+        work = dims + 8 * len(s.dims)
+        if s.kind == "reference":
+            row[0], row[6] = _CALLBACK, i
+        elif s.kind == "copy":
+            row[0], row[1], row[2], row[4] = _COPY, args + 8, args, work
+        else:
+            row[:6] = _KERNEL, self.core.code.get(s.symbol, 0), args, dims, work, s.grain
+
+    def _fill_dims(self, i: int) -> bool:
+        """Writes a step's scalar arguments; returns False while some are unknown."""
+        s = self._program.steps[i]
+        work: D.DimLike = s.work
+        if s.kind == "copy":
+            shape = self.shapes[s.args[0]]
+            if shape is None:
+                return False
+            work = int(D.product(shape)) * self._program.tensors[s.args[0]].dtype.size  # type: ignore
+        numbers = self._known.all((*s.dims, work))
+        if numbers is None:
+            return False
+        at = self._dims_at[i]
+        self._dims[at : at + len(numbers)] = numbers
+        return True
+
+    def _offset(self, t: int) -> int:
+        return self._known.get(self._info.owner[t][1]) or 0
+
+    def _patch(self, owner: int) -> None:
+        base = self._address[owner]
+        args = self._args
+        for at, offset in self._patches.get(owner, ()):
+            args[at] = base + offset
+
+    # --- running --------------------------------------------------------------------------
+
+    def bind(self, addresses: Mapping[int, int]) -> None:
+        """Sets addresses of inputs and outputs (by tensor id)."""
+        mine = self._address
+        for i, address in addresses.items():
+            if mine[i] != address:
+                mine[i] = address
+                self._patch(i)
+
+    def run(self) -> None:
+        """Runs all steps with the addresses bound.
+
+        Raises:
+            ExecutionError: If a step fails, naming its layer.
+        """
+        if self._late:
+            self._forget()
+        if self._native:
+            self._run_native(False)
+        else:
+            self._run_python(None)
+
+    def run_timed(self) -> list[float]:
+        """Runs and returns milliseconds spent in each step."""
+        if self._late:
+            self._forget()
+        if self.ticks is None:
+            self.ticks = np.zeros(len(self._records) + 1, np.int64)
+        if self._native:
+            self._run_native(True)
+        else:
+            self._run_python(self.ticks)
+        spans = np.diff(self.ticks) / 1e6
+        return [float(ms) for ms, (kind, _) in zip(spans, self._records, strict=True)
+                if kind == "step"]
+
+    def _run_native(self, timed: bool) -> None:
+        start = 0
+        while True:
+            launch = self._launches.get(timed)
+            if launch is None:
+                launch = self._launches[timed] = self._prepare(timed)
+            try:
+                launch(start)
+                return
+            except _MoreScratch as e:
+                self._launches.clear()
+                start = int(e.args[0])
+
+    def _prepare(self, timed: bool) -> Any:
+        from ..targets.cpu.native import Callback
+
+        if self._callback is None and any(r[0] == _CALLBACK for r in self._table.tolist()):
+            self._callback = Callback(self._enter)
+        return self.core.pool.prepare(
+            self._table, self._callback, self.core.threads, self.ticks if timed else None,
+            self._scratch.ctypes.data if self._scratch_stride else 0, self._scratch_stride,
+        )
+
+    def _grow_scratch(self, stride: int) -> bool:
+        if stride <= self._scratch_stride:
+            return False
+        self._scratch = aligned_block(stride * max(self.core.threads, 1))
+        self._scratch_stride = stride
+        return True
+
+    def _run_python(self, ticks: Array | None) -> None:
+        for k, (kind, i) in enumerate(self._records):
+            if ticks is not None:
+                ticks[k] = time.perf_counter_ns()
+            try:
+                if kind == "step" and self._program.steps[i].kind == "copy":
+                    src, dst = (self._at(t) for t in self._program.steps[i].args)
+                    copy_bytes(dst, src, int(self._dims[self._dims_at[i]]))
+                else:
+                    self._enter(i if kind == "step" else len(self._program.steps) + i)
+            except _MoreScratch:
+                continue
+        if ticks is not None:
+            ticks[len(self._records)] = time.perf_counter_ns()
+
+    def _enter(self, ident: int) -> None:
+        """A callback step: a reference step, or the showing of a watched tensor."""
+        count = len(self._program.steps)
+        if ident < count:
+            self._reference(ident)
+        elif self._watch is not None:
+            self._watch(ident - count, self.array(ident - count))
+
+    def _reference(self, i: int) -> None:
+        from ..ops.registry import evaluate
+
+        step = self._program.steps[i]
+        node = self._program.nodes.nodes[step.node]
+        operands = [None if t < 0 else self.array(t) for t in step.inputs]
+        try:
+            results = evaluate(node, *operands)
+        except Exception as e:
+            raise ExecutionError(f"{node.describe()} failed: {type(e).__name__}: {e}") from e
+        for t, result in zip(step.outputs, results, strict=True):
+            self._store(t, result, node)
+        if self._late and self._settle():
+            raise _MoreScratch(self._records.index(("step", i)) + 1)
+
+    # --- tensors --------------------------------------------------------------------------
+
+    def _at(self, t: int) -> int:
+        owner, _ = self._info.owner[t]
+        return self._address[owner] + self._offset(t)
+
+    def array(self, t: int) -> Array:
+        """A tensor's contents as an array over its memory."""
+        tensor = self._program.tensors[t]
+        if tensor.kind == CONST:
+            return self.core.constants[tensor.ref].reshape(self._shape(t))
+        if tensor.kind == SIZES:
+            return self._sizes[t].reshape(self._shape(t))
+        address = self._at(t)
+        found = self._arrays.get(t)
+        shape = self._shape(t)
+        if found is None or found.ctypes.data != address or found.shape != shape:
+            found = self._arrays[t] = array_at(address, shape, tensor.dtype.np)
+        return found
+
+    def _shape(self, t: int) -> Extents:
+        shape = self.shapes[t]
+        if shape is None:
+            name = self._program.tensors[t].name
+            raise ExecutionError(f"tensor {name!r} is read before its shape is known")
+        return shape
+
+    def _store(self, t: int, result: Array, node: Any) -> None:
+        """Puts a result into a tensor's memory; finds sizes that depend on data."""
+        tensor = self._program.tensors[t]
+        if self.shapes[t] is None:
+            self._learn(tensor.shape, result.shape, node)
+            self.shapes[t] = self._known.all(tensor.shape)
+        if self.shapes[t] != result.shape:
+            raise ExecutionError(
+                f"{node.describe()} computed shape {result.shape} where {tensor.name!r} has "
+                f"{self.shapes[t]}"
+            )
+        if tensor.kind == DYNAMIC:
+            own = result.base is None and result.flags.c_contiguous
+            if not own or result.ctypes.data % 64:
+                block = aligned_block(result.nbytes).view(tensor.dtype.np)
+                block[:] = result.reshape(-1)
+                result = block.reshape(result.shape)
+            self._held[t] = self._arrays[t] = result
+            self._address[t] = int(result.ctypes.data)
+            self._patch(t)
+            return
+        if tensor.kind == OUTPUT and t in self.allocate:
+            self._allocate_output(t)
+        if result.size:
+            np.copyto(self.array(t), result)
+
+    def _learn(self, shape: Sequence[D.DimLike], found: Sequence[int], node: Any) -> None:
+        if len(shape) != len(found):
+            raise ExecutionError(f"{node.describe()} computed shape {tuple(found)}, not {shape}")
+        for d, n in zip(shape, found, strict=True):
+            name = str(d)
+            if name in self._info.data_symbols and name not in self._known.env:
+                self._known.learn(name, int(n))
+
+    def _forget(self) -> None:
+        """Before a run: sizes that depend on data are unknown again."""
+        self._known = self.layout.known.fork()
+        self._todo_tensors = list(self.layout.late_tensors)
+        self._todo_steps = list(self.layout.late_steps)
+        for t in self._todo_tensors:
+            self.shapes[t] = self.layout.shapes[t]
+            if self._program.tensors[t].kind == DYNAMIC:
+                self._address[t] = 0
+        self._settle()
+
+    def _settle(self) -> bool:
+        """Sizes what is known by now; returns whether scratch memory had to grow."""
+        grew = False
+        waiting = []
+        for t in self._todo_tensors:
+            if not self._settle_tensor(t):
+                waiting.append(t)
+        self._todo_tensors = waiting
+        steps = []
+        for i in self._todo_steps:
+            need = self._known.get(self._program.steps[i].scratch)
+            if need is None or not self._fill_dims(i):
+                steps.append(i)
+            elif self._native:
+                grew |= self._grow_scratch(-(-need // 64) * 64)
+        self._todo_steps = steps
+        return grew
+
+    def _settle_tensor(self, t: int) -> bool:
+        tensor = self._program.tensors[t]
+        shape = self._known.all(tensor.shape)
+        owner, offset = self._info.owner[t]
+        if shape is None or self._known.get(offset) is None:
+            return False
+        self.shapes[t] = shape
+        if tensor.kind == SIZES:
+            return self._fill_sizes(t)
+        if owner != t:
+            self._patches[owner] = [
+                (a, self._offset(u) if u == t else o)
+                for (a, o), (_, u) in zip(
+                    self._patches.get(owner, ()), self._uses.get(owner, ()), strict=True
+                )
+            ]
+            if self._address[owner]:
+                self._patch(owner)
+        elif tensor.kind == DYNAMIC and not self._address[t]:
+            nbytes = int(np.prod(shape, dtype=np.int64)) * tensor.dtype.size
+            self._hold(t, nbytes)
+        elif tensor.kind == OUTPUT and t in self.allocate:
+            self._allocate_output(t)
+        return True
+
+    def _hold(self, t: int, nbytes: int) -> None:
+        """Memory for a tensor whose size was found while running; it is kept for later runs."""
+        block = self._held.get(t)
+        if block is None or block.nbytes < nbytes or block.dtype != np.uint8:
+            block = self._held[t] = aligned_block(max(nbytes + nbytes // 4, 64))
+        self._address[t] = int(block.ctypes.data)
+        self._patch(t)
+
+    def _allocate_output(self, t: int) -> None:
+        shape = self._shape(t)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * self._program.tensors[t].dtype.size
+        address = self.allocate[t](t, nbytes)
+        if address != self._address[t]:
+            self._address[t] = address
+            self._patch(t)
+
+
+_KERNEL, _CALLBACK, _COPY = 1, 2, 5  # as in targets.cpu.native

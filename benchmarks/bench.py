@@ -111,7 +111,7 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def show(results: dict[str, dict[str, Any]]) -> None:
     """Print a table: a line per model and runtime."""
-    print(f"{'model':34s} {'runtime':12s} {'best µs':>10s} {'median µs':>10s} {'ratio':>7s} differs")
+    print(f"{'model':34s} {'runtime':12s} {'best µs':>10s} {'median µs':>10s}   ratio differs")
     for model, result in results.items():
         if "error" in result:
             print(f"{model:34s} {result['error']}")

@@ -203,6 +203,15 @@ class Context:
     def expand(self, x: Value, shape: Value) -> Value:
         return self.op("expand", x, shape)
 
+    def expand_new(self, x: Value, shape: Value) -> Value:
+        """A scalar repeated to ``shape``; a constant if that is static and small."""
+        known = shape.known_ints()
+        if x.const is not None and known is not None and known.size <= 64:
+            dims = [d for d in known.reshape(-1)]
+            if D.is_static(*dims) and 0 <= D.product(int(d) for d in dims) <= 1 << 16:
+                return self.const(np.full([int(d) for d in dims], x.const, x.dtype.np))
+        return self.op("expand", x, self.index(shape))
+
     def cut(self, x: Value, axis: int, start: int, end: int, step: int = 1) -> Value:
         """``x[..., start:end:step, ...]`` along one axis."""
         return self.op("strided_slice", x, self.ints([start]), self.ints([end]),

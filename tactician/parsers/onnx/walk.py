@@ -124,7 +124,7 @@ def _results(c: Context, proto: Any, index: int) -> Sequence[Value | None]:
     if row is not None:
         result = row.fn(c, node)
         results = list(result) if isinstance(result, (list, tuple)) else [result]
-        _name_layers(c, node)
+        _name_layers(c, node, results)
         _name_outputs(node, results)
         _warn_unused(c, node)
         return results
@@ -219,7 +219,7 @@ def _call_plugin(c: Context, node: OnnxNode) -> Sequence[Value] | None:
     if creator is None:
         return None
     results = c.state.plugins.call(c, node, creator)
-    _name_layers(c, node)
+    _name_layers(c, node, results)
     _name_outputs(node, results)
     return results
 
@@ -227,13 +227,16 @@ def _call_plugin(c: Context, node: OnnxNode) -> Sequence[Value] | None:
 # --- names and reports --------------------------------------------------------------------
 
 
-def _name_layers(c: Context, node: OnnxNode) -> None:
+def _name_layers(c: Context, node: OnnxNode, results: Sequence[Any]) -> None:
     """The layer that computes output 0 gets the node's name, the others derived ones."""
-    for layer in c.emitted[:-1]:
-        layer.name = layer.name or c.state.unique(f"{node.name}/{layer.op}")
-    if c.emitted:
-        last = c.emitted[-1]
-        last.name = last.name or c.state.unique(node.name)
+    first = results[0] if results else None
+    main = first.producer if isinstance(first, Value) else None
+    if main not in c.emitted:
+        main = c.emitted[-1] if c.emitted else None
+    for layer in c.emitted:
+        if not layer.name:
+            name = node.name if layer is main else f"{node.name}/{layer.op}"
+            layer.name = c.state.unique(name)
     c.emitted = []
 
 

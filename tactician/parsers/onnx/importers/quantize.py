@@ -1,0 +1,136 @@
+"""Quantization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ....ir import dtypes as T
+from ....ir.graph import Value
+from ..context import Context, axis_of
+from ..node import OnnxNode
+from ..table import importer
+from ..types import dtype_of
+from .conv import check_kernel, spatial
+
+
+def _placement(n: OnnxNode) -> dict[str, Any]:
+    """Axis and block size; a scalar scale has no axis."""
+    scale = n[1]
+    axis, block = n.attr("axis", 1), n.attr("block_size", 0)
+    if scale.rank == 0 or (scale.rank == 1 and scale.dims[0] == 1 and not block):
+        return {"axis": 0, "block_size": 0}
+    return {"axis": axis_of(axis, n[0].rank), "block_size": block}
+
+
+def _per_tensor(c: Context, v: Value | None) -> Value | None:
+    """One-element scales and zero points as scalars."""
+    if v is not None and v.rank == 1 and v.dims[0] == 1:
+        return c.reshape(v, ())
+    return v
+
+
+def _scale_and_zero(c: Context, n: OnnxNode) -> tuple[Value, Value | None]:
+    scale, zero = n[1], n.get(2)
+    if not n.attr("block_size", 0):
+        scale, zero = _per_tensor(c, scale), _per_tensor(c, zero)
+    assert scale is not None
+    return scale, zero
+
+
+def _target(n: OnnxNode) -> T.DType:
+    number = n.attr("output_dtype", 0)
+    if number:
+        return dtype_of(number)
+    return n[2].dtype if n.has(2) else T.u8
+
+
+@importer("QuantizeLinear", since=10)
+def quantize_linear(c: Context, n: OnnxNode) -> Value:
+    x = n[0]
+    scale, zero = _scale_and_zero(c, n)
+    precision = n.attr("precision", 0)
+    if precision:
+        x, scale = (c.cast(v, dtype_of(precision)) for v in (x, scale))
+    elif not x.dtype.is_float:  # i32 in: divided as float
+        x = c.cast(x, scale.dtype)
+    elif x.dtype is not scale.dtype and scale.dtype is not T.f8e8m0:
+        x = c.cast(x, scale.dtype)
+    to = _target(n)
+    if not n.flag("saturate", True) and to.is_float:
+        scaled = c.div(x, c.cast(scale, x.dtype))
+        return c.op("cast", scaled, to=to, saturate=False)
+    return c.op("quantize", x, scale, zero, to=to, **_placement(n))
+
+
+@importer("DequantizeLinear", since=10)
+def dequantize_linear(c: Context, n: OnnxNode) -> Value:
+    scale, zero = _scale_and_zero(c, n)
+    number = n.attr("output_dtype", 0)
+    to = dtype_of(number) if number else (T.f32 if scale.dtype is T.f8e8m0 else scale.dtype)
+    return c.op("dequantize", n[0], scale, zero, to=to, **_placement(n))
+
+
+@importer("DynamicQuantizeLinear", since=11)
+def dynamic_quantize_linear(c: Context, n: OnnxNode) -> list[Value]:
+    return c.ops("dynamic_quantize_linear", n[0])
+
+
+def _channels(c: Context, v: Value, axis: int, rank: int) -> Value:
+    """A per-channel parameter, shaped to broadcast along ``axis``."""
+    if v.rank == 0:
+        return v
+    return c.broadcast_channel(v, rank, axis) if v.rank == 1 else v
+
+
+def requantize(
+    c: Context, total: Value, scale: Value, y_scale: Value, y_zero: Value | None, to: T.DType
+) -> Value:
+    """``total`` (i32, in units of ``scale``) in units of ``y_scale``, rounded and clamped."""
+    wide = c.cast(total, T.f32)
+    factor = c.div(c.cast(scale, T.f32), c.cast(_scalar(c, y_scale), T.f32))
+    rounded = c.unary("round", c.mul(wide, factor))
+    if y_zero is not None:
+        rounded = c.add(rounded, c.cast(_scalar(c, y_zero), T.f32))
+    return c.op("cast", rounded, to=to, saturate=True)
+
+
+def _scalar(c: Context, v: Value) -> Value:
+    return v if v.rank != 1 else (c.reshape(v, ()) if v.dims[0] == 1 else v)
+
+
+@importer("QLinearMatMul", since=10)
+def qlinear_matmul(c: Context, n: OnnxNode) -> Value:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (n[i] for i in range(8))
+    rank = max(a.rank, b.rank)
+    total = c.op("int_matmul", _widen(c, a, _row_zero(c, a_zero, a)), _widen(c, b, b_zero))
+    rows = c.unsqueeze(a_scale, [a_scale.rank]) if a_scale.rank == 1 and rank > 1 and \
+        a_scale.dims[0] != 1 else a_scale
+    return requantize(c, total, c.mul(_scalar(c, rows), _scalar(c, b_scale)), y_scale, y_zero,
+                      y_zero.dtype)
+
+
+def _row_zero(c: Context, zero: Value, a: Value) -> Value:
+    if zero.rank == 1 and zero.dims[0] != 1 and a.rank > 1:
+        return c.unsqueeze(zero, [1])
+    return zero
+
+
+def _widen(c: Context, x: Value, zero: Value) -> Value:
+    return c.sub(c.cast(x, T.i32), c.cast(_scalar(c, zero), T.i32))
+
+
+@importer("QLinearConv", since=10)
+def qlinear_conv(c: Context, n: OnnxNode) -> Value:
+    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (n[i] for i in range(8))
+    total = c.op("int_conv", x, w, _scalar(c, x_zero), _scalar(c, w_zero),
+                 groups=n.attr("group", 1), **spatial(n, check_kernel(n, w)))
+    if n.has(8):
+        total = c.add(total, c.broadcast_channel(n[8], x.rank))
+    scale = c.mul(_scalar(c, x_scale), _channels(c, _scalar(c, w_scale), 1, x.rank))
+    return requantize(c, total, scale, y_scale, y_zero, y_zero.dtype)
+
+
+def constant_zero(c: Context, dt: T.DType) -> Value:
+    return c.const(np.zeros((), dt.np))

@@ -176,7 +176,7 @@ class Context:
         return self.op("concat", *parts, axis=axis)
 
     def reshape(self, x: Value, shape: Sequence[int] | Value) -> Value:
-        """Reshapes; in a list, −1 is inferred and 0 is a zero extent."""
+        """Reshapes; in a list, -1 is inferred and 0 is a zero extent."""
         if not isinstance(shape, Value):
             if x.is_static and tuple(shape) == x.dims:
                 return x
@@ -207,7 +207,7 @@ class Context:
         """A scalar repeated to ``shape``; a constant if that is static and small."""
         known = shape.known_ints()
         if x.const is not None and known is not None and known.size <= 64:
-            dims = [d for d in known.reshape(-1)]
+            dims = list(known.reshape(-1))
             if D.is_static(*dims) and 0 <= D.product(int(d) for d in dims) <= 1 << 16:
                 return self.const(np.full([int(d) for d in dims], x.const, x.dtype.np))
         return self.op("expand", x, self.index(shape))
@@ -265,17 +265,21 @@ def axes_of(axes: Sequence[int], rank: int) -> tuple[int, ...]:
     return tuple(sorted({axis_of(int(a), rank, "axes:") for a in axes}))
 
 
-def require_ints(value: Value, what: str) -> Array:
+def require_ints(value: Value, what: str, static: bool = True) -> Array:
     """The integer contents of an operand that must be known while parsing.
+
+    With ``static`` False they may be symbolic: shapes, or elements of an integer input.
 
     Raises:
         NodeProblem: If it is computed at run time.
     """
     known = value.known_ints()
-    if known is None:
+    if value.is_static and value.numel == 0:
+        return np.zeros(tuple(int(d) for d in value.dims), dtype=object)
+    if known is None or (static and not D.is_static(*known.flat)):
         raise NodeProblem(
-            f"{what} ({value.name!r}) must be a constant or computed from shapes, but it depends "
-            "on data; make it an initializer",
+            f"{what} ({value.name!r}) must be known while parsing, but is computed at run time; "
+            "make it an initializer",
             "UNSUPPORTED_NODE_DYNAMIC",
         )
     return known

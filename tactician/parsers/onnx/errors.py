@@ -49,7 +49,7 @@ class Problem:
     Attributes:
         code: Name of an `ErrorCode` member.
         text: Everything a person needs: where, what, inputs, reason, fix.
-        node: Index of the node in its graph, or −1.
+        node: Index of the node in its graph, or -1.
         name, op: The node's name and operator.
         stack: Local functions around it, outermost first.
         origin: Python file, line and function that noticed it.

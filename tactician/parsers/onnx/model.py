@@ -17,7 +17,7 @@ from .scope import Scope
 from .types import dtype_of
 from .walk import canonical, import_nodes
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1  # complete from 7 on; before that, operators as the table says
 MAX_SHAPE_ELEMENTS = 64  # longest integer input whose elements get symbols
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from ...ir.graph import Value
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .node import OnnxNode
 
-Result = Union[Value, Sequence["Value | None"]]
+Result = Value | Sequence[Value | None]
 ImporterFn = Callable[["Context", "OnnxNode"], Result]
 
 MICROSOFT = "com.microsoft"

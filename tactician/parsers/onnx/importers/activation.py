@@ -55,8 +55,9 @@ def _integer_shrink(c: Context, n: OnnxNode) -> Value:
     return c.select(c.binary("gt", x, c.like(limit, x)), c.sub(x, bias), low)
 
 
-@importer("Relu", since=6)
+@importer("Relu")
 def relu(c: Context, n: OnnxNode) -> Value:
+    n.ignore("consumed_inputs")
     if not n[0].dtype.is_float:
         return c.binary("max", n[0], c.like(0, n[0]))
     return c.activation(n[0], "relu")

@@ -192,7 +192,7 @@ def _axis_first(c: Context, v: Value, axis: int) -> Value:
 
 def _axis_last(c: Context, v: Value, axis: int) -> Value:
     axis = axis_of(axis, v.rank)
-    order = [i for i in range(1, v.rank)]
+    order = list(range(1, v.rank))
     return c.transpose(v, [*order[:axis], 0, *order[axis:]])
 
 

@@ -31,7 +31,8 @@ def unary(c: Context, n: OnnxNode) -> Value:
     return c.unary(_UNARY[n.op], n[0])
 
 
-@importer(*_BINARY, since=7)
+@importer(*(op for op in _BINARY if op not in ("GreaterOrEqual", "LessOrEqual")), since=7)
+@importer("GreaterOrEqual", "LessOrEqual", since=12)
 def binary(c: Context, n: OnnxNode) -> Value:
     fn = _BINARY[n.op]
     if fn == "div" and n[0].dtype.is_int:
@@ -63,7 +64,7 @@ def bit_shift(c: Context, n: OnnxNode) -> Value:
 _VARIADIC = {"Max": "max", "Min": "min", "Sum": "add", "Mean": "add"}
 
 
-@importer(*_VARIADIC, since=6)
+@importer(*_VARIADIC)
 def variadic(c: Context, n: OnnxNode) -> Value:
     values = n.present()
     if not values:
@@ -93,7 +94,7 @@ def is_inf(c: Context, n: OnnxNode) -> Value:
     return c.binary("eq", x, c.like(float("inf") if positive else float("-inf"), x))
 
 
-@importer("Clip", since=6, until=10)
+@importer("Clip", until=10)
 def clip_attributes(c: Context, n: OnnxNode) -> Value:
     x = n[0]
     low, high = n.attr("min", -3.4028234663852886e38), n.attr("max", 3.4028234663852886e38)

@@ -71,7 +71,7 @@ def _batch_norm_training(c: Context, n: OnnxNode) -> list[Value]:
     return out
 
 
-@importer("InstanceNormalization", since=6)
+@importer("InstanceNormalization")
 def instance_norm(c: Context, n: OnnxNode) -> Value:
     x = n[0]
     n.ignore("consumed_inputs")

@@ -53,9 +53,9 @@ def quantize_linear(c: Context, n: OnnxNode) -> Value:
     precision = n.attr("precision", 0)
     if precision:
         x, scale = (c.cast(v, dtype_of(precision)) for v in (x, scale))
-    elif not x.dtype.is_float:  # i32 in: divided as float
-        x = c.cast(x, scale.dtype)
-    elif x.dtype is not scale.dtype and scale.dtype is not T.f8e8m0:
+    elif not x.dtype.is_float or (
+        x.dtype is not scale.dtype and scale.dtype is not T.f8e8m0
+    ):
         x = c.cast(x, scale.dtype)
     to = _target(n)
     if not n.flag("saturate", True) and to.is_float:

@@ -23,7 +23,7 @@ def _fill(c: Context, n: OnnxNode, shape: Value, to: T.DType) -> Value:
 
 
 def _seed(n: OnnxNode) -> int:
-    """The seed as bits of the f32 attribute; −1 draws a new one for each run."""
+    """The seed as bits of the f32 attribute; -1 draws a new one for each run."""
     import struct
 
     seed = n.attr("seed", None)

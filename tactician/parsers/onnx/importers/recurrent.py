@@ -35,14 +35,14 @@ def _some(n: OnnxNode, outputs: list[Value]) -> list[Value | None]:
     return [v if n.wants(i) else None for i, v in enumerate(outputs)]
 
 
-@importer("LSTM", since=7)
+@importer("LSTM")
 def lstm(c: Context, n: OnnxNode) -> list[Value | None]:
     attrs = recurrent_attributes(n, "lstm")
     inputs = [n.get(i) for i in range(8)]
     return _some(n, c.ops("rnn", *inputs, input_forget=n.flag("input_forget"), **attrs))
 
 
-@importer("GRU", since=7)
+@importer("GRU")
 def gru(c: Context, n: OnnxNode) -> list[Value | None]:
     attrs = recurrent_attributes(n, "gru")
     inputs = [n.get(i) for i in range(6)]
@@ -50,7 +50,7 @@ def gru(c: Context, n: OnnxNode) -> list[Value | None]:
                           **attrs))
 
 
-@importer("RNN", since=7)
+@importer("RNN")
 def rnn(c: Context, n: OnnxNode) -> list[Value | None]:
     inputs = [n.get(i) for i in range(6)]
     return _some(n, c.ops("rnn", *inputs, **recurrent_attributes(n, "rnn")))

@@ -29,7 +29,7 @@ def reduce(c: Context, n: OnnxNode) -> Value:
     axes: tuple[int, ...] = ()
     if n.has(1):
         axes = axes_of([int(a) for a in require_ints(n[1], "axes").reshape(-1)], x.rank)
-    if axes or x.rank == 0 and not noop:
+    if axes or (x.rank == 0 and not noop):
         return _reduce(c, n, axes)
     if not noop:
         return _reduce(c, n, tuple(range(x.rank)))

@@ -99,3 +99,14 @@ def concat_from_sequence(c: Context, n: OnnxNode) -> Value:
     if new:
         items = [c.unsqueeze(v, [axis]) for v in items]
     return c.op("concat", *items, axis=axis)
+
+
+@importer("OptionalHasElement", since=15, note="of tensors and sequences known while parsing")
+def has_element(c: Context, n: OnnxNode) -> Value:
+    return c.const(n.has(0))
+
+
+@importer("OptionalGetElement", since=15, note="of tensors and sequences known while parsing")
+def get_element(c: Context, n: OnnxNode) -> Any:
+    item: Any = n[0]
+    return [item] if isinstance(item, list) else c.op("identity", item)

@@ -168,10 +168,23 @@ def split_attribute(c: Context, n: OnnxNode) -> list[Value]:
 def split(c: Context, n: OnnxNode) -> list[Value]:
     axis = axis_of(n.attr("axis", 0), n[0].rank)
     count = n.attr("num_outputs", None)
-    if n.has(1):
-        known = require_ints(n[1], "split").reshape(-1)
-        return _split(c, n[0], axis, list(known))
-    return _split(c, n[0], axis, _even(n, axis, count))
+    if not n.has(1):
+        return _split(c, n[0], axis, _even(n, axis, count))
+    known = n[1].known_ints()
+    if known is None or not D.is_static(*known.flat):
+        return _split_at_run_time(c, n, axis)
+    return _split(c, n[0], axis, list(known.reshape(-1)))
+
+
+def _split_at_run_time(c: Context, n: OnnxNode, axis: int) -> list[Value]:
+    """Parts whose sizes are only known at run time."""
+    sizes, out = c.index(n[1]), []
+    start = c.ints([0])
+    for i in range(len(n.proto.output)):
+        end = c.add(start, c.cut(sizes, 0, i, i + 1))
+        out.append(c.op("strided_slice", n[0], start, end, c.ints([axis]), c.ints([1])))
+        start = end
+    return out
 
 
 def _even(n: OnnxNode, axis: int, count: int | None) -> list[D.DimLike]:

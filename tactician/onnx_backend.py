@@ -25,14 +25,16 @@ class ModelError(TacticianError, ValueError):
     """A model that cannot be imported; the text lists every problem."""
 
 
-def load_graph(model: Any, folder: str | None = None) -> Graph:
-    """A verified graph from a ``ModelProto``.
+def load_graph(
+    model: Any, folder: str | None = None, constants: dict[str, Array] | None = None
+) -> Graph:
+    """A verified graph from a ``ModelProto``; ``constants`` replaces inputs.
 
     Raises:
         ModelError: With all problems of the model.
     """
     graph = Graph()
-    state = import_model(model, graph, folder)
+    state = import_model(model, graph, folder, constants=constants)
     if state.problems:
         raise ModelError("\n".join(p.text for p in state.problems))
     verify(graph)
@@ -40,20 +42,58 @@ def load_graph(model: Any, folder: str | None = None) -> Graph:
 
 
 class BackendRep:
-    """A prepared model. ``run`` takes inputs in order and returns a tuple of outputs."""
+    """A prepared model. ``run`` takes inputs in order and returns a tuple of outputs.
+
+    Where a model takes axes, sizes or the like as inputs and they must be known to build it,
+    the build waits for the first `run`, takes them from its arguments, and happens again
+    whenever their values change.
+    """
 
     def __init__(self, model: Any, target: str, folder: str | None = None):
-        self.target = target
-        self.graph = load_graph(model, folder)
+        self.model, self.target, self.folder = model, target, folder
+        self.names = input_names(model)
+        self._built: dict[bytes, tuple[Graph, list[str]]] = {}
+        problems = import_model(model, graph := Graph(), folder).problems
+        self.fixed: list[str] = []
+        if any(p.code == "UNSUPPORTED_NODE_DYNAMIC" for p in problems):
+            self.fixed = small_inputs(model)
+        if not problems:
+            verify(graph)
+            self._built[b""] = graph, [v.name for v in graph.inputs]
+        elif not self.fixed:
+            raise ModelError("\n".join(p.text for p in problems))
 
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         from .ops.interpreter import run_graph
 
-        arrays = [np.asarray(a) for a in inputs]
-        if len(arrays) > len(self.graph.inputs):
-            raise ValueError(f"{len(arrays)} inputs for a model that takes "
-                             f"{len(self.graph.inputs)}")
-        return tuple(run_graph(self.graph, arrays))
+        feeds = dict(zip(self.names, (np.asarray(a) for a in inputs), strict=False))
+        fixed = {n: feeds[n] for n in self.fixed if n in feeds}
+        graph, names = self._for(fixed)
+        return tuple(run_graph(graph, [feeds[n] for n in names]))
+
+    def _for(self, fixed: dict[str, Array]) -> tuple[Graph, list[str]]:
+        key = b"".join(k.encode() + str(a.shape).encode() + a.tobytes() for k, a in fixed.items())
+        if key not in self._built:
+            graph = load_graph(self.model, self.folder, fixed)
+            self._built[key] = graph, [v.name for v in graph.inputs]
+        return self._built[key]
+
+
+def input_names(model: Any) -> list[str]:
+    """Inputs that a caller must give: those that no initializer provides."""
+    given = {t.name for t in model.graph.initializer}
+    return [i.name for i in model.graph.input if i.name not in given]
+
+
+def small_inputs(model: Any) -> list[str]:
+    """Inputs of at most one dimension and 64 elements: axes, sizes, regions, flags."""
+    out = []
+    for info in model.graph.input:
+        t = info.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else 1 << 30 for d in t.shape.dim]
+        if info.type.HasField("tensor_type") and len(dims) <= 1 and sum(dims) <= 64:
+            out.append(info.name)
+    return out
 
 
 def prepare(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir import dims as D
 from ...ir.dtypes import DType, b1, dtype, i64
-from ...ir.graph import Graph, Node, Value
+from ...ir.graph import Graph, Value
 from ...ops import registry
 from .errors import NodeProblem, Problem
 from .scope import Scope
@@ -28,6 +28,9 @@ class ModelState:
         problems: Everything found so far.
         warnings: Things worth a warning in the log.
         outcome: Per top-level node index: imported or not.
+        network: The network that owns the model's graph, if there is one; layers are added
+            through it.
+        layers: The layer that stands for an ONNX node, by the node's name.
     """
 
     functions: dict[tuple[str, str, str], Any] = field(default_factory=dict)
@@ -37,6 +40,8 @@ class ModelState:
     outcome: dict[int, bool] = field(default_factory=dict)
     layer_names: dict[str, int] = field(default_factory=dict)
     plugins: Any = None
+    network: Any = None
+    layers: dict[str, Any] = field(default_factory=dict)
     depth: int = 0
 
     def unique(self, name: str) -> str:
@@ -73,7 +78,7 @@ class Context:
         self.stack = stack
         self.attributes = attributes
         self.source = ""
-        self.emitted: list[Node] = []
+        self.emitted: list[tuple[str, Any]] = []  # op, and the layer or node
 
     @property
     def graph(self) -> Graph:
@@ -96,11 +101,19 @@ class Context:
         values = list(inputs)
         while values and values[-1] is None:
             values.pop()
+        network = self.state.network
+        if network is not None and self.graph is network.graph:
+            tensors = [None if v is None else network._tensor(v) for v in values]
+            results = network.add_op(op, tensors, subgraphs=subgraphs, source=self.source,
+                                     **attrs)
+            layer = network._layers[-1]
+            self.emitted.append((op, layer))
+            return [network._value(t, op) for t in results]
         node = registry.emit(
             self.graph, op, values, source=self.source, subgraphs=subgraphs, **attrs
         )
-        self.emitted.append(node)
-        return node.outputs
+        self.emitted.append((op, node))
+        return list(node.outputs)
 
     def op(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
         """Adds a node with one output."""

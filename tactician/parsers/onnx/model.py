@@ -27,6 +27,8 @@ def import_model(
     folder: str | None = None,
     given: Mapping[str, bytes] | None = None,
     plugins: Any = None,
+    network: Any = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> ModelState:
     """Builds ``graph`` from a ``ModelProto``. Problems are collected, not raised.
 
@@ -36,8 +38,10 @@ def import_model(
         folder: Where external data lies.
         given: External data by initializer name.
         plugins: Finds plugins for operators without an importer.
+        network: The network that owns ``graph``, if layers are to be added through it.
+        constants: Values for inputs of the model, which then are constants.
     """
-    state = ModelState(plugins=plugins)
+    state = ModelState(plugins=plugins, network=network)
     state.load_tensor = TensorLoader(folder, given or {}, state.warnings.append)
     state.functions = {
         (canonical(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions
@@ -49,6 +53,8 @@ def import_model(
         state.problems.append(Problem(e.code, str(e)))
         return state
     c = Context(state, Scope(graph), opsets)
+    for name, array in (constants or {}).items():
+        c.scope.define(name, c.const(array, name=name))
     _initializers(c, model.graph)
     _inputs(c, model.graph)
     import_nodes(c, model.graph.node, top_level=True)
@@ -82,9 +88,12 @@ def _initializers(c: Context, graph: Any) -> None:
     from .scope import POISON
     from .subgraph import densify
 
+    given = set(c.scope.names())
     entries = [(t.name, t, c.state.load_tensor) for t in graph.initializer]
     entries += [(s.values.name, s, lambda s: densify(c, s)) for s in graph.sparse_initializer]
     for name, proto, load in entries:
+        if name in given:
+            continue
         if c.scope.defines(name):
             _problem(c, f"initializer {name!r}", ImportProblem("there are two of that name"))
             continue
@@ -179,9 +188,9 @@ def _outputs(c: Context, graph: Any) -> None:
                 "it is a sequence, but only tensors are supported", "UNSUPPORTED_GRAPH"))
             continue
         if value.producer is None or value in taken:
+            c.emitted = []
             value = c.op("identity", value)
-            assert value.producer is not None
-            value.producer.name = c.state.unique(f"output_{info.name}")
+            c.emitted[-1][1].name = c.state.unique(f"output_{info.name}")
         taken.add(value)
         value.name = info.name
         c.graph.outputs.append(value)

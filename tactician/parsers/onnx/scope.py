@@ -43,6 +43,9 @@ class Scope:
     def defines(self, name: str) -> bool:
         return name in self._names
 
+    def names(self) -> list[str]:
+        return list(self._names)
+
     def knows(self, name: str) -> bool:
         return name in self._names or (self.parent is not None and self.parent.knows(name))
 

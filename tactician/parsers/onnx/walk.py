@@ -230,13 +230,12 @@ def _call_plugin(c: Context, node: OnnxNode) -> Sequence[Value] | None:
 def _name_layers(c: Context, node: OnnxNode, results: Sequence[Any]) -> None:
     """The layer that computes output 0 gets the node's name, the others derived ones."""
     first = results[0] if results else None
-    main = first.producer if isinstance(first, Value) else None
-    if main not in c.emitted:
-        main = c.emitted[-1] if c.emitted else None
-    for layer in c.emitted:
-        if not layer.name:
-            name = node.name if layer is main else f"{node.name}/{layer.op}"
-            layer.name = c.state.unique(name)
+    producer = first.producer if isinstance(first, Value) else None
+    main = next((x for _, x in c.emitted if producer in (x, *getattr(x, "_nodes", ()))), None)
+    for op, layer in c.emitted:
+        layer.name = c.state.unique(node.name if layer is main else f"{node.name}/{op}")
+    if main is not None and not c.stack:
+        c.state.layers.setdefault(node.name, main)
     c.emitted = []
 
 

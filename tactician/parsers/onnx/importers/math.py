@@ -149,7 +149,7 @@ def cumulative(c: Context, n: OnnxNode) -> Value:
     fn = {"CumSum": "sum", "CumProd": "prod"}[n.op]
     axis = n[1]
     known = axis.known_ints()
-    if known is not None and known.size == 1:
-        axis = c.const(axis_of(int(known.reshape(())[()]), n[0].rank), T.i64)
+    if known is not None and known.size == 1 and isinstance(known.reshape(-1)[0], int):
+        axis = c.const(axis_of(known.reshape(-1)[0], n[0].rank), T.i64)
     return c.op("cumulative", n[0], c.scalar(axis), fn=fn, exclusive=n.flag("exclusive"),
                 reverse=n.flag("reverse"))

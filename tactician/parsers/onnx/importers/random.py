@@ -22,12 +22,12 @@ def _fill(c: Context, n: OnnxNode, shape: Value, to: T.DType) -> Value:
     return c.cast(c.op("fill", shape, a, b, fn=fn, to=wide, seed=_seed(n)), to)
 
 
-def _seed(n: OnnxNode) -> int:
-    """The seed as bits of the f32 attribute; -1 draws a new one for each run."""
+def _seed(n: OnnxNode) -> int | None:
+    """The seed as bits of the f32 attribute; None draws a new one for each run."""
     import struct
 
     seed = n.attr("seed", None)
-    return -1 if seed is None else int.from_bytes(struct.pack("<f", seed), "little") & 0x7FFFFFFF
+    return None if seed is None else int.from_bytes(struct.pack("<f", seed), "little") & 0x7FFFFFFF
 
 
 @importer("RandomUniform", "RandomNormal", note=_NOTE)

@@ -1,0 +1,186 @@
+"""Element types in registers and in memory, and conversions between them.
+
+f16 and bf16 live in registers as f32; booleans as i1, in memory as bytes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from llvmlite import ir
+
+from ...ir import dtypes as T
+from ...ir.dtypes import DType
+from . import vecmath as V
+from .vecmath import F32, F64, HALF, I1, I8, I16, I32, I64
+
+_REGISTER: dict[DType, ir.Type] = {
+    T.f64: F64, T.f32: F32, T.f16: F32, T.bf16: F32, T.i64: I64, T.i32: I32, T.i16: I16, T.i8: I8,
+    T.u64: I64, T.u32: I32, T.u16: I16, T.u8: I8, T.b1: I1,
+}  # fmt: skip
+_MEMORY: dict[DType, ir.Type] = {**_REGISTER, T.f16: HALF, T.bf16: I16, T.b1: I8}
+
+
+def supported(dt: DType) -> bool:
+    """Whether loop kernels can compute with this element type."""
+    return dt in _REGISTER
+
+
+def register_type(dt: DType, n: int = 0) -> ir.Type:
+    """How an element is held in a register; ``n`` lanes or a scalar."""
+    return V.with_lanes(_REGISTER[dt], n)
+
+
+def memory_type(dt: DType, n: int = 0) -> ir.Type:
+    return V.with_lanes(_MEMORY[dt], n)
+
+
+def register_bytes(dt: DType) -> int:
+    """Bytes of one element in scratch memory."""
+    return dt.size
+
+
+def from_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
+    """A loaded value as its register type."""
+    if dt is T.f16:
+        return b.fpext(x, V.like(x.type, F32))
+    if dt is T.bf16:
+        wide = b.zext(x, V.like(x.type, I32))
+        return b.bitcast(b.shl(wide, V.const(wide.type, 16)), V.like(x.type, F32))
+    if dt is T.b1:
+        return b.icmp_unsigned("!=", x, V.const(x.type, 0))
+    return x
+
+
+def to_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
+    """A register value as it is stored."""
+    if dt is T.f16:
+        return b.fptrunc(x, V.like(x.type, HALF))
+    if dt is T.bf16:
+        return _round_bf16(b, x)
+    if dt is T.b1:
+        return b.zext(x, V.like(x.type, I8))
+    return x
+
+
+def _round_bf16(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """The upper half of an f32, rounded to nearest even; NaN stays NaN."""
+    t = V.like(x.type, I32)
+    bits = b.bitcast(x, t)
+    odd = b.and_(b.lshr(bits, V.const(t, 16)), V.const(t, 1))
+    rounded = b.add(bits, b.add(odd, V.const(t, 0x7FFF)))
+    quiet = b.or_(bits, V.const(t, 0x400000))
+    chosen = b.select(b.fcmp_unordered("uno", x, x), quiet, rounded)
+    return b.trunc(b.lshr(chosen, V.const(t, 16)), V.like(x.type, I16))
+
+
+def limits(dt: DType) -> tuple[int, int]:
+    """Smallest and largest value of an integer type."""
+    if dt.kind == "u":
+        return 0, (1 << dt.bits) - 1
+    return -(1 << (dt.bits - 1)), (1 << (dt.bits - 1)) - 1
+
+
+def cast(
+    b: ir.IRBuilder, x: ir.Value, src: DType, dst: DType, saturate: bool = False
+) -> ir.Value:
+    """Value conversion between register types, as numpy's ``astype``."""
+    if src is dst:
+        return x
+    if src is T.b1:
+        return _from_bool(b, x, dst)
+    if dst is T.b1:
+        zero = V.const(x.type, 0)
+        if src.is_float:
+            return b.fcmp_unordered("!=", x, zero)
+        return b.icmp_signed("!=", x, zero)
+    if src.is_float:
+        return _float_to_float(b, x, dst) if dst.is_float else _to_int(b, x, dst, saturate)
+    if dst.is_float:
+        t = V.like(x.type, _REGISTER[dst])
+        y = b.sitofp(x, t) if src.kind == "i" else b.uitofp(x, t)
+        return _narrow_float(b, y, dst)
+    return _int_to_int(b, x, src, dst, saturate)
+
+
+def _from_bool(b: ir.IRBuilder, x: ir.Value, dst: DType) -> ir.Value:
+    t = V.like(x.type, _REGISTER[dst])
+    if dst.is_float:
+        return b.select(x, V.const(t, 1.0), V.const(t, 0.0))
+    return b.zext(x, t)
+
+
+def _narrow_float(b: ir.IRBuilder, x: ir.Value, dst: DType) -> ir.Value:
+    """Rounds to the precision of f16 or bf16, staying in f32."""
+    if dst in (T.f16, T.bf16):
+        return from_memory(b, to_memory(b, x, dst), dst)
+    return x
+
+
+def _float_to_float(b: ir.IRBuilder, x: ir.Value, dst: DType) -> ir.Value:
+    want = V.like(x.type, _REGISTER[dst])
+    if want != x.type:
+        x = b.fpext(x, want) if dst is T.f64 else b.fptrunc(x, want)
+    return _narrow_float(b, x, dst)
+
+
+def _to_int(b: ir.IRBuilder, x: ir.Value, dst: DType, saturate: bool) -> ir.Value:
+    """Truncates; out of range (where C leaves it open) wraps through a wider integer, or clamps
+    and turns NaN to 0."""
+    t = V.like(x.type, _REGISTER[dst])
+    if saturate and dst.bits <= 16:
+        low, high = limits(dst)
+        x = b.select(b.fcmp_ordered(">", x, V.const(x.type, low)), x, V.const(x.type, low))
+        x = b.select(b.fcmp_ordered("<", x, V.const(x.type, high)), x, V.const(x.type, high))
+        return b.trunc(b.fptosi(x, V.like(x.type, I32)), t)
+    if saturate:
+        name = "fptosi" if dst.kind == "i" else "fptoui"
+        full = f"llvm.{name}.sat.{V.type_suffix(t)}.{V.type_suffix(x.type)}"
+        return b.call(V.declare(b.module, full, t, [x.type]), [x])
+    if dst is T.u64:
+        return b.select(
+            b.fcmp_ordered("<", x, V.const(x.type, 0)), b.fptosi(x, t), b.fptoui(x, t)
+        )
+    if dst is T.u32 or dst is T.i64:
+        y = b.fptosi(x, V.like(x.type, I64))
+        return y if dst is T.i64 else b.trunc(y, t)
+    y = b.fptosi(x, V.like(x.type, I32))
+    return y if dst is T.i32 else b.trunc(y, t)
+
+
+def _int_to_int(
+    b: ir.IRBuilder, x: ir.Value, src: DType, dst: DType, saturate: bool
+) -> ir.Value:
+    if saturate:
+        (lo, hi), (dlo, dhi) = limits(src), limits(dst)
+        cmp = b.icmp_unsigned if src.kind == "u" else b.icmp_signed
+        if dhi < hi:
+            top = V.const(x.type, dhi)
+            x = b.select(cmp(">", x, top), top, x)
+        if dlo > lo:
+            bottom = V.const(x.type, dlo)
+            x = b.select(cmp("<", x, bottom), bottom, x)
+    t = V.like(x.type, _REGISTER[dst])
+    if dst.bits < src.bits:
+        return b.trunc(x, t)
+    if dst.bits > src.bits:
+        return b.zext(x, t) if src.kind == "u" else b.sext(x, t)
+    return x
+
+
+def literal(value: object, dt: DType, n: int = 0) -> ir.Constant:
+    """A constant of type ``dt``, rounded and wrapped as the type demands."""
+    import numpy as np
+
+    t = register_type(dt, n)
+    if dt is T.b1:
+        return V.const(t, int(bool(value)))
+    if dt.is_float:
+        return V.const(t, float(np.asarray(value, dtype=np.float64).astype(dt.np)))
+    if isinstance(value, (float, np.floating)):
+        low, high = limits(dt)
+        x = float(value)
+        whole = 0 if math.isnan(x) else int(min(max(x, low), high))
+    else:
+        whole = int(value)  # type: ignore[call-overload]
+    return V.const(t, whole)

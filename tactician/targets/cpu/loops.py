@@ -1,0 +1,318 @@
+"""The tactic for regions without an anchor: pointwise chains, index maps, reductions.
+
+`loopnest` plans the loops, `lanes` picks what is vectorized, `Emitter` writes the expressions;
+here they become a kernel with work items that threads can share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from ...ir import dims as D
+from ...ir import expr as E
+from ...ir.expr import Var
+from ...ir.graph import Value
+from ...regions.region import Region
+from ...tactics.kernel import Kernel
+from ...tactics.tactic import Tactic, register_tactic
+from . import affine as A
+from . import convert, lanes, loopnest, nest
+from . import vecmath as V
+from .emitter import Emitter
+from .reduction import lanes_for
+from .vecmath import I64, PTR
+
+_CHUNK = 2048  # elements of a long vectorized loop that make a work item
+_MANY = 64  # work items that are enough for any number of threads
+_GRAIN = 16384  # operations worth a thread
+_MAX_NODES = 4000  # larger expressions would compile for too long
+
+
+@dataclass(frozen=True)
+class LoopCandidate:
+    """One way to write the loops: how many hardware vectors a step of the vector loop holds."""
+
+    unroll: int = 2
+
+    def __str__(self) -> str:
+        return f"x{self.unroll}"
+
+
+@register_tactic
+class LoopTactic(Tactic):
+    """Loop nests over expressions of the compute language."""
+
+    name = "loops"
+    target = "cpu"
+
+    def refuse(self, region: Region, device: Any) -> str | None:
+        if region.anchor is not None:
+            return f"{region.anchor.op} is not a loop nest"
+        if not region.stages:
+            return "there is nothing to compute"
+        return refusal(region.stages)
+
+    def candidates(self, region: Region, device: Any) -> Sequence[LoopCandidate]:
+        return (LoopCandidate(2), LoopCandidate(4), LoopCandidate(1))
+
+    def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
+        return build_loops(region.stages, region.outputs, device.isa, candidate)
+
+
+def refusal(stages: Sequence[E.Stage]) -> str | None:
+    """Why stages can't be loops on a CPU, or None."""
+    size = 0
+    for s in stages:
+        nodes = E.walk(s.expr)
+        size += len(nodes)
+        for x in nodes:
+            if not convert.supported(x.dtype):
+                return f"element type {x.dtype} is not supported in loops"
+        if not convert.supported(s.out.dtype):
+            return f"element type {s.out.dtype} is not supported in loops"
+    return f"{size} expression nodes are too many" if size > _MAX_NODES else None
+
+
+def build_loops(
+    stages: Sequence[E.Stage], outputs: Sequence[Value], isa: Any, candidate: LoopCandidate
+) -> Kernel:
+    """The kernel that computes ``outputs``."""
+    planned = loopnest.plan(stages, outputs)
+    return _Builder(planned, isa, candidate).build()
+
+
+def element_bits(planned: loopnest.LoopNest) -> int:
+    """Bits of the widest element that is moved in bulk; decides the number of lanes."""
+    bits = 8
+    for s in planned.steps:
+        bits = max(bits, 32 if s.out.dtype.bits == 16 else s.out.dtype.bits)
+        for x in A.walk([s.expr]):
+            if isinstance(x, A.FlatLoad) and x.at.terms:
+                bits = max(bits, 32 if x.dtype.bits == 16 else x.dtype.bits)
+            elif x.dtype.is_float:
+                bits = max(bits, 32)
+    return bits
+
+
+class KernelFrame:
+    """A kernel function under construction: its blocks, pointer and size arguments.
+
+    Attributes:
+        args: Values in the order of the pointer arguments.
+        dims: Sizes in the order of the scalar arguments.
+    """
+
+    def __init__(self, name: str, lowerer: A.Lowerer):
+        self.module = ir.Module(name)
+        t = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR])
+        self.fn = ir.Function(self.module, t, name)
+        self.entry = ir.IRBuilder(self.fn.append_basic_block("entry"))
+        self._start = self.fn.append_basic_block("start")
+        self.args: dict[Value, ir.Value] = {}
+        self.dims: dict[D.Dim, ir.Value] = {}
+        self.em = Emitter(self.entry, pointer=self.pointer, size=self.size, lowerer=lowerer)
+        self.em.scopes[0].open = False
+        self.em.push(ir.IRBuilder(self._start))
+
+    def pointer(self, v: Value) -> ir.Value:
+        if v not in self.args:
+            slot = self.entry.gep(self.fn.args[0], [I64(len(self.args))], source_etype=PTR)
+            self.args[v] = self.entry.load(slot, typ=PTR)
+        return self.args[v]
+
+    def size(self, d: D.Dim) -> ir.Value:
+        if d not in self.dims:
+            slot = self.entry.gep(self.fn.args[1], [I64(len(self.dims))], source_etype=I64)
+            self.dims[d] = self.entry.load(slot, typ=I64)
+        return self.dims[d]
+
+    def finish(self) -> str:
+        self.em.builder.ret_void()
+        self.entry.branch(self._start)
+        return str(self.module)
+
+
+class _Builder:
+    def __init__(self, planned: loopnest.LoopNest, isa: Any, candidate: LoopCandidate):
+        self.plan = planned
+        self.isa = isa
+        bits = element_bits(planned)
+        self.width = isa.lanes(bits) * candidate.unroll
+        self.frame = KernelFrame("loops", planned.lowerer)
+        self.em = self.frame.em
+        self.lane = lanes.choose_row_lane(planned, self.width)
+        if self.lane is not None:
+            self.width = lanes_for(self.lane.extent, self.width)
+        self.em.vector_lanes = self.width if self.lane is None else max(self.width, 1)
+        self.chunk: int | None = None
+        self.scratch: D.DimLike = 0
+        self.scratch_at: dict[Value, D.DimLike] = {}
+
+    def build(self) -> Kernel:
+        outer = [v for v in self.plan.rows if v is not self.lane]
+        work = D.product(v.extent for v in outer)
+        extents: list[D.DimLike] = [v.extent for v in outer]
+        if self.lane is not None and self._chunked(work):
+            pieces = D.ceil_div(self.lane.extent, self.chunk or 1)
+            extents.append(pieces)
+            work = work * pieces
+        self._place_scratch()
+        for s in self.plan.steps:
+            if s.at is not None and s.out not in self.plan.scratch:
+                self.frame.pointer(s.out)
+        self._items(outer, extents)
+        source = self.frame.finish()
+        symbol = "loops_" + hashlib.sha256(source.encode()).hexdigest()[:10]
+        cost = self._item_cost(work)
+        return Kernel(
+            symbol=symbol,
+            source=source.replace('@"loops"(', f'@"{symbol}"('),
+            args=tuple(self.frame.args),
+            dims=tuple(self.frame.dims),
+            work=work,
+            grain=max(1, int(_GRAIN / max(cost, 1.0))),
+            scratch=self.scratch,
+            notes={"lanes": self.width, "lane": self.lane.name if self.lane else "own"},
+        )
+
+    def _item_cost(self, work: D.DimLike) -> float:
+        """Operations of one work item, roughly."""
+        per_row = sum(
+            len(A.walk([s.expr])) * lanes.trips(s.inner) * lanes.trips(_reduce_vars(s))
+            for s in self.plan.steps
+        )
+        along = 1 if self.lane is None else lanes.extent(self.lane)
+        return per_row * (min(along, self.chunk) if self.chunk else along)
+
+    def _chunked(self, outer: D.DimLike) -> bool:
+        """Whether to cut the lane loop into work items."""
+        assert self.lane is not None
+        n = self.lane.extent
+        per_element = sum(lanes.trips(_reduce_vars(s)) for s in self.plan.steps)
+        chunk = max(self.width, int(_CHUNK / max(per_element, 1.0)))
+        chunk = -(-chunk // self.width) * self.width
+        many = not isinstance(outer, D.Dim) and outer >= _MANY
+        if many or (not isinstance(n, D.Dim) and n <= chunk):
+            return False
+        self.chunk = chunk
+        return True
+
+    # --- scratch -------------------------------------------------------------------------
+
+    def _place_scratch(self) -> None:
+        packed = self.width if self.lane is not None else 1
+        for v, elements in self.plan.scratch.items():
+            self.scratch_at[v] = self.scratch
+            size = elements * (convert.register_bytes(v.dtype) * packed)
+            self.scratch = self.scratch + D.ceil_div(size, 64) * 64
+        for v, offset in self.scratch_at.items():
+            base = self.frame.fn.args[4]
+            entry = self.frame.entry
+            at = entry.gep(base, [self.em.dim(offset)], source_etype=V.I8)
+            self.em.bind_pointer(v, at)
+
+    # --- loops ---------------------------------------------------------------------------
+
+    def _items(self, outer: list[Var], extents: list[D.DimLike]) -> None:
+        begin, end = self.frame.fn.args[2], self.frame.fn.args[3]
+        em = self.em
+        sizes = [em.dim(d) for d in extents]
+        if not extents:
+            nest.loop(em, begin, end, 1, [], lambda i, now: self._row_block([]))
+            return
+        first = _first_indices(em, begin, end, sizes)
+
+        def body(i: ir.Value, now: list[ir.Value]) -> list[ir.Value]:
+            for v, x in zip(outer, now, strict=False):
+                em.bind(v, x)
+            self._row_block(now)
+            return nest.advance(em.builder, now, sizes)
+
+        nest.loop(em, begin, end, 1, first, body)
+
+    def _row_block(self, now: list[ir.Value]) -> list[ir.Value]:
+        em = self.em
+        if self.lane is None:
+            self._row()
+            return []
+        start: ir.Value = I64(0)
+        stop = em.dim(self.lane.extent)
+        if self.chunk:
+            start = em.builder.mul(now[-1], I64(self.chunk))
+            past = em.builder.add(start, I64(self.chunk))
+            over = em.builder.icmp_signed("<", stop, past)
+            stop = em.builder.select(over, stop, past)
+
+        def body(width: int, carried: list[ir.Value]) -> list[ir.Value]:
+            em.row_width = width
+            self._row()
+            em.row_width = 0
+            return []
+
+        nest.vector_loop(em, self.lane, start, stop, self.width, ([], []), body)
+        return []
+
+    def _row(self) -> None:
+        """All steps for one row, or one vector of rows."""
+        for s in self.plan.steps:
+            if s.inner:
+                packed = self.width if self.lane is not None else 0
+                in_scratch = s.out in self.plan.scratch
+                self.em.bind_local(s.out, packed if in_scratch else 0)
+                lane = lanes.inner_lane(s) if self.lane is None else None
+                order = [v for v in s.inner if v is not lane] + ([lane] if lane else [])
+                self._inner(s, order, lane)
+                continue
+            x = self.em._emit(s.expr)
+            if s.at is not None:
+                self.em.store_at(s.out, s.at, x)
+            self.em.bind_result(s.out, x)
+
+    def _inner(self, s: loopnest.Step, order: list[Var], lane: Var | None) -> None:
+        em = self.em
+        if not order:
+            assert s.at is not None
+            em.store_at(s.out, s.at, em._emit(s.expr))
+            return
+        var, rest = order[0], order[1:]
+        if var is lane:
+            def element(width: int, now: list[ir.Value]) -> list[ir.Value]:
+                self._inner(s, rest, lane)
+                return now
+
+            width = lanes_for(var.extent, self.width)
+            nest.vector_loop(
+                em, var, I64(0), em.dim(var.extent), width, ([], []), element
+            )
+            return
+
+        def body(i: ir.Value, now: list[ir.Value]) -> list[ir.Value]:
+            em.bind(var, i)
+            self._inner(s, rest, lane)
+            return now
+
+        nest.loop(em, I64(0), em.dim(var.extent), 1, [], body)
+
+
+def _reduce_vars(s: loopnest.Step) -> set[Var]:
+    return {v for x in A.walk([s.expr]) if isinstance(x, E.Reduce) for v in x.vars}
+
+
+def _first_indices(
+    em: Emitter, begin: ir.Value, end: ir.Value, sizes: list[ir.Value]
+) -> list[ir.Value]:
+    """Indices of the first item. Sizes may be 0 when there is nothing to do, so divisors that
+    are 0 count as 1."""
+    b = em.builder
+    safe = [
+        n if nest.known(n) else b.select(b.icmp_signed("==", n, I64(0)), I64(1), n) for n in sizes
+    ]
+    return nest.counters(b, begin, safe)
+
+
+__all__ = ["KernelFrame", "LoopCandidate", "LoopTactic", "build_loops", "refusal"]

@@ -54,10 +54,10 @@ def _raw(em: Emitter, value: Value, at: A.Linear, allowed: ir.Value | None) -> i
         allowed = em.mask if allowed is None else em.builder.and_(allowed, em.mask)
     if step == 1 and allowed is not None and V.lanes(allowed.type) and value.dtype.size >= 4:
         return _masked(em, value, base, width, allowed)
-    scale = em.dim(step)
 
     def index(k: int) -> ir.Value:
-        return base if k == 0 else em.builder.add(base, em.builder.mul(scale, I64(k)))
+        assert step is not None
+        return base if k == 0 else em.builder.add(base, _times(em, step, k))
 
     return _gather(em, value, index, width, allowed)
 
@@ -110,6 +110,13 @@ def _masked(
     fn = V.declare(b.module, name, t, [V.PTR, I32, mask.type, t])
     at = em.address(value, base)
     return b.call(fn, [at, I32(value.dtype.size), mask, ir.Constant(t, None)])
+
+
+def _times(em: Emitter, step: D.DimLike, k: int) -> ir.Value:
+    """``step * k``, without asking for a size of its own."""
+    if isinstance(step, D.Dim):
+        return em.builder.mul(em.dim(step), I64(k))
+    return I64(step * k)
 
 
 def _gather(
@@ -248,7 +255,7 @@ def _end_tests(em: Emitter, p: E.Binary, width: int) -> list[ir.Value]:
         last = first
         if w:
             assert step is not None
-            last = em.builder.add(first, em.dim(step * (width - 1)))
+            last = em.builder.add(first, _times(em, step, width - 1))
         sides.append((first, last))
     return [em.builder.icmp_signed(op, x, y) for x, y in zip(*sides, strict=True)]
 
@@ -290,7 +297,7 @@ def emit_store(em: Emitter, value: Value, at: A.Linear, register: ir.Value) -> N
             index = em.builder.extract_element(indices, I32(k))
         else:
             assert step is not None
-            index = em.builder.add(base, em.dim(step * k))
+            index = em.builder.add(base, _times(em, step, k))
         _store_lane(em, raw, k, em.address(value, index), dt.size)
 
 

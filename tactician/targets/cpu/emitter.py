@@ -355,7 +355,7 @@ class Emitter:
             g = ir.GlobalVariable(module, t, name)
             g.linkage, g.global_constant, g.align = "internal", True, 64
             g.initializer = ir.Constant(t, None)
-        return module.globals[name]
+        return ir.FormattedConstant(V.PTR, f'@"{name}"')
 
     def all_lanes(self, mask: ir.Value) -> ir.Value:
         """i1: whether a mask holds in every lane."""

@@ -110,11 +110,14 @@ def vector_loop(
 
 def unrolled(em: Emitter, var: Var, count: int, carried: Carried, body: Body) -> Carried:
     """A short loop written out."""
+    outer = em.scopes[-1]
+    was_open, outer.open = outer.open, False  # one builder: only the inner scope knows its place
     for k in range(count):
-        em.push(em.builder)
+        em.push(outer.builder)
         em.bind(var, I64(k))
         carried = body(I64(k), carried)
         em.pop()
+    outer.open = was_open
     return carried
 
 

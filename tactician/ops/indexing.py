@@ -323,8 +323,9 @@ class OneHot(Op):
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         idx, depth, values = (S.operand(node, i) for i in range(3))
-        if values.rank != 1 or values.dims[0] != 2:
+        if values.rank != 1:
             raise OpError(f"values {S.show(values)} must be two: off and on")
+        S.unify(values.dims[0], 2, node, f"number of values {S.show(values)} and 2")
         axis = S.axis_of(node.attrs.axis, idx.rank + 1)
         if S.vector_length(depth, "depth") != 1:
             raise OpError(f"depth {S.show(depth)} must be one number")

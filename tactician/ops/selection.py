@@ -196,9 +196,10 @@ class Nms(Op):
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         boxes, scores = S.operand(node, 0), S.operand(node, 1)
-        if boxes.rank != 3 or scores.rank != 3 or boxes.dims[2] != 4:
+        if boxes.rank != 3 or scores.rank != 3:
             raise OpError(f"boxes {S.show(boxes)} must be [N, S, 4] and scores {S.show(scores)} "
                           "[N, C, S]")
+        S.unify(boxes.dims[2], 4, node, f"numbers per box of {S.show(boxes)} and 4")
         S.unify(boxes.dims[0], scores.dims[0], node, "batch sizes of boxes and scores")
         S.unify(boxes.dims[1], scores.dims[2], node, "numbers of boxes and scores")
         each = S.scalar_int(S.optional(node, 2))

@@ -14,9 +14,10 @@ from tactician.testing.stage_eval import run_stages
 
 
 def make(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = False,
-         **attrs: Any) -> Node:
+         fixed: tuple[int, ...] = (), **attrs: Any) -> Node:
     """A node on inputs shaped like ``arrays``; those listed in ``const`` are constants.
-    ``dynamic`` replaces sizes over 1 by symbols named after them, equal sizes by equal ones."""
+    ``dynamic`` replaces sizes over 1 by symbols named after them, equal sizes by equal ones,
+    but not those of the inputs listed in ``fixed``."""
     g = Graph()
 
     def value(k: int, a: Any) -> Any:
@@ -25,7 +26,7 @@ def make(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = Fal
         a = np.asarray(a)
         if k in const:
             return g.constant(a)
-        dims = [D.sym(f"s{n}") if dynamic and n > 1 else n for n in a.shape]
+        dims = [D.sym(f"s{n}") if dynamic and n > 1 and k not in fixed else n for n in a.shape]
         return g.add_input(f"x{k}", dtype(a.dtype), dims)
 
     return emit(g, op, [value(k, a) for k, a in enumerate(arrays)], op, **attrs)
@@ -33,7 +34,7 @@ def make(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = Fal
 
 def check(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = True,
           rtol: float = 2e-6, atol: float = 1e-6, expect_stages: bool = True,
-          **attrs: Any) -> Any:
+          fixed: tuple[int, ...] = (), **attrs: Any) -> Any:
     """Runs an op's reference, requires inferred types to fit and its stages (static, and with
     symbolic dims if ``dynamic``) to agree; returns the outputs, a single one bare."""
     arrays = tuple(None if a is None else np.asarray(a) for a in arrays)
@@ -46,7 +47,7 @@ def check(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = Tr
             n if isinstance(d, D.Dim) else d for d, n in zip(v.dims, np.shape(r), strict=True)
         ), f"inferred {v}, reference gives {np.shape(r)}"
     for symbolic in (False, True) if dynamic else (False,):
-        n = make(op, *arrays, const=const, dynamic=symbolic, **attrs)
+        n = make(op, *arrays, const=const, dynamic=symbolic, fixed=fixed, **attrs)
         got = run_stages(n, *arrays)
         if not expect_stages:
             assert got is None

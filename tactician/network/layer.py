@@ -172,8 +172,8 @@ class ILayer:
         self._state["name"] = name
         for node in self._nodes:
             node.name = name
-            if node.error:
-                infer_node(node)  # the message names the layer
+        if self._errors():
+            self._changed()  # the message names the layer
 
     @property
     def metadata(self) -> str:
@@ -351,7 +351,9 @@ class ILayer:
             e.nodes.clear()  # what was created stays in e.created and is removed below
             n = max(len(stable), self._default_outputs)
             inputs = [v for v in self._inputs if v is not None]
-            results = list(e.op("invalid", *inputs, message=error, outputs=n).outputs)
+            node = e.op("invalid", *inputs, message=error, outputs=n)
+            node.error = self._describe(error)
+            results = list(node.outputs)
         results = self._with_output_types(e, results)
         kept = set(e.nodes)
         self._retire([n for n in dict.fromkeys([*self._nodes, *e.created]) if n not in kept])
@@ -406,6 +408,10 @@ class ILayer:
         old.dtype, old.shape, old.content = v.dtype, v.shape, v.content
         return old if _differs(before, v) else None
 
+    def _describe(self, problem: str) -> str:
+        source = next((f" from {n.source}" for n in self._nodes if n.source), "")
+        return f"layer {self.name!r} [{self._title}]{source}: {problem}"
+
     def _errors(self) -> list[str]:
         """What is wrong with the layer, as messages that name it."""
         return [n.error for n in self._nodes if n.error]
@@ -436,6 +442,13 @@ def _address(weights: Any) -> tuple[int, int] | None:
     if isinstance(array, np.ndarray) and array.size:
         return array.__array_interface__["data"][0], array.nbytes
     return None
+
+
+def share(layer: ILayer, cls: type[ILayer]) -> ILayer:
+    """Another object for the same layer."""
+    view = cls.__new__(cls)
+    view.__dict__ = layer.__dict__
+    return view
 
 
 class OpLayer(ILayer):

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ...ir import dtypes as T
 from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
-from ..enums import GatherMode, LayerType
+from ..enums import (
+    BoundingBoxFormat, DataType, FillOperation, GatherMode, LayerType, ScatterMode, to_ir,
+)
 from ..layer import Attr, Emitter, ILayer
 from ..tensor import ITensor
 from ..values import Dims, as_int, dims
@@ -89,6 +92,170 @@ def _has_batch(v: Value) -> bool:
     return bool(v.dims) and v.dims[0] != 1
 
 
+class IScatterLayer(ILayer):
+    """Copies data and replaces elements by index.
+
+    Attributes:
+        axis: The dimension indices count along (ELEMENT mode).
+        mode: How indices are read.
+    """
+
+    _layer_type = LayerType.SCATTER
+    _title = "Scatter"
+    axis = Attr(as_int, "The dimension indices count along.")
+    mode = Attr(ScatterMode, "How indices are read.")
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        x, idx, new = self._x(0), self._x(1), self._x(2)
+        if self._state["mode"] is ScatterMode.ND:
+            return [e.value("scatter_nd", x, idx, new, reduction="none")]
+        axis = self._state["axis"] + self._net._off
+        if not 0 <= axis < x.rank:
+            raise OpError(f"axis {self._state['axis']} is not a dimension of {x!r}")
+        return [e.value("scatter_elements", x, idx, new, axis=axis, reduction="none")]
+
+
+class IOneHotLayer(ILayer):
+    """One-hot encoding; inputs are indices, [off, on] values, depth (a scalar).
+
+    Attributes:
+        axis: Where the new dimension goes; negative counts from the end of the output.
+    """
+
+    _layer_type = LayerType.ONE_HOT
+    _title = "OneHot"
+    axis = Attr(as_int, "Where the new dimension goes.")
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        axis = self._state["axis"]
+        return [e.value("one_hot", self._x(0), self._x(2), self._x(1),
+                        axis=axis + (self._net._off if axis >= 0 else 0))]
+
+
+def _indices(e: Emitter, v: Value, indices_type: DataType) -> Value:
+    """Indices in the type that the layer promises."""
+    want = to_ir(indices_type)
+    return v if v.dtype is want else e.value("cast", v, to=want)
+
+
+class INonZeroLayer(ILayer):
+    """Indices of the elements that are not zero, [rank, count].
+
+    Attributes:
+        indices_type: INT32 or INT64.
+    """
+
+    _layer_type = LayerType.NON_ZERO
+    _title = "NonZero"
+    indices_type = Attr(DataType, "Element type of the indices.")
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        return [_indices(e, e.value("non_zero", self._x()), self.indices_type)]
+
+
+class INMSLayer(ILayer):
+    """Non-maximum suppression: selected [batch, class, box] indices, and how many there are.
+
+    Inputs: boxes [batch, boxes, 4], scores [batch, boxes, classes], most boxes per class (scalar),
+    and optionally IoU threshold and score threshold (scalars).
+
+    Attributes:
+        bounding_box_format: How boxes are given.
+        topk_box_limit: Best boxes per class that are looked at.
+        indices_type: INT32 or INT64.
+    """
+
+    _layer_type = LayerType.NMS
+    _title = "NMS"
+    _default_outputs = 2
+    bounding_box_format = Attr(BoundingBoxFormat, "How boxes are given.")
+    topk_box_limit = Attr(as_int, "Best boxes per class that are looked at.")
+    indices_type = Attr(DataType, "Element type of the indices.")
+
+    def _max_inputs(self) -> int:
+        return 4
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        boxes, scores, most = self._x(0), self._x(1), self._x(2)
+        if boxes.rank != 3 or scores.rank != 3:
+            raise OpError(f"it needs boxes [batch, boxes, 4] and scores [batch, boxes, classes],"
+                          f" got {boxes!r} and {scores!r}")
+        iou = self._x(3) if self._in(3) is not None else None
+        least = self._x(4) if self._in(4) is not None else None
+        by_class = e.value("transpose", scores, perm=(0, 2, 1))
+        center = self.bounding_box_format is BoundingBoxFormat.CENTER_SIZES
+        found = e.value("nms", boxes, by_class, most, iou, least, center_box=center)
+        selected = _indices(e, found, self.indices_type)
+        size = e.value("slice", e.value("shape", selected), e.ints([0]), e.ints([1]),
+                       e.ints([1]), None, mode="strict")
+        count = e.value("reshape", size, e.const(np.zeros(0, np.int64)), zero_copies=False)
+        return [selected, e.value("cast", count, to=T.i32)]
+
+
+_FILL = {
+    FillOperation.LINSPACE: "linspace", FillOperation.RANDOM_UNIFORM: "random_uniform",
+    FillOperation.RANDOM_NORMAL: "random_normal",
+}
+
+
+class IFillLayer(ILayer):
+    """Fills a shape with a sequence or random numbers.
+
+    Attributes:
+        operation: LINSPACE (``alpha + beta * index``), RANDOM_UNIFORM (from alpha to beta) or
+            RANDOM_NORMAL (mean alpha, deviation beta).
+        shape: The shape; input 0 overrides it.
+        alpha, beta: Parameters; inputs 1 and 2 override them. Beta as a tensor has one number per
+            dimension (LINSPACE).
+        to_type: Element type.
+    """
+
+    _layer_type = LayerType.FILL
+    _title = "Fill"
+    _incomplete = True
+    shape = Attr(dims_attr, "The shape.")
+    operation = Attr(FillOperation, "What it is filled with.")
+    to_type = Attr(DataType, "Element type.")
+
+    def _max_inputs(self) -> int:
+        return 2
+
+    def _number(self, key: str, i: int) -> float | int | None:
+        return None if self._in(i) is not None else self._state[key]
+
+    def _set_number(self, key: str, x: Any) -> None:
+        self._state[key] = as_int(x) if isinstance(x, (int, np.integer)) else float(x)
+        self._changed()
+
+    alpha = property(lambda s: s._number("alpha", 1), lambda s, v: s._set_number("alpha", v),
+                     doc="First parameter.")
+    beta = property(lambda s: s._number("beta", 2), lambda s, v: s._set_number("beta", v),
+                    doc="Second parameter.")
+
+    def is_alpha_beta_int64(self) -> bool:
+        """Whether alpha and beta are integers."""
+        return isinstance(self._state["alpha"], int) and isinstance(self._state["beta"], int)
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        s = self._state
+        to = to_ir(s["to_type"])
+        shape = self._x(0) if self._in(0) is not None else e.ints(tuple(s["shape"]))
+        work = T.f32 if to.is_float or to.kind == "b" else to
+        rank = shape.dims[0] if shape.rank else 0
+        alpha, beta = (self._x(i) if self._in(i) is not None else None for i in (1, 2))
+        if alpha is None:
+            alpha = e.const(np.asarray(s["alpha"], work.np))
+        if beta is None:
+            number = np.asarray(s["beta"], work.np)
+            if s["operation"] is FillOperation.LINSPACE:
+                if rank != 1:
+                    raise OpError("LINSPACE of more than one dimension needs beta as a tensor with"
+                                  " one number per dimension: set_input(2, tensor)")
+                number = number.reshape(1)
+            beta = e.const(number)
+        return [e.value("fill", shape, alpha, beta, fn=_FILL[s["operation"]], to=to, seed=None)]
+
+
 class DataAdders(NetworkCore):
     """``add_*`` methods of layers that make, pick and place elements."""
 
@@ -107,3 +274,31 @@ class DataAdders(NetworkCore):
                          mode=GatherMode(mode))
 
 
+
+    def add_scatter(self, data: ITensor, indices: ITensor, updates: ITensor,
+                    mode: ScatterMode) -> IScatterLayer:
+        """Adds a scatter."""
+        return self._add(IScatterLayer, [data, indices, updates], axis=0, mode=ScatterMode(mode))
+
+    def add_one_hot(self, indices: ITensor, values: ITensor, depth: ITensor,
+                    axis: int) -> IOneHotLayer:
+        """Adds one-hot encoding."""
+        return self._add(IOneHotLayer, [indices, values, depth], axis=as_int(axis))
+
+    def add_non_zero(self, input: ITensor, indices_type: DataType = DataType.INT32
+                     ) -> INonZeroLayer:
+        """Adds a search for elements that are not zero."""
+        return self._add(INonZeroLayer, [input], indices_type=DataType(indices_type))
+
+    def add_nms(self, boxes: ITensor, scores: ITensor, max_output_boxes_per_class: ITensor,
+                indices_type: DataType = DataType.INT32) -> INMSLayer:
+        """Adds non-maximum suppression."""
+        return self._add(INMSLayer, [boxes, scores, max_output_boxes_per_class],
+                         bounding_box_format=BoundingBoxFormat.CORNER_PAIRS, topk_box_limit=2000,
+                         indices_type=DataType(indices_type))
+
+    def add_fill(self, shape: Any, op: FillOperation,
+                 output_type: DataType = DataType.FLOAT) -> IFillLayer:
+        """Adds a filled tensor; pass empty dims if `IFillLayer.set_input` gives the shape."""
+        return self._add(IFillLayer, [], shape=Dims(dims(shape)), operation=FillOperation(op),
+                         to_type=DataType(output_type), alpha=0.0, beta=1.0)

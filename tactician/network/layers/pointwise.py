@@ -18,7 +18,7 @@ from ..enums import (
     UnaryOperation,
     to_ir,
 )
-from ..layer import Attr, Emitter, ILayer, WeightsAttr
+from ..layer import Attr, Emitter, ILayer, WeightsAttr, share
 from ..tensor import ITensor
 from ..values import as_int
 
@@ -55,7 +55,7 @@ class IActivationLayer(ILayer):
                         beta=s["beta"])]
 
     def _view(self) -> ILayer:
-        return _share(self, _ActivationView)
+        return share(self, _ActivationView)
 
 
 class _ActivationView(IActivationLayer):
@@ -65,13 +65,6 @@ class _ActivationView(IActivationLayer):
     @property
     def type(self) -> Any:
         return LayerType.ACTIVATION
-
-
-def _share(layer: ILayer, cls: type[ILayer]) -> ILayer:
-    """Another object for the same layer."""
-    view = cls.__new__(cls)
-    view.__dict__ = layer.__dict__
-    return view
 
 
 class IUnaryLayer(ILayer):

@@ -9,10 +9,14 @@ from ...ir import dtypes as T
 from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
-from ..enums import DataType, LayerType, ReduceOperation, TopKOperation, to_ir
-from ..layer import Attr, Emitter, ILayer
+from ..enums import (
+    CumulativeOperation, DataType, LayerType, PaddingMode, PoolingType, ReduceOperation,
+    TopKOperation, to_ir,
+)
+from ..layer import Attr, Emitter, ILayer, share
 from ..tensor import ITensor
-from ..values import as_int
+from ..values import Dims, DimsHW, as_int, dims
+from .contraction import HW, Symmetric, dims_attr, padding_attrs, window_state
 
 _REDUCE = {
     ReduceOperation.SUM: "sum", ReduceOperation.PROD: "prod", ReduceOperation.MAX: "max",
@@ -111,6 +115,164 @@ class ITopKLayer(ILayer):
         return [node.outputs[0], indices]
 
 
+class ICumulativeLayer(ILayer):
+    """Running sum along a dimension, which input 1 (a constant scalar) names.
+
+    Attributes:
+        op: The operation.
+        exclusive: Whether an element is left out of its own sum.
+        reverse: Whether sums run from the end.
+    """
+
+    _layer_type = LayerType.CUMULATIVE
+    _title = "Cumulative"
+    op = Attr(CumulativeOperation, "The operation.")
+    exclusive = Attr(bool, "Whether an element is left out of its own sum.")
+    reverse = Attr(bool, "Whether sums run from the end.")
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        s, x, axis = self._state, self._x(0), self._x(1)
+        if self._net._off:
+            known = axis.known_ints()
+            if known is None:
+                raise OpError("its axis must be constant in a network with implicit batch")
+            axis = e.ints(as_int(known.reshape(-1)[0]) % (x.rank - 1) + 1)
+        return [e.value("cumulative", x, axis, fn="sum", exclusive=s["exclusive"],
+                        reverse=s["reverse"])]
+
+
+class INormalizationLayer(ILayer):
+    """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` over some dimensions.
+
+    Attributes:
+        axes: Bit mask of dimensions that mean and variance are taken over.
+        epsilon: Added to the variance.
+        num_groups: Groups the channels are split into (group normalization).
+        compute_precision: Element type of the computation; always at least FLOAT here.
+        is_v2: Whether scale and bias of group normalization are per channel.
+    """
+
+    _layer_type = LayerType.NORMALIZATION
+    _title = "Normalization"
+    axes = Attr(as_int, "Bit mask of dimensions.")
+    epsilon = Attr(float, "Added to the variance.")
+    num_groups = Attr(as_int, "Groups of channels.")
+    compute_precision = Attr(DataType, "Element type of the computation.")
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether scale and bias of group normalization are per channel."""
+        return bool(self._state["is_v2"])
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        s, x = self._state, self._x()
+        scale, bias = self._x(1), self._x(2)
+        groups = s["num_groups"]
+        if groups != 1 and not s["is_v2"]:
+            scale, bias = self._per_channel(e, x, scale), self._per_channel(e, x, bias)
+        return [e.value("normalization", x, scale, bias, groups=groups, epsilon=s["epsilon"],
+                        axes=mask_axes(s["axes"], x, self._net._off), rms=False)]
+
+    def _per_channel(self, e: Emitter, x: Value, v: Value) -> Value:
+        """Coefficients per group, [1, G, 1…], repeated for the channels of each group."""
+        groups, channels = self._state["num_groups"], x.dims[1]
+        if v.rank < 2 or v.dims[1] != groups or groups == channels:
+            return v
+        if not isinstance(channels, int):
+            raise OpError(f"{x!r} needs a static channel dimension for coefficients per group")
+        times = channels // groups
+        idx = e.ints([c // times for c in range(channels)])
+        return e.value("gather", v, idx, axis=1, batch_dims=0)
+
+
+class ILRNLayer(ILayer):
+    """Local response normalization across channels.
+
+    Attributes:
+        window_size: Channels in a window; odd.
+        alpha, beta, k: ``x / (k + alpha / window_size * sum(x²)) ** beta``.
+    """
+
+    _layer_type = LayerType.LRN
+    _title = "LRN"
+    window_size = Attr(as_int, "Channels in a window.")
+    alpha = Attr(float, "Factor of the sum of squares.")
+    beta = Attr(float, "Exponent.")
+    k = Attr(float, "Constant.")
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        s = self._state
+        return [e.value("lrn", self._x(), size=s["window_size"], alpha=s["alpha"],
+                        beta=s["beta"], k=s["k"])]
+
+
+class IRaggedSoftMaxLayer(ILayer):
+    """Softmax over the first ``bounds`` elements of each row; 0 after them."""
+
+    _layer_type = LayerType.RAGGED_SOFTMAX
+    _title = "RaggedSoftMax"
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        return [e.value("ragged_softmax", self._x(0), self._x(1))]
+
+
+_POOLING = {
+    PoolingType.MAX: "max", PoolingType.AVERAGE: "average",
+    PoolingType.MAX_AVERAGE_BLEND: "max_average_blend",
+}
+
+
+class IPoolingLayer(ILayer):
+    """Pooling over windows.
+
+    Attributes:
+        type: Maximum, average, or a blend of both.
+        window_size_nd: Sizes of the window.
+        stride_nd: Steps between windows.
+        pre_padding, post_padding, padding_nd: Padding before, after, or both.
+        padding_mode: How padding and output sizes are computed.
+        blend_factor: ``(1 - blend_factor) * max + blend_factor * average``.
+        average_count_excludes_padding: Whether averages divide by the elements inside the input.
+    """
+
+    _layer_type = LayerType.POOLING
+    _title = "Pooling"
+    type = Attr(PoolingType, "The pooling function.")  # type: ignore[assignment]
+    window_size_nd = Attr(dims_attr, "Sizes of the window.")
+    stride_nd = Attr(dims_attr, "Steps between windows.")
+    pre_padding = Attr(dims_attr, "Padding before.")
+    post_padding = Attr(dims_attr, "Padding after.")
+    padding_nd = Symmetric()
+    padding_mode = Attr(PaddingMode, "How padding and output sizes are computed.")
+    blend_factor = Attr(float, "Share of the average in a blend.")
+    average_count_excludes_padding = Attr(bool, "What averages divide by.")
+    window_size = HW("window_size_nd")
+    stride = HW("stride_nd")
+    padding = HW("padding_nd")
+
+    def _emit(self, e: Emitter) -> Sequence[Value]:
+        s, x = self._state, self._x()
+        n = len(s["window_size_nd"])
+        if x.rank < n + 1 + self._net._off:
+            raise OpError(f"a {n}-D window needs an input of {n + 2} dimensions, got {x!r}")
+        return [e.value("pooling", x, fn=_POOLING[s["type"]], window=tuple(s["window_size_nd"]),
+                        blend=s["blend_factor"],
+                        count_include_pad=not s["average_count_excludes_padding"],
+                        **padding_attrs(s, n))]
+
+    def _view(self) -> ILayer:
+        return share(self, _PoolingView)
+
+
+class _PoolingView(IPoolingLayer):
+    """As `get_layer` shows it: ``type`` is the kind of layer until it is cast down by
+    ``layer.__class__ = IPoolingLayer``."""
+
+    @property
+    def type(self) -> Any:
+        return LayerType.POOLING
+
+
 class ReductionAdders(NetworkCore):
     """``add_*`` methods of reductions."""
 
@@ -131,3 +293,47 @@ class ReductionAdders(NetworkCore):
         """Adds top-k; ``axes`` is a bit mask of one dimension."""
         return self._add(ITopKLayer, [input], op=TopKOperation(op), k=as_int(k), axes=as_int(axes),
                          indices_type=DataType(indices_type))
+
+    def add_cumulative(self, input: ITensor, axis: ITensor, op: CumulativeOperation,
+                       exclusive: bool, reverse: bool) -> ICumulativeLayer:
+        """Adds running sums."""
+        return self._add(ICumulativeLayer, [input, axis], op=CumulativeOperation(op),
+                         exclusive=bool(exclusive), reverse=bool(reverse))
+
+    def add_normalization(self, input: ITensor, scale: ITensor, bias: ITensor,
+                          axesMask: int) -> INormalizationLayer:
+        """Adds a normalization; ``axesMask`` is a bit mask. Scale and bias broadcast; with
+        groups they are per group."""
+        return self._normalization(input, scale, bias, axesMask, False)
+
+    def add_normalization_v2(self, input: ITensor, scale: ITensor, bias: ITensor,
+                             axesMask: int) -> INormalizationLayer:
+        """Adds a normalization whose scale and bias are per channel with groups too."""
+        return self._normalization(input, scale, bias, axesMask, True)
+
+    def _normalization(self, input: ITensor, scale: ITensor, bias: ITensor, mask: int,
+                       v2: bool) -> INormalizationLayer:
+        return self._add(INormalizationLayer, [input, scale, bias], axes=as_int(mask),
+                         epsilon=1e-5, num_groups=1, compute_precision=DataType.FLOAT, is_v2=v2)
+
+    def add_lrn(self, input: ITensor, window: int, alpha: float, beta: float,
+                k: float) -> ILRNLayer:
+        """Adds local response normalization."""
+        return self._add(ILRNLayer, [input], window_size=as_int(window), alpha=float(alpha),
+                         beta=float(beta), k=float(k))
+
+    def add_ragged_softmax(self, input: ITensor, bounds: ITensor) -> IRaggedSoftMaxLayer:
+        """Adds a softmax over rows of different lengths."""
+        return self._add(IRaggedSoftMaxLayer, [input, bounds])
+
+    def add_pooling_nd(self, input: ITensor, type: PoolingType,
+                       window_size: Any) -> IPoolingLayer:
+        """Adds pooling."""
+        window = Dims(dims(window_size))
+        return self._add(IPoolingLayer, [input], type=PoolingType(type), window_size_nd=window,
+                         blend_factor=0.0, average_count_excludes_padding=True,
+                         **window_state(len(window)))
+
+    def add_pooling(self, input: ITensor, type: PoolingType, window_size: Any) -> IPoolingLayer:
+        """Adds 2-D pooling (legacy spelling)."""
+        return self.add_pooling_nd(input, type, DimsHW(dims(window_size, 2)))

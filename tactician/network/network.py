@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from .core import NetworkCore
 from .layers.contraction import ContractionAdders
+from .layers.control import ControlAdders
 from .layers.data import DataAdders
+from .layers.image import ImageAdders
 from .layers.movement import MovementAdders
 from .layers.pointwise import PointwiseAdders
+from .layers.quantize import QuantizeAdders
 from .layers.reduction import ReductionAdders
 
 
 class INetworkDefinition(
-    PointwiseAdders, MovementAdders, DataAdders, ReductionAdders, ContractionAdders
+    PointwiseAdders, MovementAdders, DataAdders, ReductionAdders, ContractionAdders,
+    QuantizeAdders, ImageAdders, ControlAdders,
 ):
     """A network: inputs, layers, outputs. Made by `Builder.create_network`.
 

@@ -12,7 +12,13 @@ from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
 from ..enums import (
-    BoundingBoxFormat, DataType, FillOperation, GatherMode, LayerType, ScatterMode, to_ir,
+    BoundingBoxFormat,
+    DataType,
+    FillOperation,
+    GatherMode,
+    LayerType,
+    ScatterMode,
+    to_ir,
 )
 from ..layer import Attr, Emitter, ILayer
 from ..tensor import ITensor

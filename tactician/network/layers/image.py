@@ -11,7 +11,11 @@ from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
 from ..enums import (
-    InterpolationMode, LayerType, ResizeCoordinateTransformation, ResizeRoundMode, ResizeSelector,
+    InterpolationMode,
+    LayerType,
+    ResizeCoordinateTransformation,
+    ResizeRoundMode,
+    ResizeSelector,
     SampleMode,
 )
 from ..layer import Attr, Emitter, ILayer

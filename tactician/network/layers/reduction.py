@@ -10,8 +10,14 @@ from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
 from ..enums import (
-    CumulativeOperation, DataType, LayerType, PaddingMode, PoolingType, ReduceOperation,
-    TopKOperation, to_ir,
+    CumulativeOperation,
+    DataType,
+    LayerType,
+    PaddingMode,
+    PoolingType,
+    ReduceOperation,
+    TopKOperation,
+    to_ir,
 )
 from ..layer import Attr, Emitter, ILayer, share
 from ..tensor import ITensor
@@ -166,23 +172,9 @@ class INormalizationLayer(ILayer):
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s, x = self._state, self._x()
-        scale, bias = self._x(1), self._x(2)
-        groups = s["num_groups"]
-        if groups != 1 and not s["is_v2"]:
-            scale, bias = self._per_channel(e, x, scale), self._per_channel(e, x, bias)
-        return [e.value("normalization", x, scale, bias, groups=groups, epsilon=s["epsilon"],
-                        axes=mask_axes(s["axes"], x, self._net._off), rms=False)]
-
-    def _per_channel(self, e: Emitter, x: Value, v: Value) -> Value:
-        """Coefficients per group, [1, G, 1…], repeated for the channels of each group."""
-        groups, channels = self._state["num_groups"], x.dims[1]
-        if v.rank < 2 or v.dims[1] != groups or groups == channels:
-            return v
-        if not isinstance(channels, int):
-            raise OpError(f"{x!r} needs a static channel dimension for coefficients per group")
-        times = channels // groups
-        idx = e.ints([c // times for c in range(channels)])
-        return e.value("gather", v, idx, axis=1, batch_dims=0)
+        return [e.value("normalization", x, self._x(1), self._x(2), groups=s["num_groups"],
+                        epsilon=s["epsilon"], rms=False,
+                        axes=mask_axes(s["axes"], x, self._net._off))]
 
 
 class ILRNLayer(ILayer):

@@ -18,12 +18,12 @@ class PluginAttrs:
     """Which plugin, and its state.
 
     Attributes:
-        name, version, namespace: The creator's key.
+        plugin, version, namespace: The creator's name, version and namespace.
         outputs: How many outputs the plugin has.
         data: The serialized plugin (u8), or what its creator needs to make it.
     """
 
-    name: str = ""
+    plugin: str = ""
     version: str = "1"
     namespace: str = ""
     outputs: int = 1
@@ -58,7 +58,7 @@ def set_plugin_runner(runner: PluginRunner | None) -> None:
 def _need_runner(node: Node) -> PluginRunner:
     if _runner is None:
         a = node.attrs
-        raise OpError(f"plugin {a.namespace}::{a.name} version {a.version} cannot be called: "
+        raise OpError(f"plugin {a.namespace}::{a.plugin} version {a.version} cannot be called: "
                       "no plugin registry is loaded; import tactician's network package")
     return _runner
 

@@ -205,7 +205,7 @@ class _Cell:
         forget = 1 - i if self.a.input_forget else f(self.clip(gf + pf * c))
         c = forget * c + i * g(self.clip(gc))
         o = f(self.clip(go + po * c))
-        return o * out(self.clip(c)), c
+        return o * out(c), c  # the state itself is not clipped, as in onnxruntime
 
     def _gru(self, xw: Array, h: Array, c: Array) -> tuple[Array, Array]:
         f, g = self.f

@@ -53,7 +53,7 @@ def conv_axes(sizes: Sequence[D.DimLike], window: Sequence[int], a: Any) -> list
     return resolve(sizes, window, a.stride, a.pre, a.post, a.dilation, a.padding_mode)
 
 
-def _check_ranks(x: Value, w: Value, deconv: bool = False) -> None:
+def check_ranks(x: Value, w: Value, deconv: bool = False) -> None:
     layout = "[C, K/groups, ...]" if deconv else "[K, C/groups, ...]"
     if x.rank < 3 or w.rank != x.rank:
         raise OpError(
@@ -64,7 +64,7 @@ def _check_ranks(x: Value, w: Value, deconv: bool = False) -> None:
         raise OpError(f"x is {x.dtype} but weights are {w.dtype}: cast one of them")
 
 
-def _check_bias(b: Value | None, channels: D.DimLike, x: Value) -> None:
+def check_bias(b: Value | None, channels: D.DimLike, x: Value) -> None:
     if b is None:
         return
     if b.dtype is not x.dtype or b.rank != 1 or (
@@ -74,7 +74,7 @@ def _check_bias(b: Value | None, channels: D.DimLike, x: Value) -> None:
                       f"{shape_text(b)}")
 
 
-def _check_groups(x: Value, w: Value, groups: int) -> None:
+def check_groups(x: Value, w: Value, groups: int) -> None:
     k, c = w.dims[:2]
     if groups < 1:
         raise OpError(f"groups is {groups}, but must be at least 1")
@@ -104,9 +104,9 @@ class Convolution(Op):
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, w, b = (*node.inputs, None)[:3]
         assert x is not None and w is not None
-        _check_ranks(x, w)
-        _check_groups(x, w, node.attrs.groups)
-        _check_bias(b, w.dims[0], x)
+        check_ranks(x, w)
+        check_groups(x, w, node.attrs.groups)
+        check_bias(b, w.dims[0], x)
         axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
         return [TensorType(x.dtype, (x.dims[0], w.dims[0], *(a.out for a in axes)))]
 
@@ -238,7 +238,7 @@ class Deconvolution(Op):
         x, w, b = (*node.inputs, None)[:3]
         assert x is not None and w is not None
         groups = node.attrs.groups
-        _check_ranks(x, w, deconv=True)
+        check_ranks(x, w, deconv=True)
         if groups < 1 or (D.is_static(w.dims[0]) and int(w.dims[0]) % groups):
             raise OpError(f"{w.dims[0]} input channels of weights {shape_text(w)} do not divide "
                           f"into {groups} groups")
@@ -246,7 +246,7 @@ class Deconvolution(Op):
             raise OpError(f"x {shape_text(x)} has {x.dims[1]} channels, but weights "
                           f"{shape_text(w)} ([C, K/groups, ...]) expect {w.dims[0]}")
         channels = w.dims[1] * groups
-        _check_bias(b, channels, x)
+        check_bias(b, channels, x)
         axes = deconv_axes(x.dims[2:], kernel_extents(w), node.attrs)
         return [TensorType(x.dtype, (x.dims[0], channels, *(a.out for a in axes)))]
 
@@ -343,7 +343,7 @@ class IntConv(Op):
         if x.rank < 3 or w.rank != x.rank:
             raise OpError(f"x {shape_text(x)} must be [N, C, ...] and weights {shape_text(w)} "
                           f"[K, C/groups, ...] with as many spatial dimensions")
-        _check_groups(x, w, node.attrs.groups)
+        check_groups(x, w, node.attrs.groups)
         axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
         return [TensorType(i32, (x.dims[0], w.dims[0], *(a.out for a in axes)))]
 

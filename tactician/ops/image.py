@@ -339,7 +339,7 @@ def taps_of(p: Plan, a: ResizeAttrs) -> tuple[int, int, float]:
     return start, 2 - 2 * start, scale
 
 
-def _kernel(d: Array, a: ResizeAttrs) -> Array:
+def kernel_weights(d: Array, a: ResizeAttrs) -> Array:
     """Kernel weight at distance ``d``."""
     d = np.abs(d)
     if a.mode == "linear":
@@ -353,7 +353,7 @@ def _kernel(d: Array, a: ResizeAttrs) -> Array:
 def _filter_axis(y: Array, p: Plan, at: Array, a: ResizeAttrs) -> Array:
     start, count, scale = taps_of(p, a)
     places = np.floor(at)[:, None] + np.arange(start, start + count, dtype=at.dtype)
-    weights = _kernel((places - at[:, None]) * at.dtype.type(scale), a)
+    weights = kernel_weights((places - at[:, None]) * at.dtype.type(scale), a)
     where = places.astype(np.int64)
     if a.exclude_outside:
         weights = np.where((where >= 0) & (where < int(p.size)), weights, 0)
@@ -463,7 +463,7 @@ def _direct_stage(node: Node, plans: Sequence[Plan]) -> Stage:
     return Stage(out, ov, _finish(blend(0, {}), out, outside, a))
 
 
-def _kernel_expr(d: Expr, a: ResizeAttrs) -> Expr:
+def kernel_expr(d: Expr, a: ResizeAttrs) -> Expr:
     dt = d.dtype
 
     def c(v: float) -> Expr:
@@ -513,7 +513,7 @@ def _filtered(source: Value, p: Plan, ov: Sequence[Var], a: ResizeAttrs, work: D
     def weight(t: Var) -> tuple[Expr, Expr]:
         place = E.add(base, t)
         d = E.sub(E.cast(place, work), E.cast(at, work))
-        w = _kernel_expr(E.mul(d, E.const(scale, work)), a)
+        w = kernel_expr(E.mul(d, E.const(scale, work)), a)
         if a.exclude_outside:
             inside = E.logical_and(E.compare("ge", place, E.idx(0)),
                                    E.compare("lt", place, E.idx(p.size)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -114,8 +115,8 @@ def commands(text: str) -> list[tuple[str, str]]:
 def test_sh_blocks_use_targets_that_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for line, text in blocks(page, "sh"):
-        for command in filter(None, (s.split("#")[0].strip() for s in text.splitlines())):
-            words = command.split()
+        for words in filter(None, (shlex.split(s, comments=True) for s in text.splitlines())):
+            command = shlex.join(words)
             assert words[0] in ("make", "git", "pip", "cd"), f"{name(page)}:{line}: {command}"
             if words[0] == "make":
                 made = [w for w in words[1:] if "=" not in w]

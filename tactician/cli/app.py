@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -23,7 +22,9 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"tactician {metadata.version('tactician')}")
+        import tactician
+
+        typer.echo(f"tactician {tactician.__tactician_version__}")
         raise typer.Exit()
 
 

@@ -74,11 +74,14 @@ def build_plan(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> t
     """
     import tactician as trt
 
+    flags = precision_flags(options.precision)
     builder = trt.Builder(log)
     if options.threads:
         builder.max_threads = options.threads
     network = parse(path, builder, options, log)
     config = configure(builder, network, options)
+    for flag in flags:
+        config.set_flag(flag)
     if options.timing_cache is not None:
         blob = options.timing_cache.read_bytes() if options.timing_cache.exists() else b""
         cache = config.create_timing_cache(blob)
@@ -116,6 +119,23 @@ def parse(
     return network
 
 
+def precision_flags(text: str) -> list[trt.BuilderFlag]:
+    """Builder flags for ``fp16,int8`` and the like.
+
+    Raises:
+        typer.BadParameter: A name is not known.
+    """
+    import tactician as trt
+
+    names = [n for n in text.lower().split(",") if n not in ("", "fp32")]
+    for name in names:
+        if name not in PRECISIONS:
+            raise typer.BadParameter(
+                f"--precision: {name!r} is none of fp32, {', '.join(PRECISIONS)}"
+            )
+    return [getattr(trt.BuilderFlag, PRECISIONS[name]) for name in names]
+
+
 def configure(
     builder: trt.Builder, network: trt.INetworkDefinition, options: Options
 ) -> trt.IBuilderConfig:
@@ -126,14 +146,6 @@ def configure(
     config.builder_optimization_level = options.level
     if options.workspace_mb:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    for name in filter(None, options.precision.lower().split(",")):
-        if name == "fp32":
-            continue
-        if name not in PRECISIONS:
-            raise typer.BadParameter(
-                f"--precision: {name!r} is none of fp32, {', '.join(PRECISIONS)}"
-            )
-        config.set_flag(getattr(trt.BuilderFlag, PRECISIONS[name]))
     add_profile(builder, network, config, options)
     return config
 

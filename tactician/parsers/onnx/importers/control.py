@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ def if_(c: Context, n: OnnxNode) -> list[Value]:
             continue  # the other branch may have problems to report, too
     if len(bodies) < 2:
         raise Poisoned(n.name)
+    if any(a.rank != b.rank for a, b in zip(bodies[0].outputs, bodies[1].outputs, strict=False)):
+        return _branch_of_known_rank(c, n, branches)
     outer = union(*bodies)
     for body in bodies:
         body.take_captures(outer)
@@ -47,6 +50,24 @@ def _inline(c: Context, branch: object, label: str) -> list[Value]:
     scope = Scope(c.graph, c.scope)
     inner = Context(c.state, scope, c.opsets, (*c.stack, label), c.attributes)
     return import_body(inner, branch)
+
+
+def _branch_of_known_rank(c: Context, n: OnnxNode, branches: list[Any]) -> list[Value]:
+    """Exporters write ``x.squeeze(axis)`` of unknown size as "if it is 1: Squeeze, else x". Ranks
+    must be known here, so the squeeze is taken, and checked at run time."""
+    kinds = [[node.op_type for node in b.node if node.op_type != "Constant"] for b in branches]
+    for taken, other in ((0, 1), (1, 0)):
+        if kinds[taken] == ["Squeeze"] and kinds[other] in ([], ["Identity"]):
+            cond = c.boolean(n[0])
+            message = (f"{n.source} squeezes a dimension that is not 1; its rank would differ, "
+                       "which is not supported")
+            c.ops("assertion", cond if taken == 0 else c.unary("not", cond), message=message)
+            c.state.warnings.append(
+                f"node {n.index} '{n.name}' (If): its branches differ in rank; assuming that the "
+                "dimension squeezed is 1 (checked at run time)")
+            return _inline(c, branches[taken], f"branch of node {n.index} '{n.name}'")
+    raise NodeProblem("its branches give results of different rank; the condition must be known "
+                      "while parsing", "UNSUPPORTED_NODE_DYNAMIC")
 
 
 # --- Loop -------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def conv_transpose(c: Context, n: OnnxNode) -> Value:
             shape.append(d * s)
         where.update(_pads_for(n, x, w, where, out_pad, shape))
     return c.op("deconvolution", x, w, n.get(2), groups=n.attr("group", 1),
-                output_padding=out_pad, **where)
+                **{"output_padding": out_pad, **where})
 
 
 def _pads_for(
@@ -77,7 +77,7 @@ def _pads_for(
         shape = n.ints("output_shape")
         count = w.rank - 2
         shape = shape[-count:]
-    pre, post = [], []
+    pre, post, extra = [], [], list(out_pad)
     for i, want in enumerate(shape):
         k = (w.dims[2 + i] - 1) * where["dilation"][i] + 1
         full = (x.dims[2 + i] - 1) * where["stride"][i] + out_pad[i] + k
@@ -85,12 +85,15 @@ def _pads_for(
         if isinstance(total, D.Dim):
             raise Unsupported(f"output_shape {list(shape)} needs padding that depends on the "
                               f"input's size {list(x.dims)}", "UNSUPPORTED_NODE_DYNAMIC")
-        total = max(total, 0)
+        if total < 0:  # the output is longer than the result: zeros go to its end
+            extra[i] -= total
+            total = 0
         small, large = total // 2, total - total // 2
         upper = where["padding_mode"] == "same_upper"
         pre.append(small if upper else large)
         post.append(large if upper else small)
-    return {"pre": tuple(pre), "post": tuple(post), "padding_mode": "explicit_down"}
+    return {"pre": tuple(pre), "post": tuple(post), "padding_mode": "explicit_down",
+            "output_padding": tuple(extra)}
 
 
 @importer("DeformConv", since=19)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ....ir import dtypes as T
 from ....ir.graph import Value
 from ..context import Context, axes_of, require_ints
 from ..errors import NodeProblem
@@ -55,12 +56,15 @@ def resize(c: Context, n: OnnxNode) -> Value:
         "axes": tuple(a + x.rank if a < 0 else a for a in axes),
         "keep_aspect": n.attr("keep_aspect_ratio_policy", "stretch"),
     }
-    if attrs["coordinate"] == "tf_crop_and_resize":
-        if roi is None or roi.const is None:
-            raise NodeProblem("tf_crop_and_resize needs roi as an initializer",
-                              "UNSUPPORTED_NODE_DYNAMIC")
-        attrs["roi"] = tuple(float(v) for v in roi.const)
-    return c.op("resize", x, None if sizes is None else c.index(sizes), scales, **attrs)
+    if attrs["coordinate"] != "tf_crop_and_resize":
+        roi = None
+    elif roi is None:
+        raise NodeProblem("tf_crop_and_resize needs roi")
+    else:
+        roi = c.cast(roi, T.f32)
+    if attrs["keep_aspect"] != "stretch" and sizes is not None:
+        require_ints(sizes, "sizes, with keep_aspect_ratio_policy,")
+    return c.op("resize", x, None if sizes is None else c.index(sizes), scales, roi, **attrs)
 
 
 def _present(n: OnnxNode, i: int) -> Value | None:

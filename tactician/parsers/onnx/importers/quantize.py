@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ....ir import dtypes as T
 from ....ir.graph import Value
 from ..context import Context, axis_of
@@ -85,15 +83,12 @@ def _channels(c: Context, v: Value, axis: int, rank: int) -> Value:
 
 
 def requantize(
-    c: Context, total: Value, scale: Value, y_scale: Value, y_zero: Value | None, to: T.DType
+    c: Context, total: Value, scale: Value, y_scale: Value, y_zero: Value
 ) -> Value:
-    """``total`` (i32, in units of ``scale``) in units of ``y_scale``, rounded and clamped."""
-    wide = c.cast(total, T.f32)
-    factor = c.div(c.cast(scale, T.f32), c.cast(_scalar(c, y_scale), T.f32))
-    rounded = c.unary("round", c.mul(wide, factor))
-    if y_zero is not None:
-        rounded = c.add(rounded, c.cast(_scalar(c, y_zero), T.f32))
-    return c.op("cast", rounded, to=to, saturate=True)
+    """``total`` (i32, in units of ``scale``) quantized with ``y_scale`` and ``y_zero``."""
+    real = c.mul(c.cast(total, T.f32), c.cast(scale, T.f32))
+    return c.op("quantize", real, c.cast(_scalar(c, y_scale), T.f32), _scalar(c, y_zero),
+                axis=0, to=y_zero.dtype)
 
 
 def _scalar(c: Context, v: Value) -> Value:
@@ -107,8 +102,7 @@ def qlinear_matmul(c: Context, n: OnnxNode) -> Value:
     total = c.op("int_matmul", _widen(c, a, _row_zero(c, a_zero, a)), _widen(c, b, b_zero))
     rows = c.unsqueeze(a_scale, [a_scale.rank]) if a_scale.rank == 1 and rank > 1 and \
         a_scale.dims[0] != 1 else a_scale
-    return requantize(c, total, c.mul(_scalar(c, rows), _scalar(c, b_scale)), y_scale, y_zero,
-                      y_zero.dtype)
+    return requantize(c, total, c.mul(_scalar(c, rows), _scalar(c, b_scale)), y_scale, y_zero)
 
 
 def _row_zero(c: Context, zero: Value, a: Value) -> Value:
@@ -129,8 +123,4 @@ def qlinear_conv(c: Context, n: OnnxNode) -> Value:
     if n.has(8):
         total = c.add(total, c.broadcast_channel(n[8], x.rank))
     scale = c.mul(_scalar(c, x_scale), _channels(c, _scalar(c, w_scale), 1, x.rank))
-    return requantize(c, total, scale, y_scale, y_zero, y_zero.dtype)
-
-
-def constant_zero(c: Context, dt: T.DType) -> Value:
-    return c.const(np.zeros((), dt.np))
+    return requantize(c, total, scale, y_scale, y_zero)

@@ -19,10 +19,10 @@ def _fill(c: Context, n: OnnxNode, shape: Value, to: T.DType) -> Value:
     wide = to if to.is_float and to.bits >= 32 else T.f32
     a, b = (c.const(n.attr(name, default), wide) for name, default in names)
     fn = "random_uniform" if uniform else "random_normal"
-    return c.cast(c.op("fill", shape, a, b, fn=fn, to=wide, seed=_seed(n)), to)
+    return c.cast(c.op("fill", shape, a, b, fn=fn, to=wide, seed=seed_of(n)), to)
 
 
-def _seed(n: OnnxNode) -> int | None:
+def seed_of(n: OnnxNode) -> int | None:
     """The seed as bits of the f32 attribute; None draws a new one for each run."""
     import struct
 
@@ -46,7 +46,7 @@ def multinomial(c: Context, n: OnnxNode) -> Value:
     to = dtype_of(n.attr("dtype", 6))
     if to not in (T.i32, T.i64):
         raise NodeProblem(f"dtype is {to}; expected i32 or i64")
-    return c.op("multinomial", n[0], samples=n.attr("sample_size", 1), to=to, seed=_seed(n))
+    return c.op("multinomial", n[0], samples=n.attr("sample_size", 1), to=to, seed=seed_of(n))
 
 
 @importer("Bernoulli", since=15, note=_NOTE)
@@ -55,5 +55,5 @@ def bernoulli(c: Context, n: OnnxNode) -> Value:
     to = dtype_of(n.attr("dtype")) if "dtype" in n.attributes else x.dtype
     wide = x.dtype if x.dtype.bits >= 32 else T.f32
     draw = c.op("fill", c.shape(x), c.const(0.0, wide), c.const(1.0, wide),
-                fn="random_uniform", to=wide, seed=_seed(n))
+                fn="random_uniform", to=wide, seed=seed_of(n))
     return c.op("cast", c.binary("lt", draw, c.cast(x, wide)), to=to, saturate=True)

@@ -318,14 +318,23 @@ def dropout(c: Context, n: OnnxNode) -> list[Value]:
     return _no_dropout(c, n)
 
 
-@importer("Dropout", since=12, note="training mode only with ratio 0")
+@importer("Dropout", since=12, note="random values in training mode differ from other runtimes'")
 def dropout_inputs(c: Context, n: OnnxNode) -> list[Value]:
-    n.ignore("seed")
-    training, ratio = n.get(2), n.const(1)
-    never = training is None or (training.const is not None and not training.const.any())
-    if not never and not (ratio is not None and not np.any(ratio)):
-        raise Unsupported("Dropout in training mode; export the model for inference")
-    return _no_dropout(c, n)
+    training = n.get(2)
+    if training is None or (training.const is not None and not training.const.any()):
+        n.ignore("seed")
+        return _no_dropout(c, n)
+    from .random import seed_of
+
+    x, ratio = n[0], n.get(1)
+    ratio = c.const(0.5, T.f32) if ratio is None else c.cast(c.scalar(ratio), T.f32)
+    ratio = c.select(c.scalar(training), ratio, c.const(0.0, T.f32))
+    draw = c.op("fill", c.shape(x), c.const(0.0, T.f32), c.const(1.0, T.f32),
+                fn="random_uniform", to=T.f32, seed=seed_of(n))
+    mask = c.binary("ge", draw, ratio)
+    kept = c.div(c.const(1.0, T.f32), c.sub(c.const(1.0, T.f32), ratio))
+    y = c.select(mask, c.mul(x, c.cast(kept, x.dtype)), c.like(0, x))
+    return [y, mask]
 
 
 def _no_dropout(c: Context, n: OnnxNode) -> list[Value]:

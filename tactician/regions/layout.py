@@ -1,0 +1,214 @@
+"""Assigns memory layouts: channels-last through chains of convolutions.
+
+Values are logically ``[N, C, spatial…]``. A convolution kernel that works on vectors of channels
+wants its operands stored ``[N, spatial…, C]``; pointwise, pooling and other loop nests take any
+layout, because a layout only permutes the indices of their loads and stores. So convolutions
+choose, loop nests between them follow, and reformatting regions are added where a value is
+needed in the other layout (graph inputs and outputs, views, everything else is row-major).
+
+A value stored channels-last is represented by a *physical* twin with the permuted shape;
+``twin.meta["logical"]`` is the value it stands for and ``meta["perm"]`` its permutation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ..ir import dims as D
+from ..ir import expr as E
+from ..ir.graph import Graph, Node, Value
+from .fuse import Fusion
+from .region import Region
+
+_FEW_CHANNELS = 4  # up to here a convolution may read channels-first input in place
+
+
+def channels_last(rank: int) -> tuple[int, ...]:
+    """The permutation from logical to physical dimensions."""
+    return (0, *range(2, rank), 1)
+
+
+def assign_layouts(
+    graph: Graph, fusion: Fusion, wants: Callable[[Region], bool],
+    accepts: Callable[[Region], bool],
+) -> Fusion:
+    """Rewrites regions for channels-last storage where that pays.
+
+    Args:
+        graph: The graph the regions come from.
+        fusion: Its regions; changed in place.
+        wants: Whether a region's kernel works channels-last (a convolution).
+        accepts: Whether a loop nest can be compiled at all; others keep row-major operands.
+
+    Returns:
+        A fusion with reformatting regions added.
+    """
+    return _Assigner(graph, fusion, wants, accepts).run()
+
+
+class _Assigner:
+    def __init__(
+        self, graph: Graph, fusion: Fusion, wants: Callable[[Region], bool],
+        accepts: Callable[[Region], bool],
+    ):
+        self.fusion = fusion
+        self.wants = {r for r in fusion.regions if r.anchor is not None and wants(r)}
+        self.accepts = accepts
+        self.pinned = set(graph.outputs) | {
+            base for v, base in fusion.views.items() if not _same_either_way(base)
+        }
+        self.readers: dict[Value, list[Region]] = {}
+        for r in fusion.regions:
+            for v in r.inputs:
+                self.readers.setdefault(v, []).append(r)
+        self.last: set[Value] = set()  # values whose producer writes them channels-last
+        self.twins: dict[Value, Value] = {}
+        self.plain: set[Value] = set()  # of those, which also exist row-major
+        self.regions: list[Region] = []
+
+    def run(self) -> Fusion:
+        if not self.wants:
+            return self.fusion
+        for region in self.fusion.regions:
+            if region in self.wants:
+                self._convolution(region)
+            elif region.anchor is None and self._follows(region):
+                self._loops(region)
+            else:
+                for v in region.inputs:
+                    self._need_plain(v)
+                self.regions.append(region)
+            for v in region.outputs:
+                if v in self.pinned_logical():
+                    self._need_plain(v)
+        for base in self.fusion.views.values():
+            self._need_plain(base)
+        self.fusion.regions = self.regions
+        return self.fusion
+
+    def pinned_logical(self) -> set[Value]:
+        """Values that must (also) exist row-major."""
+        return self.pinned
+
+    # --- choosing ---------------------------------------------------------------------------
+
+    def _follows(self, region: Region) -> bool:
+        """Whether a loop nest reads mostly channels-last values and can go along."""
+        near = [v for v in region.inputs if v in self.last]
+        if not near or not self.accepts(region):
+            return False
+        if "concat" in region.stages[-1].meta:
+            return all(v in self.last for v, _ in region.stages[-1].meta["concat"])
+        return True
+
+    # --- rewriting ---------------------------------------------------------------------------
+
+    def _convolution(self, region: Region) -> None:
+        anchor = region.anchor
+        assert anchor is not None
+        x = anchor.inputs[0]
+        assert x is not None
+        if x not in self.last and not _few_channels(x):
+            self._add_reformat(x, to_last=True)
+        for v in region.inputs:
+            if v is not x and v.rank == x.rank and v.const is None and v not in self.last:
+                continue  # an epilogue operand in row-major order is read through its indices
+        self._store_last(region, region.outputs)
+        self._rewrite(region, anchor.outputs[0])
+        region.physical[x] = self.twins.get(x, x) if x in self.last_or_reformatted() else x
+        self.regions.append(region)
+
+    def last_or_reformatted(self) -> set[Value]:
+        """Values that exist channels-last."""
+        return self.last | {v for v in self.twins}
+
+    def _loops(self, region: Region) -> None:
+        # a pinned result (graph output, base of a view) is written row-major at once
+        free = [v for v in region.outputs if v not in self.pinned and v.rank >= 3]
+        same = {v.rank for v in region.inputs if v in self.last}
+        self._store_last(region, [v for v in free if v.rank in same and not _same_either_way(v)])
+        self._rewrite(region, None)
+        self.regions.append(region)
+
+    def _store_last(self, region: Region, values: Iterable[Value]) -> None:
+        for v in values:
+            self.last.add(v)
+            self._twin(v)
+
+    def _rewrite(self, region: Region, anchor_out: Value | None) -> None:
+        """Permutes loads and stores of channels-last values in the region's stages."""
+        moved = {v for v in (*region.inputs, *region.outputs) if v in self.last}
+        if anchor_out is not None:
+            moved.add(anchor_out)
+            self._twin(anchor_out)
+            region.physical[anchor_out] = self.twins[anchor_out]
+        for s in region.stages:
+            s.expr = E.rewrite(s.expr, lambda x: self._moved_load(x, moved))
+            if s.out in moved:
+                perm = channels_last(s.out.rank)
+                s.vars = tuple(s.vars[p] for p in perm)
+                s.out = self.twins[s.out]
+            if "concat" in s.meta:
+                pieces = s.meta["concat"]
+                s.meta["concat"] = [(self.twins[v] if v in moved else v, o) for v, o in pieces]
+                if s.out in self.twins.values():
+                    rank = s.out.rank
+                    axis = s.meta.get("concat_axis")
+                    if axis is not None:
+                        s.meta["concat_axis"] = channels_last(rank).index(axis)
+        for v in moved:
+            region.physical[v] = self.twins[v]
+        region.inputs = [self.twins[v] if v in moved else v for v in region.inputs]
+        region.outputs = [self.twins[v] if v in moved else v for v in region.outputs]
+
+    def _moved_load(self, x: E.Expr, moved: set[Value]) -> E.Expr | None:
+        if not isinstance(x, E.Load) or x.value not in moved:
+            return None
+        perm = channels_last(x.value.rank)
+        index = tuple(x.index[p] for p in perm)
+        return E.Load(x.dtype, self.twins[x.value], index, x.guard, x.other)
+
+    # --- twins and reformatting --------------------------------------------------------------
+
+    def _twin(self, v: Value) -> Value:
+        if v not in self.twins:
+            perm = channels_last(v.rank)
+            twin = Value(f"{v.name} (channels last)", v.dtype, tuple(v.dims[p] for p in perm))
+            twin.meta = {"logical": v, "perm": perm}
+            self.twins[v] = twin
+        return self.twins[v]
+
+    def _need_plain(self, v: Value) -> None:
+        if v in self.last and v not in self.plain:
+            self._add_reformat(v, to_last=False)
+            self.plain.add(v)
+
+    def _add_reformat(self, v: Value, to_last: bool) -> None:
+        if to_last and v in self.twins:
+            return
+        twin, perm = self._twin(v), channels_last(v.rank)
+        node = Node("transpose", [], None, f"reformat {v.name}")
+        if to_last:
+            variables = E.iter_vars(twin.dims)
+            index = [variables[perm.index(i)] for i in range(v.rank)]
+            stage = E.Stage(twin, variables, E.load(v, index))
+        else:
+            variables = E.iter_vars(v.dims)
+            stage = E.Stage(v, variables, E.load(twin, [variables[p] for p in perm]))
+        region = Region([node], stages=[stage])
+        region.find_inputs()
+        region.outputs = [stage.out]
+        region.reformat = True
+        self.regions.append(region)
+
+
+def _few_channels(v: Value) -> bool:
+    c = v.dims[1]
+    return isinstance(c, int) and c <= _FEW_CHANNELS and D.is_static(*v.dims[2:])
+
+
+def _same_either_way(v: Value) -> bool:
+    """Whether both layouts are the same memory: one channel, or one position."""
+    if v.rank < 3:
+        return True
+    return v.dims[1] == 1 or all(d == 1 for d in v.dims[2:])

@@ -1,0 +1,286 @@
+"""LLVM IR of direct convolution on channels-last tensors.
+
+One register tile is ``mr`` neighbouring output pixels of a row by ``nv`` vectors of output
+channels. For every tap of the window whose input row exists, the tile multiplies the pixels'
+input channels with packed weights ``[K / nr][taps][C][nr]``; no patch matrix is ever formed.
+Taps that are inside the input for all pixels of the tile address them at constant distances;
+at the borders each pixel has its own pointer, to zeros where it is outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
+PTR = ir.PointerType()
+
+Emit = Callable[..., Any]
+"""``epilogue(builder, acc, pixel, k, lanes) -> None``: stores one accumulator vector."""
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Everything the code is specialized for. Sizes of the input and output in space, and the
+    batch, are run-time values; window, channels and geometry are not.
+
+    Attributes:
+        c, k: Input and output channels.
+        window, stride, dilation, pre: Per spatial dimension.
+        x_channel, x_pixel: Distance in elements between neighbouring channels, and between
+            neighbouring positions along the last spatial dimension, of the input.
+    """
+
+    c: int
+    k: int
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pre: tuple[int, ...]
+    x_channel: int
+    x_pixel: int
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.window)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A candidate: ``mr`` pixels by ``nv`` vectors of ``lanes`` channels, ``rows`` output rows
+    and ``blocks`` channel blocks per work item."""
+
+    mr: int
+    nv: int
+    lanes: int
+    rows: int = 1
+    blocks: int = 1
+    unroll: int = 4
+
+    @property
+    def nr(self) -> int:
+        return self.nv * self.lanes
+
+    def __str__(self) -> str:
+        return f"{self.mr}x{self.nr} rows={self.rows} blocks={self.blocks}"
+
+
+class Loop:
+    """``for (i = start; i < stop; i += step)`` with carried values.
+
+    Use as a context manager; inside, ``index`` and ``carried`` are the values of the iteration
+    and `next` gives those of the next one. Afterwards ``results`` holds the final values.
+    """
+
+    def __init__(
+        self, b: ir.IRBuilder, start: Any, stop: Any, step: int = 1, carried: Sequence[Any] = ()
+    ):
+        self.b, self.stop, self.step = b, stop, step
+        self._init = [start, *carried]
+        self._next: Sequence[Any] = ()
+
+    def __enter__(self) -> Loop:
+        b = self.b
+        before = b.block
+        self.head = b.append_basic_block("loop")
+        self.body = b.append_basic_block("body")
+        self.exit = b.append_basic_block("done")
+        b.branch(self.head)
+        b.position_at_end(self.head)
+        self.phis = [b.phi(v.type) for v in self._init]
+        for phi, v in zip(self.phis, self._init, strict=True):
+            phi.add_incoming(v, before)
+        self.index, self.carried = self.phis[0], self.phis[1:]
+        b.cbranch(b.icmp_signed("<", self.index, self.stop), self.body, self.exit)
+        b.position_at_end(self.body)
+        return self
+
+    def next(self, carried: Sequence[Any]) -> None:
+        """Values carried into the next iteration."""
+        self._next = list(carried)
+
+    def __exit__(self, *exc: object) -> None:
+        b = self.b
+        following = [b.add(self.index, I64(self.step)), *self._next]
+        for phi, v in zip(self.phis, following, strict=True):
+            phi.add_incoming(v, b.block)
+        b.branch(self.head)
+        b.position_at_end(self.exit)
+        self.results = self.carried
+
+
+def splat(b: ir.IRBuilder, x: Any, lanes: int) -> Any:
+    """A scalar in every lane."""
+    vt = ir.VectorType(x.type, lanes)
+    one = b.insert_element(ir.Constant(vt, ir.Undefined), x, I32(0))
+    zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return b.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
+
+
+class MicroKernel:
+    """Emits the internal function that computes one tile.
+
+    Its parameters: pointers to the image, the packed weights of the channel block, zeros, the
+    kernel's argument and size arrays; then per spatial dimension the input's stride, its size and
+    the position of the tile's first tap; then the index of the first output pixel and channel.
+    """
+
+    def __init__(self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, name: str):
+        self.shape, self.tile, self.mr = shape, tile, mr
+        self.rank = len(shape.window)
+        self.vt = ir.VectorType(F32, tile.lanes)
+        self.module = module
+        types = [PTR] * 5 + [I64] * (3 * self.rank + 2)
+        self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
+        self.fn.linkage = "internal"
+        self.fn.attributes.add("noinline")
+        self.fma = _fma(module, self.vt)
+
+    def build(self, store: Emit) -> None:
+        """Emits the body; ``store(b, fn_args, i, j, acc)`` writes pixel ``i``, vector ``j``."""
+        b = ir.IRBuilder(self.fn.append_basic_block("entry"))
+        a, r = self.fn.args, self.rank
+        self.x, self.w, self.zeros = a[0], a[1], a[2]
+        self.strides, self.sizes = a[5 : 5 + r], a[5 + r : 5 + 2 * r]
+        self.origins = a[5 + 2 * r : 5 + 3 * r]
+        self.pixel, self.k = a[5 + 3 * r : 7 + 3 * r]
+        zero = ir.Constant(self.vt, None)
+        acc = [zero] * (self.mr * self.tile.nv)
+        acc = self._taps(b, 0, self.x, self.w, acc)
+        for i in range(self.mr):
+            for j in range(self.tile.nv):
+                store(b, self.fn, i, j, acc[i * self.tile.nv + j])
+        b.ret_void()
+
+    def _taps(self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any]) -> list[Any]:
+        """Loops over the window along spatial dimension ``d`` and those inside it."""
+        s = self.shape
+        inner = 1
+        for n in s.window[d + 1 :]:
+            inner *= n
+        step = inner * s.c * self.tile.nr
+        if s.window[d] == 1:
+            return self._tap(b, d, x, w, acc, self.origins[d])
+        with Loop(b, I64(0), I64(s.window[d]), carried=acc) as loop:
+            at = b.add(self.origins[d], b.mul(loop.index, I64(s.dilation[d])))
+            weights = b.gep(w, [b.mul(loop.index, I64(step))], source_etype=F32)
+            loop.next(self._tap(b, d, x, weights, list(loop.carried), at))
+        return list(loop.results)
+
+    def _tap(
+        self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any], at: Any
+    ) -> list[Any]:
+        if d == self.rank - 1:
+            return self._row_tap(b, x, w, acc, at)
+        # a row outside the input contributes nothing
+        inside = b.icmp_unsigned("<", at, self.sizes[d])
+        before = b.block
+        yes, join = b.append_basic_block("inside"), b.append_basic_block("join")
+        b.cbranch(inside, yes, join)
+        b.position_at_end(yes)
+        row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=F32)
+        new = self._taps(b, d + 1, row, w, acc)
+        return _join(b, before, acc, new, join)
+
+    def _row_tap(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
+        """One tap along the last dimension; ``at`` is the first pixel's position."""
+        s = self.shape
+        pixel, size = I64(s.x_pixel), self.sizes[-1]
+        step = s.stride[-1]
+        last = b.add(at, I64((self.mr - 1) * step))
+        fits = b.and_(b.icmp_signed(">=", at, I64(0)), b.icmp_signed("<", last, size))
+        if s.window[-1] == 1 and s.pre[-1] == 0:
+            rows = self._rows_apart(b, x, at, pixel, step)
+            return self._channels(b, rows, w, acc)
+        yes, no = b.append_basic_block("interior"), b.append_basic_block("border")
+        join = b.append_basic_block("join")
+        b.cbranch(fits, yes, no)
+        b.position_at_end(no)
+        pointers = []
+        for i in range(self.mr):
+            pos = b.add(at, I64(i * step))
+            ok = b.icmp_unsigned("<", pos, size)
+            real = b.gep(x, [b.mul(pos, pixel)], source_etype=F32)
+            pointers.append(b.select(ok, real, self.zeros))
+        slow = self._channels(b, pointers, w, acc)
+        slow_end = b.block
+        b.branch(join)
+        b.position_at_end(yes)
+        fast = self._channels(b, self._rows_apart(b, x, at, pixel, step), w, acc)
+        fast_end = b.block
+        b.branch(join)
+        b.position_at_end(join)
+        out = []
+        for f, g in zip(fast, slow, strict=True):
+            phi = b.phi(f.type)
+            phi.add_incoming(f, fast_end)
+            phi.add_incoming(g, slow_end)
+            out.append(phi)
+        return out
+
+    def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
+        base = b.gep(x, [b.mul(at, pixel)], source_etype=F32)
+        apart = b.mul(pixel, I64(step))
+        return [
+            base if i == 0 else b.gep(base, [b.mul(apart, I64(i))], source_etype=F32)
+            for i in range(self.mr)
+        ]
+
+    def _channels(self, b: ir.IRBuilder, rows: list[Any], w: Any, acc: list[Any]) -> list[Any]:
+        """Adds the products over all input channels of one tap."""
+        c = self.shape.c
+        unroll = next(u for u in range(min(self.tile.unroll, c), 0, -1) if c % u == 0)
+        if c == unroll:
+            return self._multiply(b, rows, w, I64(0), unroll, acc)
+        with Loop(b, I64(0), I64(c), unroll, carried=acc) as loop:
+            loop.next(self._multiply(b, rows, w, loop.index, unroll, list(loop.carried)))
+        return list(loop.results)
+
+    def _multiply(
+        self, b: ir.IRBuilder, rows: list[Any], w: Any, c: Any, unroll: int, acc: list[Any]
+    ) -> list[Any]:
+        t = self.tile
+        acc = list(acc)
+        for u in range(unroll):
+            at = b.add(c, I64(u))
+            base = b.mul(at, I64(t.nr))
+            weights = [
+                b.load(
+                    b.gep(w, [b.add(base, I64(j * t.lanes))], source_etype=F32),
+                    align=4 * t.lanes, typ=self.vt,
+                )
+                for j in range(t.nv)
+            ]
+            offset = b.mul(at, I64(self.shape.x_channel))
+            for i in range(self.mr):
+                x = b.load(b.gep(rows[i], [offset], source_etype=F32), align=4, typ=F32)
+                x = splat(b, x, t.lanes)
+                for j in range(t.nv):
+                    n = i * t.nv + j
+                    acc[n] = b.call(self.fma, [x, weights[j], acc[n]])
+        return acc
+
+
+def _join(
+    b: ir.IRBuilder, before: Any, old: list[Any], new: list[Any], join: Any
+) -> list[Any]:
+    end = b.block
+    b.branch(join)
+    b.position_at_end(join)
+    out = []
+    for o, n in zip(old, new, strict=True):
+        phi = b.phi(o.type)
+        phi.add_incoming(o, before)
+        phi.add_incoming(n, end)
+        out.append(phi)
+    return out
+
+
+def _fma(module: ir.Module, vt: ir.VectorType) -> ir.Function:
+    name = f"llvm.fma.v{vt.count}f32"
+    known = module.globals.get(name)
+    return known or ir.Function(module, ir.FunctionType(vt, [vt, vt, vt]), name)

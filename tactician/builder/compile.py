@@ -14,8 +14,10 @@ from ..passes.manager import PassTrace
 from ..passes.pipeline import optimize
 from ..plan.program import Profile, Program
 from ..regions.fuse import Fusion, fuse
+from ..regions.layout import assign_layouts, permute_stages
 from ..regions.region import Region
 from ..support.errors import BuildError
+from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .schedule import Scheduler, concat_is_contiguous
 from .settings import BuildSettings
@@ -67,9 +69,11 @@ def compile_network(
     optimize(graph, report.trace, _dumper())
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
-    fusion = fuse(graph)
-    report.regions = len(fusion.regions)
     device = make_device(settings)
+    fusion = fuse(graph)
+    if settings.target != "reference":
+        fusion = lay_out(graph, fusion, device)
+    report.regions = len(fusion.regions)
     program = Program(name or graph.name, settings.target, device.fingerprint)
     _Compiler(graph, fusion, program, device, settings, report, progress).run()
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
@@ -187,13 +191,25 @@ class _Compiler:
         )
 
 
+def lay_out(graph: Graph, fusion: Fusion, device: Any) -> Fusion:
+    """Stores values channels-last where tactics of the device want that."""
+    known = tactics_for(device.target)
+    return assign_layouts(
+        graph,
+        fusion,
+        wants=lambda r: any(t.wants_channels_last(r, device) for t in known),
+        accepts=lambda r: any(t.refuse(r, device) is None for t in known),
+    )
+
+
 def as_loops(region: Region) -> Region | None:
     """An anchored region as a plain loop nest, if the anchor's op can be said as one."""
     assert region.anchor is not None
     stages = get(region.anchor.op).stages(region.anchor)
     if stages is None:
         return None
-    out = Region(list(region.nodes), None, [*stages, *region.stages])
+    permute_stages(stages, region.physical)
+    out = Region(list(region.nodes), None, [*stages, *region.stages], physical=region.physical)
     out.find_inputs()
     out.outputs = list(region.outputs)
     return out

@@ -363,7 +363,7 @@ def concat_is_contiguous(region: Region) -> bool:
 
 
 def _concat_axis(region: Region) -> int:
-    return int(region.nodes[-1].attrs.axis) % region.outputs[0].rank
+    return int(region.stages[0].meta["axis"])
 
 
 def _readable(v: Value) -> str:

@@ -78,17 +78,13 @@ class _Assigner:
                 for v in region.inputs:
                     self._need_plain(v)
                 self.regions.append(region)
-            for v in region.outputs:
-                if v in self.pinned_logical():
+            for v in [x.meta.get("logical", x) for x in region.outputs]:
+                if v in self.pinned:
                     self._need_plain(v)
         for base in self.fusion.views.values():
             self._need_plain(base)
         self.fusion.regions = self.regions
         return self.fusion
-
-    def pinned_logical(self) -> set[Value]:
-        """Values that must (also) exist row-major."""
-        return self.pinned
 
     # --- choosing ---------------------------------------------------------------------------
 
@@ -108,29 +104,26 @@ class _Assigner:
         assert anchor is not None
         x = anchor.inputs[0]
         assert x is not None
-        if x not in self.last and not _few_channels(x):
+        as_is = x in self.last or _few_channels(x) or _same_either_way(x)
+        if not as_is:
             self._add_reformat(x, to_last=True)
-        for v in region.inputs:
-            if v is not x and v.rank == x.rank and v.const is None and v not in self.last:
-                continue  # an epilogue operand in row-major order is read through its indices
-        self._store_last(region, region.outputs)
+        # epilogue operands in row-major order are read through their indices
+        self._store_last(v for v in region.outputs if not _same_either_way(v))
         self._rewrite(region, anchor.outputs[0])
-        region.physical[x] = self.twins.get(x, x) if x in self.last_or_reformatted() else x
+        if x in self.twins and not as_is:
+            region.physical[x] = self.twins[x]
+            region.inputs = [self.twins[x] if v is x else v for v in region.inputs]
         self.regions.append(region)
-
-    def last_or_reformatted(self) -> set[Value]:
-        """Values that exist channels-last."""
-        return self.last | {v for v in self.twins}
 
     def _loops(self, region: Region) -> None:
         # a pinned result (graph output, base of a view) is written row-major at once
         free = [v for v in region.outputs if v not in self.pinned and v.rank >= 3]
         same = {v.rank for v in region.inputs if v in self.last}
-        self._store_last(region, [v for v in free if v.rank in same and not _same_either_way(v)])
+        self._store_last(v for v in free if v.rank in same and not _same_either_way(v))
         self._rewrite(region, None)
         self.regions.append(region)
 
-    def _store_last(self, region: Region, values: Iterable[Value]) -> None:
+    def _store_last(self, values: Iterable[Value]) -> None:
         for v in values:
             self.last.add(v)
             self._twin(v)
@@ -138,35 +131,14 @@ class _Assigner:
     def _rewrite(self, region: Region, anchor_out: Value | None) -> None:
         """Permutes loads and stores of channels-last values in the region's stages."""
         moved = {v for v in (*region.inputs, *region.outputs) if v in self.last}
-        if anchor_out is not None:
+        if anchor_out is not None and not _same_either_way(anchor_out):
             moved.add(anchor_out)
             self._twin(anchor_out)
-            region.physical[anchor_out] = self.twins[anchor_out]
-        for s in region.stages:
-            s.expr = E.rewrite(s.expr, lambda x: self._moved_load(x, moved))
-            if s.out in moved:
-                perm = channels_last(s.out.rank)
-                s.vars = tuple(s.vars[p] for p in perm)
-                s.out = self.twins[s.out]
-            if "concat" in s.meta:
-                pieces = s.meta["concat"]
-                s.meta["concat"] = [(self.twins[v] if v in moved else v, o) for v, o in pieces]
-                if s.out in self.twins.values():
-                    rank = s.out.rank
-                    axis = s.meta.get("concat_axis")
-                    if axis is not None:
-                        s.meta["concat_axis"] = channels_last(rank).index(axis)
-        for v in moved:
-            region.physical[v] = self.twins[v]
-        region.inputs = [self.twins[v] if v in moved else v for v in region.inputs]
-        region.outputs = [self.twins[v] if v in moved else v for v in region.outputs]
-
-    def _moved_load(self, x: E.Expr, moved: set[Value]) -> E.Expr | None:
-        if not isinstance(x, E.Load) or x.value not in moved:
-            return None
-        perm = channels_last(x.value.rank)
-        index = tuple(x.index[p] for p in perm)
-        return E.Load(x.dtype, self.twins[x.value], index, x.guard, x.other)
+        twins = {v: self.twins[v] for v in moved}
+        permute_stages(region.stages, twins)
+        region.physical.update(twins)
+        region.inputs = [twins.get(v, v) for v in region.inputs]
+        region.outputs = [twins.get(v, v) for v in region.outputs]
 
     # --- twins and reformatting --------------------------------------------------------------
 
@@ -200,6 +172,27 @@ class _Assigner:
         region.outputs = [stage.out]
         region.reformat = True
         self.regions.append(region)
+
+
+def permute_stages(stages: list[E.Stage], twins: dict[Value, Value]) -> None:
+    """Makes stages load and store the physical twins of the given values, in place."""
+
+    def moved(x: E.Expr) -> E.Expr | None:
+        if not isinstance(x, E.Load) or x.value not in twins:
+            return None
+        index = tuple(x.index[p] for p in channels_last(x.value.rank))
+        return E.Load(x.dtype, twins[x.value], index, x.guard, x.other)
+
+    for s in stages:
+        s.expr = E.rewrite(s.expr, moved)
+        if "concat" in s.meta:
+            s.meta["concat"] = [(twins.get(v, v), at) for v, at in s.meta["concat"]]
+        if s.out in twins:
+            perm = channels_last(s.out.rank)
+            s.vars = tuple(s.vars[p] for p in perm)
+            if "axis" in s.meta:
+                s.meta["axis"] = perm.index(s.meta["axis"])
+            s.out = twins[s.out]
 
 
 def _few_channels(v: Value) -> bool:

@@ -24,6 +24,9 @@ class Region:
         inputs: Values read from memory, constants included, each once.
         outputs: Values written to memory: stage results or anchor outputs that are read
             outside the region. Everything else stays inside.
+        physical: Operands of the anchor that are stored in another layout than row-major: value
+            -> its physical twin (see `regions.layout`).
+        reformat: Whether the region only changes a layout.
     """
 
     nodes: list[Node]
@@ -31,6 +34,8 @@ class Region:
     stages: list[E.Stage] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    physical: dict[Value, Value] = field(default_factory=dict)
+    reformat: bool = False
 
     @property
     def name(self) -> str:

@@ -36,6 +36,8 @@ def signature(region: Region) -> str:
         ins = " ".join(ref(v) for v in n.inputs)
         outs = " ".join(ref(v) for v in n.outputs)
         lines.append(f"{outs} = {n.op} {attrs_text(n.attrs)} {ins}")
+        stored = [ref(v) for v in region.physical]
+        lines.append("channels last " + " ".join(stored))
     for s in region.stages:
         body = _expr_text(s.expr, s.vars, ref)
         lines.append(f"{ref(s.out)}[{','.join(str(v.extent) for v in s.vars)}] = {body}")

@@ -28,6 +28,11 @@ class Tactic:
     source: ClassVar[str] = ""
     priority: ClassVar[int] = 0
 
+    def wants_channels_last(self, region: Region, device: Any) -> bool:
+        """Whether it could do the region if operands were stored channels-last. Only tactics
+        that say so are asked for regions whose operands are."""
+        return False
+
     def refuse(self, region: Region, device: Any) -> str | None:
         """Why it can't do the region, or None if it can."""
         raise NotImplementedError

@@ -135,6 +135,10 @@ class Tuner:
             if on is not None and tactic.source and tactic.source not in on:
                 rejected[tactic.name] = f"tactic source {tactic.source} is off"
                 continue
+            if region.physical and not tactic.wants_channels_last(region, self.device):
+                if region.anchor is not None:
+                    rejected[tactic.name] = "operands are stored channels-last"
+                    continue
             reason = tactic.refuse(region, self.device)
             if reason is not None:
                 rejected[tactic.name] = reason
@@ -228,9 +232,12 @@ def _random_arrays(
         for part in ld.index for inner in E.loads(part)
     }
     arrays: dict[Value, np.ndarray[Any, Any]] = {}
-    for v in region.inputs:
+    for physical in region.inputs:
+        v = physical.meta.get("logical", physical)
         if v.const is not None:
             arrays[v] = v.const
+            continue
+        if v in arrays:
             continue
         shape = _concrete(v, env)
         if v.content is not None:
@@ -245,9 +252,17 @@ def _random_arrays(
         else:
             low = 0 if v.dtype.kind == "u" else -3
             arrays[v] = rng.integers(low, 4, shape).astype(v.dtype.np)
+    for physical in region.inputs:
+        if "logical" in physical.meta:
+            arrays[physical] = _stored(physical, arrays[physical.meta["logical"]])
     for v in region.outputs:
         arrays[v] = np.zeros(_concrete(v, env), v.dtype.np)
     return arrays
+
+
+def _stored(v: Value, logical: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array as the value stores it."""
+    return np.ascontiguousarray(logical.transpose(v.meta["perm"]))
 
 
 def _expected(
@@ -257,6 +272,8 @@ def _expected(
     if _reference_cost(region, env) > _CHECK_FLOPS:
         return None
     values: dict[Value, Any] = dict(arrays)
+    if region.reformat:
+        return None
     try:
         with np.errstate(all="ignore"):
             for node in region.nodes:
@@ -264,7 +281,12 @@ def _expected(
                 values.update(zip(node.outputs, evaluate(node, *ins), strict=True))
     except (KeyError, *D_ERRORS):
         return None
-    return {v: values[v] for v in region.outputs if v in values}
+    expected = {}
+    for v in region.outputs:
+        logical = v.meta.get("logical", v)
+        if logical in values:
+            expected[v] = values[v] if logical is v else _stored(v, values[logical])
+    return expected
 
 
 def _operand(v: Value | None, values: Mapping[Value, Any], env: Mapping[str, int]) -> Any:

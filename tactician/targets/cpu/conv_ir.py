@@ -19,8 +19,8 @@ from llvmlite import ir
 F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 PTR = ir.PointerType()
 
-Emit = Callable[..., Any]
-"""``epilogue(builder, acc, pixel, k, lanes) -> None``: stores one accumulator vector."""
+Store = Callable[["MicroKernel", ir.IRBuilder, list[Any]], None]
+"""Writes a finished tile: accumulators by pixel, then by vector of channels."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,15 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class Tile:
-    """A candidate: ``mr`` pixels by ``nv`` vectors of ``lanes`` channels, ``rows`` output rows
-    and ``blocks`` channel blocks per work item."""
+    """A candidate: ``mr`` pixels by ``nv`` vectors of ``lanes`` channels; a work item is
+    ``rows`` output rows of one channel block. ``channels_first``: items of one channel block
+    follow each other, so its weights stay in the cache; else all blocks of the same rows do."""
 
     mr: int
     nv: int
     lanes: int
     rows: int = 1
-    blocks: int = 1
+    channels_first: bool = False
     unroll: int = 4
 
     @property
@@ -66,7 +67,8 @@ class Tile:
         return self.nv * self.lanes
 
     def __str__(self) -> str:
-        return f"{self.mr}x{self.nr} rows={self.rows} blocks={self.blocks}"
+        order = "k" if self.channels_first else "r"
+        return f"{self.mr}x{self.nr}{order}{self.rows}"
 
 
 class Loop:
@@ -126,35 +128,50 @@ class MicroKernel:
 
     Its parameters: pointers to the image, the packed weights of the channel block, zeros, the
     kernel's argument and size arrays; then per spatial dimension the input's stride, its size and
-    the position of the tile's first tap; then the index of the first output pixel and channel.
+    the position of the tile's first tap; then the image's number, the first output pixel per
+    spatial dimension, and the first output channel.
+
+    Attributes:
+        mr, nv: Pixels and vectors of this tile (fewer at edges than in the full `Tile`).
+        image, pixel, k: Coordinates of the tile's first element, as LLVM values.
+        args, dims: The kernel's arrays.
     """
 
-    def __init__(self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, name: str):
-        self.shape, self.tile, self.mr = shape, tile, mr
-        self.rank = len(shape.window)
+    def __init__(
+        self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, nv: int, name: str
+    ):
+        self.shape, self.tile, self.mr, self.nv = shape, tile, mr, nv
+        self.rank = r = len(shape.window)
         self.vt = ir.VectorType(F32, tile.lanes)
-        self.module = module
-        types = [PTR] * 5 + [I64] * (3 * self.rank + 2)
+        types = [PTR] * 5 + [I64] * (4 * r + 2)
         self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
         self.fn.linkage = "internal"
         self.fn.attributes.add("noinline")
         self.fma = _fma(module, self.vt)
+        a = self.fn.args
+        self.x, self.w, self.zeros, self.args, self.dims = a[:5]
+        self.strides, self.sizes, self.origins = (a[5 + i * r : 5 + (i + 1) * r] for i in range(3))
+        self.image, self.pixel, self.k = a[5 + 3 * r], a[6 + 3 * r : 6 + 4 * r], a[6 + 4 * r]
 
-    def build(self, store: Emit) -> None:
-        """Emits the body; ``store(b, fn_args, i, j, acc)`` writes pixel ``i``, vector ``j``."""
+    def build(self, bias: bool, store: Store) -> None:
+        """Emits the body.
+
+        Args:
+            bias: Whether the packed weights begin with a vector of initial sums.
+            store: Writes the tile.
+        """
         b = ir.IRBuilder(self.fn.append_basic_block("entry"))
-        a, r = self.fn.args, self.rank
-        self.x, self.w, self.zeros = a[0], a[1], a[2]
-        self.strides, self.sizes = a[5 : 5 + r], a[5 + r : 5 + 2 * r]
-        self.origins = a[5 + 2 * r : 5 + 3 * r]
-        self.pixel, self.k = a[5 + 3 * r : 7 + 3 * r]
-        zero = ir.Constant(self.vt, None)
-        acc = [zero] * (self.mr * self.tile.nv)
-        acc = self._taps(b, 0, self.x, self.w, acc)
-        for i in range(self.mr):
-            for j in range(self.tile.nv):
-                store(b, self.fn, i, j, acc[i * self.tile.nv + j])
+        w, start = self.w, [ir.Constant(self.vt, None)] * self.nv
+        if bias:
+            start = [self._weights(b, w, I64(0), j) for j in range(self.nv)]
+            w = b.gep(w, [I64(self.tile.nr)], source_etype=F32)
+        acc = self._taps(b, 0, self.x, w, start * self.mr)
+        store(self, b, acc)
         b.ret_void()
+
+    def _weights(self, b: ir.IRBuilder, w: Any, base: Any, j: int) -> Any:
+        at = b.add(base, I64(j * self.tile.lanes))
+        return b.load(b.gep(w, [at], source_etype=F32), align=4, typ=self.vt)
 
     def _taps(self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any]) -> list[Any]:
         """Loops over the window along spatial dimension ``d`` and those inside it."""
@@ -248,19 +265,13 @@ class MicroKernel:
         for u in range(unroll):
             at = b.add(c, I64(u))
             base = b.mul(at, I64(t.nr))
-            weights = [
-                b.load(
-                    b.gep(w, [b.add(base, I64(j * t.lanes))], source_etype=F32),
-                    align=4 * t.lanes, typ=self.vt,
-                )
-                for j in range(t.nv)
-            ]
+            weights = [self._weights(b, w, base, j) for j in range(self.nv)]
             offset = b.mul(at, I64(self.shape.x_channel))
             for i in range(self.mr):
                 x = b.load(b.gep(rows[i], [offset], source_etype=F32), align=4, typ=F32)
                 x = splat(b, x, t.lanes)
-                for j in range(t.nv):
-                    n = i * t.nv + j
+                for j in range(self.nv):
+                    n = i * self.nv + j
                     acc[n] = b.call(self.fma, [x, weights[j], acc[n]])
         return acc
 

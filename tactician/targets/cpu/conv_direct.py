@@ -1,0 +1,434 @@
+"""Tactic: direct convolution on channels-last tensors, with fused epilogue.
+
+Floor per layer: ``2 * pixels * K * C * taps`` operations at the core's FMA peak. The tile function
+does little else: per channel of a tap one vector load of weights per vector of outputs and one
+broadcast load per pixel feed ``mr * nv`` fused multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from ...ir import dims as D
+from ...ir import expr as E
+from ...ir.dtypes import f32
+from ...ir.graph import Node, Value
+from ...ops.conv import conv_axes, kernel_extents
+from ...regions.region import Region
+from ...tactics.kernel import Kernel
+from ...tactics.tactic import Tactic, register_tactic
+from .conv_ir import F32, I64, PTR, ConvShape, Loop, MicroKernel, Tile
+from .emitter import Emitter
+
+_FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
+
+
+@register_tactic
+class DirectConvolution(Tactic):
+    """Convolution of f32 channels-last tensors with constant weights."""
+
+    name = "conv_direct"
+    target = "cpu"
+    priority = 50
+
+    def wants_channels_last(self, region: Region, device: Any) -> bool:
+        return _unsuited(region, device) is None
+
+    def refuse(self, region: Region, device: Any) -> str | None:
+        why = _unsuited(region, device)
+        if why is None and not all(map(_is_last, region.outputs)):
+            why = "the result is not stored channels-last"
+        return why
+
+    def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
+        return _tiles(_Problem(region), device)
+
+    def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
+        return _Builder(_Problem(region), candidate).build()
+
+
+def _is_last(v: Value) -> bool:
+    return "logical" in v.meta or v.dims[1] == 1 or all(d == 1 for d in v.dims[2:])
+
+
+def _unsuited(region: Region, device: Any) -> str | None:
+    node = region.anchor
+    if node is None or node.op != "convolution":
+        return "not a convolution"
+    x, w = node.inputs[0], node.inputs[1]
+    assert x is not None and w is not None
+    if x.dtype is not f32 or w.const is None:
+        return "needs f32 and constant weights"
+    if not isinstance(x.dims[1], int):
+        return "the number of channels must be fixed"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.const is None:
+        return "the bias must be constant"
+    groups = node.attrs.groups
+    lanes = device.isa.lanes(32)
+    if groups > 1 and (int(w.dims[0]) // groups) % lanes:
+        return f"{int(w.dims[0]) // groups} channels per group are no multiple of {lanes}"
+    if len(region.outputs) != 1:
+        return "the epilogue has more than one result"
+    axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
+    if not all(isinstance(a.pre, int) for a in axes):
+        return "the padding depends on a size known only at run time"
+    return None
+
+
+class _Problem:
+    """The convolution's numbers, as the code generator needs them."""
+
+    def __init__(self, region: Region):
+        self.region = region
+        node = region.anchor
+        assert node is not None
+        self.node: Node = node
+        x, w = node.inputs[0], node.inputs[1]
+        assert x is not None and w is not None and w.const is not None
+        self.x, self.w, self.y = x, w, node.outputs[0]
+        self.bias = node.inputs[2] if len(node.inputs) > 2 else None
+        self.groups = node.attrs.groups
+        window = kernel_extents(w)
+        self.axes = conv_axes(x.dims[2:], window, node.attrs)
+        self.k = int(w.dims[0])  # type: ignore[arg-type]
+        self.c = int(w.dims[1])  # type: ignore[arg-type]
+        self.channels = int(x.dims[1])  # type: ignore[arg-type]
+        last = x in region.physical or all(d == 1 for d in x.dims[2:])
+        space = D.product(x.dims[2:])
+        self.x_channel = 1 if last else int(space)  # type: ignore[arg-type]
+        self.x_pixel = self.channels if last else 1
+        self.shape = ConvShape(
+            c=self.c,
+            k=self.k,
+            window=window,
+            stride=tuple(a.stride for a in self.axes),
+            dilation=tuple(a.dilation for a in self.axes),
+            pre=tuple(_static(a.pre) for a in self.axes),
+            x_channel=self.x_channel,
+            x_pixel=self.x_pixel,
+        )
+        self.stage = region.stages[-1] if region.stages else None
+        self.out = region.outputs[0]
+        plain = self.shape.taps == 1 and set(self.shape.stride) == {1}
+        self.flat = (
+            plain and last and not any(self.shape.pre) and self._own_index_only()
+            and all(a.out == a.size for a in self.axes)
+        )
+
+    def _own_index_only(self) -> bool:
+        """Whether epilogue operands are read at the pixel's own place or by channel only, so
+        that pixels can be counted through all images and rows."""
+        if self.stage is None:
+            return True
+        variables = self.stage.vars
+        channel = variables[-1] if "logical" in self.out.meta else variables[1]
+        for ld in E.loads(self.stage.expr):
+            own = len(ld.index) == len(variables) and all(
+                i is v for i, v in zip(ld.index, variables, strict=True)
+            )
+            by_channel = all(i is channel or isinstance(i, E.Const) for i in ld.index)
+            if ld.guard is not None or not (own or by_channel):
+                return False
+        return not _bare_variables(self.stage.expr)
+
+
+def _bare_variables(e: E.Expr) -> bool:
+    """Whether an iteration variable is used otherwise than to address operands."""
+    if isinstance(e, E.Load):
+        return False
+    return isinstance(e, E.Var) or any(_bare_variables(c) for c in E.children(e))
+
+
+def _static(d: D.DimLike) -> int:
+    if isinstance(d, D.Dim):
+        raise ValueError(f"padding {d} depends on the input's size")
+    return int(d)
+
+
+def _tiles(p: _Problem, device: Any) -> list[Tile]:
+    """Register tiles that fit the machine, most promising first."""
+    lanes = device.isa.lanes(32)
+    budget = 30 if device.isa.vector_registers >= 32 else 15
+    shapes = ((14, 2), (9, 3), (7, 4), (6, 2), (4, 3), (4, 2), (12, 1), (6, 1))
+    fit = [
+        (mr, nv) for mr, nv in shapes
+        if mr * nv + nv <= budget and (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
+    ]
+    fit = fit[:3] or [(4, 1)]
+    width = p.axes[-1].out
+    rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
+    out = []
+    for first in (False, True):
+        out.extend(Tile(mr, nv, lanes, rows, first) for mr, nv in fit)
+    return sorted(out, key=lambda t: (t.channels_first != _late(p), fit.index((t.mr, t.nv))))
+
+
+def _tails(p: _Problem, nv: int, lanes: int) -> range:
+    """Channel remainders that a block may end in: any without groups, none with them."""
+    return range(nv * lanes) if p.groups == 1 else range(1)
+
+
+def _late(p: _Problem) -> bool:
+    """Whether weights are larger than the image: then they should be read once."""
+    pixels = D.product(p.x.dims[2:])
+    image = int(pixels) * p.channels if isinstance(pixels, int) else 1 << 30
+    return p.w.const.size > image  # type: ignore[union-attr]
+
+
+class _Sizes:
+    """Run-time sizes: symbolic dimensions become entries of the kernel's ``dims``."""
+
+    def __init__(self) -> None:
+        self.dims: list[D.Dim] = []
+
+    def value(self, b: ir.IRBuilder, array: Any, d: D.DimLike) -> Any:
+        if not isinstance(d, D.Dim):
+            return I64(int(d))
+        if d not in self.dims:
+            self.dims.append(d)
+        at = b.gep(array, [I64(self.dims.index(d))], source_etype=I64)
+        return b.load(at, typ=I64)
+
+
+class _Builder:
+    """Builds the kernel of one candidate."""
+
+    def __init__(self, problem: _Problem, tile: Tile):
+        self.p, self.t = problem, tile
+        self.module = ir.Module("conv_direct")
+        self.sizes = _Sizes()
+        self.rank = len(problem.axes)
+        self.packed = _pack(problem, tile)
+        self.zeros = np.zeros(problem.c, np.float32)
+        region = problem.region
+        weights = {problem.w, problem.bias}
+        extra = [v for v in region.inputs if v not in weights]
+        self.x = region.physical.get(problem.x, problem.x)
+        self.args = [self.x, self.packed, self.zeros]
+        self.args += [v for v in extra if v is not self.x]
+        self.args.append(problem.out)
+        self.tiles: dict[tuple[int, int], MicroKernel] = {}
+
+    def build(self) -> Kernel:
+        p, t = self.p, self.t
+        name = f"conv_direct_{t.mr}x{t.nr}"
+        types = [PTR, PTR, I64, I64, PTR]
+        fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
+        self._main(fn)
+        pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
+        blocks = -(-p.k // t.nr)
+        return Kernel(
+            symbol=name,
+            source=str(self.module),
+            args=tuple(self.args),
+            dims=tuple(self.sizes.dims),
+            work=self._row_blocks() * blocks,
+            grain=1,
+            flops=pixels * (2 * p.k * p.c * p.shape.taps),
+        )
+
+    # --- the iteration over tiles ----------------------------------------------------------
+
+    def _row_count(self) -> D.DimLike:
+        """Rows of pixels: of all images, or pieces of the one long row of a flat problem."""
+        p = self.p
+        if p.flat:
+            return D.ceil_div(self._width(), self.t.mr * _FLAT_TILES)
+        return p.y.dims[0] * D.product(a.out for a in p.axes[:-1])
+
+    def _row_blocks(self) -> D.DimLike:
+        return D.ceil_div(self._row_count(), self.t.rows)
+
+    def _width(self) -> D.DimLike:
+        p = self.p
+        if p.flat:
+            return p.y.dims[0] * D.product(a.out for a in p.axes)
+        return p.axes[-1].out
+
+    def _main(self, fn: ir.Function) -> None:
+        args, dims, begin, end, _ = fn.args
+        b = ir.IRBuilder(fn.append_basic_block("entry"))
+        self.b, self.fn_args, self.fn_dims = b, args, dims
+        size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
+        self.pointers = [self._argument(b, args, i) for i in range(3)]
+        blocks = -(-self.p.k // self.t.nr)
+        row_blocks, rows = size(self._row_blocks()), size(self._row_count())
+        self.row_sizes = [size(a.out) for a in self.p.axes]
+        self.width = size(self._width())
+        self.in_sizes, self.in_strides, self.image = self._input_geometry(size)
+        with Loop(b, begin, end) as item:
+            if self.t.channels_first:
+                kb, rb = b.sdiv(item.index, row_blocks), b.srem(item.index, row_blocks)
+            else:
+                rb, kb = b.sdiv(item.index, I64(blocks)), b.srem(item.index, I64(blocks))
+            first = b.mul(rb, I64(self.t.rows))
+            last = _least(b, b.add(first, I64(self.t.rows)), rows)
+            self._block(kb, blocks, first, last)
+        b.ret_void()
+
+    def _argument(self, b: ir.IRBuilder, args: Any, i: int) -> Any:
+        return b.load(b.gep(args, [I64(i)], source_etype=PTR), typ=PTR)
+
+    def _input_geometry(self, size: Any) -> tuple[list[Any], list[Any], Any]:
+        p = self.p
+        dims = list(p.x.dims[2:])
+        if p.flat:
+            ones = [I64(1)] * (self.rank - 1)
+            return [*ones, self.width], [I64(0)] * self.rank, I64(0)
+        strides: list[D.DimLike] = []
+        for d in range(self.rank):
+            strides.append(D.product(dims[d + 1 :]) * p.x_pixel)
+        image = D.product(dims) * p.channels
+        return [size(d) for d in dims], [size(s) for s in strides], size(image)
+
+    def _block(self, kb: Any, blocks: int, first: Any, last: Any) -> None:
+        """All rows of a work item for channel block ``kb``; the last block may be narrower."""
+        b, t, p = self.b, self.t, self.p
+        rest = p.k % t.nr
+        stride = self.packed.shape[1]
+        w = b.gep(self.pointers[1], [b.mul(kb, I64(stride))], source_etype=F32)
+        k = b.mul(kb, I64(t.nr))
+        if not rest:
+            self._rows(w, k, first, last, t.nr)
+            return
+        if blocks == 1:
+            self._rows(w, k, first, last, rest)
+            return
+        with b.if_else(b.icmp_signed("<", kb, I64(blocks - 1))) as (full, partial):
+            with full:
+                self._rows(w, k, first, last, t.nr)
+            with partial:
+                self._rows(w, k, first, last, rest)
+
+    def _rows(self, w: Any, k: Any, first: Any, last: Any, channels: int) -> None:
+        b = self.b
+        with Loop(b, first, last) as row:
+            if self.p.flat:
+                chunk = self.t.mr * _FLAT_TILES
+                start = b.mul(row.index, I64(chunk))
+                stop = _least(b, b.add(start, I64(chunk)), self.width)
+                self._columns(w, k, channels, I64(0), [I64(0)] * (self.rank - 1), start, stop)
+            else:
+                image, outer = self._coordinates(row.index)
+                self._columns(w, k, channels, image, outer, I64(0), self.width)
+
+    def _coordinates(self, row: Any) -> tuple[Any, list[Any]]:
+        """Image number and outer output coordinates of a row."""
+        b, outer = self.b, []
+        for n in reversed(self.row_sizes[:-1]):
+            outer.insert(0, b.srem(row, n))
+            row = b.sdiv(row, n)
+        return row, outer
+
+    def _columns(
+        self, w: Any, k: Any, channels: int, image: Any, outer: list[Any], start: Any, stop: Any
+    ) -> None:
+        """Full tiles, then the rest of the row."""
+        b, mr = self.b, self.t.mr
+        whole = b.add(start, b.mul(b.sdiv(b.sub(stop, start), I64(mr)), I64(mr)))
+        call = lambda n, x: self._call(n, channels, w, k, image, [*outer, x])  # noqa: E731
+        with Loop(b, start, whole, mr) as col:
+            call(mr, col.index)
+        width = self._width()
+        if isinstance(width, int):
+            if width % mr:
+                with b.if_then(b.icmp_signed("<", whole, stop)):
+                    call(width % mr, whole)
+        elif mr > 1:
+            with Loop(b, whole, stop) as col:
+                call(1, col.index)
+
+    def _call(
+        self, mr: int, channels: int, w: Any, k: Any, image: Any, pixel: list[Any]
+    ) -> None:
+        b, p = self.b, self.p
+        if (mr, channels) not in self.tiles:
+            self.tiles[mr, channels] = self._tile(mr, channels)
+        x = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=F32)
+        if p.groups > 1:
+            group = b.sdiv(k, I64(p.k // p.groups))
+            x = b.gep(x, [b.mul(group, I64(p.c * p.x_channel))], source_etype=F32)
+        s = p.shape
+        origins = [
+            b.sub(b.mul(o, I64(s.stride[d])), I64(s.pre[d])) for d, o in enumerate(pixel)
+        ]
+        values = [x, w, self.pointers[2], self.fn_args, self.fn_dims]
+        values += [*self.in_strides, *self.in_sizes, *origins, image, *pixel, k]
+        b.call(self.tiles[mr, channels].fn, values)
+
+    # --- tiles -------------------------------------------------------------------------------
+
+    def _tile(self, mr: int, channels: int) -> MicroKernel:
+        lanes = self.t.lanes
+        nv = -(-channels // lanes)
+        mk = MicroKernel(
+            self.module, self.p.shape, self.t, mr, nv, f"tile_{mr}x{channels}"
+        )
+        mk.build(self.p.bias is not None, lambda m, b, acc: self._store(m, b, acc, channels))
+        return mk
+
+    def _store(self, m: MicroKernel, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
+        """The epilogue: each accumulator through the stage's expression, then to memory."""
+        p, lanes = self.p, self.t.lanes
+        table = {v: self._argument(b, m.args, i) for i, v in enumerate(self.args)
+                 if isinstance(v, Value)}
+        em = Emitter(
+            b, pointer=table.__getitem__, size=lambda d: self.sizes.value(b, m.dims, d)
+        )
+        stage = p.stage or _identity(p)
+        is_last = "logical" in stage.out.meta
+        n, k, *space = (stage.vars[0], stage.vars[-1], *stage.vars[1:-1]) if is_last else stage.vars
+        em.bind(n, m.image)
+        for v, x in zip(space[:-1], m.pixel[:-1], strict=True):
+            em.bind(v, x)
+        source = p.region.physical.get(p.y, p.y)
+        for i in range(m.mr):
+            for j in range(m.nv):
+                em.push(b)
+                em.bind(space[-1], b.add(m.pixel[-1], I64(i)))
+                em.bind(k, b.add(m.k, I64(j * lanes)), width=lanes)
+                em.bind_result(source, acc[i * m.nv + j])
+                left = channels - j * lanes
+                em.mask = _mask(left, lanes) if left < lanes else None
+                em.store(stage, em.emit(stage.expr))
+                em.pop()
+
+
+def _identity(p: _Problem) -> E.Stage:
+    """The epilogue of a convolution without one."""
+    source = p.region.physical.get(p.y, p.y)
+    variables = E.iter_vars(p.out.dims)
+    return E.Stage(p.out, variables, E.load(source, variables))
+
+
+def _mask(count: int, lanes: int) -> ir.Constant:
+    bits = [ir.Constant(ir.IntType(1), int(i < count)) for i in range(lanes)]
+    return ir.Constant(ir.VectorType(ir.IntType(1), lanes), bits)
+
+
+def _least(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed("<", x, y), x, y)
+
+
+def _pack(p: _Problem, t: Tile) -> np.ndarray[Any, Any]:
+    """Weights as ``[K / nr][bias nr +] [taps][C][nr]``, zero-padded; 64-byte aligned rows."""
+    w = p.w.const
+    assert w is not None
+    blocks = -(-p.k // t.nr)
+    padded = np.zeros((blocks * t.nr, p.c, p.shape.taps), np.float32)
+    padded[: p.k] = w.reshape(p.k, p.c, p.shape.taps)
+    rows = padded.reshape(blocks, t.nr, p.c, p.shape.taps).transpose(0, 3, 2, 1)
+    flat = rows.reshape(blocks, -1)
+    if p.bias is not None:
+        assert p.bias.const is not None
+        bias = np.zeros(blocks * t.nr, np.float32)
+        bias[: p.k] = p.bias.const
+        flat = np.concatenate([bias.reshape(blocks, t.nr), flat], axis=1)
+    return np.ascontiguousarray(flat)
+
+

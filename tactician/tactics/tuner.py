@@ -135,10 +135,10 @@ class Tuner:
             if on is not None and tactic.source and tactic.source not in on:
                 rejected[tactic.name] = f"tactic source {tactic.source} is off"
                 continue
-            if region.physical and not tactic.wants_channels_last(region, self.device):
-                if region.anchor is not None:
-                    rejected[tactic.name] = "operands are stored channels-last"
-                    continue
+            moved = region.anchor is not None and bool(region.physical)
+            if moved and not tactic.wants_channels_last(region, self.device):
+                rejected[tactic.name] = "operands are stored channels-last"
+                continue
             reason = tactic.refuse(region, self.device)
             if reason is not None:
                 rejected[tactic.name] = reason

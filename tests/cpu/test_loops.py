@@ -139,8 +139,8 @@ def test_matmul(a, b):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolution(groups):
     x, w, bias = f(2, 4, 9, 11), f(6, 4 // groups, 3, 3), f(6)
-    check("convolution", x, w, bias, dynamic=False, stride=(2, 1), pre=(1, 1), post=(1, 1), groups=groups,
-          tol=1e-4)  # fmt: skip
+    check("convolution", x, w, bias, dynamic=False, tol=1e-4, groups=groups, stride=(2, 1),
+          pre=(1, 1), post=(1, 1))  # fmt: skip
 
 
 def test_lrn_and_cumulative():

@@ -43,7 +43,10 @@ def _all_pure(node: Node) -> bool:
 
 @register
 class If(Op):
-    """Runs one of two subgraphs. Inputs ``cond, captures…``; both subgraphs take the captures."""
+    """Runs one of two subgraphs. Inputs ``cond, captures…``; both subgraphs take the captures.
+
+    Outputs of one element may differ in rank; the result has the higher one.
+    """
 
     name = "if"
     kind = Kind.CONTROL
@@ -79,6 +82,8 @@ class If(Op):
         return out
 
     def _merge(self, node: Node, a: Value, b: Value, first: int) -> TensorType:
+        if a.dtype is b.dtype and a.rank != b.rank and a.numel == b.numel == 1:
+            return TensorType(a.dtype, (1,) * max(a.rank, b.rank))
         if a.dtype is not b.dtype or a.rank != b.rank:
             raise OpError(f"branch outputs {S.show(a)} and {S.show(b)} must have one type and rank")
         shape = tuple(
@@ -91,7 +96,11 @@ class If(Op):
 
     def reference(self, node: Node, *inputs: Any) -> Any:
         cond = bool(np.asarray(inputs[0]).reshape(-1)[0])
-        return tuple(run_graph(node.subgraphs[0 if cond else 1], list(inputs[1:])))
+        results = run_graph(node.subgraphs[0 if cond else 1], list(inputs[1:]))
+        return tuple(
+            r if r.ndim == v.rank else r.reshape((1,) * v.rank)
+            for r, v in zip(results, node.outputs, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,17 @@ def test_if_branches_of_different_sizes():
     assert known.output.dims == (6, 4)
 
 
+def test_if_branches_of_one_element():
+    g = Graph()
+    cond, x = g.add_input("c", b1, ()), g.add_input("x", f32, (1,))
+    flat = Graph()
+    v = flat.add_input("x", f32, (1,))
+    flat.outputs = [emit(flat, "reshape", [v, flat.constant(np.zeros(0, np.int64))]).output]
+    node = make_if(g, cond, x, branch("identity", (1,)), flat)
+    assert node.output.dims == (1,)
+    assert evaluate(node, np.array(False), np.ones(1, np.float32))[0].shape == (1,)
+
+
 def test_if_refuses_different_types():
     g = Graph()
     cond, x = g.add_input("c", b1, ()), g.add_input("x", f32, (N,))

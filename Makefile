@@ -33,19 +33,19 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/core: pyproject.toml | .venv/bin/python
-	$(PIP) install -q --no-compile -e .
+	$(PIP) install -q -e .
 	@touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(PIP) install -q --no-compile -e '.[test]'
+	$(PIP) install -q -e '.[test]'
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install -q '$(TORCH)' 2>/dev/null \
 	  || echo "no $(TORCH) for this Python: tests that need it are skipped"
 	@touch $@ .venv/core
 
 .venv/bench: pyproject.toml | .venv/bin/python
-	$(PIP) install -q --no-compile -e '.[bench]'
+	$(PIP) install -q -e '.[bench]'
 	@touch $@ .venv/core
 
 .venv/lint: pyproject.toml | .venv/bin/python
-	$(PIP) install -q --no-compile -e '.[dev]'
+	$(PIP) install -q -e '.[dev]'
 	@touch $@ .venv/core

@@ -99,14 +99,19 @@ class Isa:
         return replace(isa, features=tuple(sorted(set(isa.features) | set(off))))
 
     @property
+    def arch(self) -> str:
+        """Architecture, the first part of the triple: ``x86_64``, ``aarch64``, …"""
+        return self.triple.split("-")[0]
+
+    @property
     def is_host_arch(self) -> bool:
         """Whether code for this CPU can be linked into this process at all."""
-        return self.triple.split("-")[0] == _host().triple.split("-")[0]
+        return self.arch == _host().arch
 
     def missing_on(self, other: Isa) -> tuple[str, ...]:
         """Features this CPU's code may use that ``other`` lacks; empty if it can run there."""
-        if self.triple.split("-")[0] != other.triple.split("-")[0]:
-            return (self.triple.split("-")[0],)
+        if self.arch != other.arch:
+            return (self.arch,)
         have = {f for f in other.features if f[0] == "+"}
         return tuple(f[1:] for f in self.features if f[0] == "+" and f not in have)
 
@@ -114,8 +119,8 @@ class Isa:
     def fingerprint(self) -> str:
         """Names this CPU in plans and timing caches: equal strings run the same code."""
         on = ",".join(f for f in self.features if f[0] == "+")
-        digest = hashlib.sha256(f"{self.triple.split('-')[0]};{on}".encode()).hexdigest()[:12]
-        return f"{self.triple.split('-')[0]}-{self.cpu}-v{self.vector_bits}-{digest}"
+        digest = hashlib.sha256(f"{self.arch};{on}".encode()).hexdigest()[:12]
+        return f"{self.arch}-{self.cpu}-v{self.vector_bits}-{digest}"
 
     def summary(self) -> str:
         """One line for people."""

@@ -3,6 +3,7 @@ PYTHON ?= python3
 # On Linux the registry's default torch brings gigabytes of GPU libraries, so only a CPU build is
 # taken; without one the tests that need torch are skipped. TORCH=torch==2.13.0 takes any.
 TORCH ?= $(if $(filter Linux,$(shell uname -s)),torch==2.13.0+cpu,torch==2.13.0)
+JOBS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -12,10 +13,10 @@ demo: .venv/core  ## build the shipped model and let it read digits
 	@$(BIN)/tactician demo
 
 test: .venv/test  ## the tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
 test-all: .venv/test  ## the slow ones too
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 bench: .venv/bench  ## compare with onnxruntime; MODELS="a.onnx b.onnx" chooses
 	$(BIN)/python benchmarks/bench.py $(ARGS) $(MODELS)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("TACTICIAN_CHECK", "1")  # passes keep their contracts
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # peers don't fight over cores with other workers
+
 
 def shared_root() -> Path | None:
     """The folder of pretrained models and API inventories that is kept outside the repository:

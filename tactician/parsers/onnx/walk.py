@@ -262,7 +262,8 @@ def report(c: Context, proto: Any, index: int, error: Exception) -> None:
     where = "".join(f" in {s}" for s in reversed(c.stack))
     inputs = ", ".join(_describe_input(c.scope, n) for n in proto.input) or "none"
     op = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
-    text = f"node {index} '{proto.name}' ({op}){where}: {error}\n    inputs: {inputs}"
+    reason = str(error).split(f"{c.source}: ", 1)[-1] if c.source else str(error)
+    text = f"node {index} '{proto.name}' ({op}){where}: {reason}\n    inputs: {inputs}"
     c.state.problems.append(Problem(
         code, text, index, proto.name, proto.op_type, c.stack, _origin(error)))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ....ir import dims as D
 from ....ir.graph import Value
-from ..context import Context
+from ..context import Context, require_ints
 from ..errors import NodeProblem, Unsupported
 from ..node import OnnxNode
 from ..table import importer
@@ -114,12 +114,8 @@ def conv_integer(c: Context, n: OnnxNode) -> Value:
 
 @importer("Col2Im", since=18)
 def col2im(c: Context, n: OnnxNode) -> Value:
-    from ..context import require_ints
-
-    image = tuple(int(d) for d in require_ints(n[1], "image_shape").reshape(-1))
-    block = tuple(int(d) for d in require_ints(n[2], "block_shape").reshape(-1))
-    count = len(image)
-    pads = n.ints("pads", (0,) * (2 * count))
-    return c.op("col2im", n[0], image=image, block=block,
-                stride=n.ints("strides", (1,) * count), pre=pads[:count], post=pads[count:],
-                dilation=n.ints("dilations", (1,) * count))
+    block = require_ints(n[2], "block_shape")
+    pads = n.ints("pads", (0,) * (2 * block.size))
+    return c.op("col2im", n[0], c.index(n[1]), c.index(n[2]), pre=pads[: block.size],
+                post=pads[block.size:], stride=n.ints("strides", (1,) * block.size),
+                dilation=n.ints("dilations", (1,) * block.size))

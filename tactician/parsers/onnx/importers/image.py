@@ -85,22 +85,25 @@ def grid_sample(c: Context, n: OnnxNode) -> Value:
 
 @importer("RoiAlign", since=10, until=15)
 def roi_align_10(c: Context, n: OnnxNode) -> Value:
-    return _roi_align(c, n, "output_half_pixel")
+    return _roi_align(c, n, half_pixel=False)
 
 
 @importer("RoiAlign", since=16)
 def roi_align(c: Context, n: OnnxNode) -> Value:
-    return _roi_align(c, n, n.attr("coordinate_transformation_mode", "half_pixel"))
+    mode = n.attr("coordinate_transformation_mode", "half_pixel")
+    if mode not in ("half_pixel", "output_half_pixel"):
+        raise NodeProblem(f"coordinate_transformation_mode is {mode!r}")
+    return _roi_align(c, n, half_pixel=mode == "half_pixel")
 
 
-def _roi_align(c: Context, n: OnnxNode, coordinate: str) -> Value:
+def _roi_align(c: Context, n: OnnxNode, half_pixel: bool) -> Value:
     mode = n.attr("mode", "avg")
     if mode not in ("avg", "max"):
         raise NodeProblem(f"mode is {mode!r}; expected avg or max")
     return c.op("roi_align", n[0], n[1], n[2], mode=mode,
                 output_height=n.attr("output_height", 1), output_width=n.attr("output_width", 1),
                 sampling_ratio=n.attr("sampling_ratio", 0),
-                spatial_scale=n.attr("spatial_scale", 1.0), coordinate=coordinate)
+                spatial_scale=n.attr("spatial_scale", 1.0), half_pixel=half_pixel)
 
 
 @importer("ImageScaler")

@@ -20,14 +20,17 @@ from .recurrent import _some, recurrent_attributes
 
 
 @importer("DynamicQuantizeLSTM", domain=MICROSOFT,
-          note="weights are dequantized, activations stay float")
+          note="computed in float on rounded inputs and weights")
 def dynamic_quantize_lstm(c: Context, n: OnnxNode) -> list[Value | None]:
     w, r = (_dequantized_weights(c, n[i], n[8 + 2 * k], n[9 + 2 * k])
             for k, i in enumerate((1, 2)))
     attrs = recurrent_attributes(n, "lstm")
     if "hidden_size" not in n.attributes:
         attrs["hidden"] = int(r.dims[2])  # type: ignore[call-overload]
-    inputs = [n[0], w, r, *(n.get(i) for i in range(3, 8))]
+    # the input is rounded as the operator rounds it; the recurrent state stays float
+    rounded = c.ops("dynamic_quantize_linear", n[0])
+    x = c.op("dequantize", *rounded, axis=0, to=T.f32)
+    inputs = [x, w, r, *(n.get(i) for i in range(3, 8))]
     return _some(n, c.ops("rnn", *inputs, input_forget=n.flag("input_forget"), **attrs))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....ir import dims as D
 from ....ir.graph import Value
-from ..context import Context, require_ints
+from ..context import Context
 from ..errors import NodeProblem
 from ..node import OnnxNode
 from ..table import importer
@@ -38,7 +37,7 @@ def average_pool(c: Context, n: OnnxNode) -> Value:
 
 @importer("LpPool", since=2)
 def lp_pool(c: Context, n: OnnxNode) -> Value:
-    return c.op("pooling", n[0], fn="lp", p=float(n.attr("p", 2)), **_window(n))
+    return c.op("pooling", n[0], fn="lp", p=n.attr("p", 2), **_window(n))
 
 
 @importer("GlobalAveragePool")
@@ -63,26 +62,17 @@ def global_lp_pool(c: Context, n: OnnxNode) -> Value:
 
 @importer("MaxUnpool", since=9)
 def max_unpool(c: Context, n: OnnxNode) -> Value:
-    x, window = n[0], n.ints("kernel_shape")
+    window = n.ints("kernel_shape")
     count = len(window)
-    stride, pads = n.ints("strides", (1,) * count), n.ints("pads", (0,) * (2 * count))
-    inferred: list[D.DimLike] = [
-        (x.dims[2 + i] - 1) * stride[i] - pads[i] - pads[count + i] + window[i]
-        for i in range(count)
-    ]
+    pads = n.ints("pads", (0,) * (2 * count))
     shape = n.get(2)
-    if shape is not None:
-        sizes = tuple(require_ints(shape, "output_shape").reshape(-1))
-    else:
-        sizes = (*x.dims[:2], *inferred)
-    if not D.is_static(*sizes[2:], *inferred):
-        raise NodeProblem(f"the output shape {list(sizes)} must be static",
-                          "UNSUPPORTED_NODE_DYNAMIC")
-    return c.op("max_unpool", x, n[1], sizes=tuple(int(s) for s in sizes[2:]),
-                inferred=tuple(int(s) for s in inferred))
+    return c.op("max_unpool", n[0], n[1], None if shape is None else c.index(shape),
+                window=window, stride=n.ints("strides", (1,) * count), pre=pads[:count],
+                post=pads[count:])
 
 
 @importer("MaxRoiPool")
 def max_roi_pool(c: Context, n: OnnxNode) -> Value:
-    return c.op("max_roi_pool", n[0], n[1], pooled=n.ints("pooled_shape"),
+    height, width = n.ints("pooled_shape")
+    return c.op("max_roi_pool", n[0], n[1], output_height=height, output_width=width,
                 spatial_scale=n.attr("spatial_scale", 1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from ....ir.graph import Value
@@ -24,11 +26,32 @@ def recurrent_attributes(n: OnnxNode, cell: str) -> dict[str, Any]:
                           f"{len(_DEFAULTS[cell]) * count}")
     return {
         "cell": cell, "hidden": n.attr("hidden_size", 0) or int(n[2].dims[-1]),  # type: ignore[arg-type]
-        "direction": direction, "activations": tuple(names),
-        "activation_alpha": tuple(n.attr("activation_alpha", ())),
-        "activation_beta": tuple(n.attr("activation_beta", ())),
+        "direction": direction, "activations": tuple(_snake(a) for a in names),
+        "alpha": _parameters(n, "activation_alpha", names, _TAKES_ALPHA),
+        "beta": _parameters(n, "activation_beta", names, _TAKES_BETA),
         "clip": n.attr("clip", 0.0), "layout": n.attr("layout", 0),
     }
+
+
+def _snake(name: str) -> str:
+    """``HardSigmoid`` as ``hard_sigmoid``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+# ONNX lists parameters only for the activations that have them
+_TAKES_ALPHA = frozenset(("Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid",
+                          "Elu"))
+_TAKES_BETA = frozenset(("Affine", "ScaledTanh", "HardSigmoid"))
+
+
+def _parameters(
+    n: OnnxNode, attribute: str, names: Sequence[str], takers: frozenset[str]
+) -> tuple[float, ...]:
+    """One parameter per activation; nan where it keeps its default."""
+    given = list(n.attr(attribute, ()))
+    if not given or len(given) == len(names):
+        return tuple(given)
+    return tuple(given.pop(0) if name in takers and given else float("nan") for name in names)
 
 
 def _some(n: OnnxNode, outputs: list[Value]) -> list[Value | None]:

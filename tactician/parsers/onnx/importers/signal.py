@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ....ir import dtypes as T
 from ....ir.graph import Value
-from ..context import Context, axis_of, require_ints
+from ..context import Context, axis_of
 from ..node import OnnxNode
 from ..table import importer
 from ..types import dtype_of
@@ -11,20 +12,19 @@ from ..types import dtype_of
 
 @importer("DFT", since=17, until=19)
 def dft_attribute(c: Context, n: OnnxNode) -> Value:
-    return _dft(c, n, n.attr("axis", 1))
+    return _dft(c, n, c.const(axis_of(n.attr("axis", 1), n[0].rank), T.i64))
 
 
 @importer("DFT", since=20)
 def dft(c: Context, n: OnnxNode) -> Value:
-    axis = -2 if not n.has(2) else int(require_ints(n[2], "axis").reshape(-1)[0])
-    return _dft(c, n, axis)
+    axis = n.get(2)
+    return _dft(c, n, None if axis is None else c.scalar(c.index(axis)))
 
 
-def _dft(c: Context, n: OnnxNode, axis: int) -> Value:
-    x, length = n[0], n.get(1)
-    return c.op("dft", x, None if length is None else c.scalar(c.index(length)),
-                axis=axis_of(axis, x.rank), inverse=n.flag("inverse"),
-                onesided=n.flag("onesided"))
+def _dft(c: Context, n: OnnxNode, axis: Value | None) -> Value:
+    length = n.get(1)
+    return c.op("dft", n[0], None if length is None else c.scalar(c.index(length)), axis,
+                inverse=n.flag("inverse"), onesided=n.flag("onesided"))
 
 
 @importer("STFT", since=17)

@@ -104,7 +104,8 @@ class _Assigner:
         assert anchor is not None
         x = anchor.inputs[0]
         assert x is not None
-        as_is = x in self.last or _few_channels(x) or _same_either_way(x)
+        few = _few_channels(x) and anchor.attrs.groups == 1
+        as_is = x in self.last or few or _same_either_way(x)
         if not as_is:
             self._add_reformat(x, to_last=True)
         # epilogue operands in row-major order are read through their indices

@@ -21,9 +21,10 @@ from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
-from .conv_ir import F32, I64, PTR, ConvShape, Loop, MicroKernel, Tile
+from .conv_ir import F32, I64, PTR, ConvShape, Loop, MicroKernel, Tile, lane_mask
 from .emitter import Emitter
 
+_THREAD_FLOPS = 400_000  # some 10 µs of work
 _FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
 
 
@@ -70,14 +71,21 @@ def _unsuited(region: Region, device: Any) -> str | None:
         return "the bias must be constant"
     groups = node.attrs.groups
     lanes = device.isa.lanes(32)
-    if groups > 1 and (int(w.dims[0]) // groups) % lanes:
-        return f"{int(w.dims[0]) // groups} channels per group are no multiple of {lanes}"
+    per_group = int(w.dims[0]) // groups  # type: ignore[arg-type]
+    if groups > 1 and per_group % lanes and not _is_depthwise(node):
+        return f"{per_group} channels per group are no multiple of {lanes}"
     if len(region.outputs) != 1:
         return "the epilogue has more than one result"
     axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
     if not all(isinstance(a.pre, int) for a in axes):
         return "the padding depends on a size known only at run time"
     return None
+
+
+def _is_depthwise(node: Node) -> bool:
+    x, w = node.inputs[0], node.inputs[1]
+    assert x is not None and w is not None
+    return 1 < node.attrs.groups == x.dims[1] == w.dims[0]
 
 
 class _Problem:
@@ -111,6 +119,7 @@ class _Problem:
             pre=tuple(_static(a.pre) for a in self.axes),
             x_channel=self.x_channel,
             x_pixel=self.x_pixel,
+            depthwise=_is_depthwise(node),
         )
         self.stage = region.stages[-1] if region.stages else None
         self.out = region.outputs[0]
@@ -159,6 +168,8 @@ def _tiles(p: _Problem, device: Any) -> list[Tile]:
         (mr, nv) for mr, nv in shapes
         if mr * nv + nv <= budget and (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
     ]
+    if p.shape.depthwise:
+        fit = [(mr, nv) for mr, nv in ((4, 2), (6, 1), (4, 1)) if (nv - 1) * lanes < p.k]
     fit = fit[:3] or [(4, 1)]
     width = p.axes[-1].out
     rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
@@ -169,8 +180,8 @@ def _tiles(p: _Problem, device: Any) -> list[Tile]:
 
 
 def _tails(p: _Problem, nv: int, lanes: int) -> range:
-    """Channel remainders that a block may end in: any without groups, none with them."""
-    return range(nv * lanes) if p.groups == 1 else range(1)
+    """Channel remainders that a block may end in: any, but none if blocks lie in groups."""
+    return range(nv * lanes) if p.groups == 1 or p.shape.depthwise else range(1)
 
 
 def _late(p: _Problem) -> bool:
@@ -204,7 +215,7 @@ class _Builder:
         self.sizes = _Sizes()
         self.rank = len(problem.axes)
         self.packed = _pack(problem, tile)
-        self.zeros = np.zeros(problem.c, np.float32)
+        self.zeros = np.zeros(max(problem.c, tile.nr), np.float32)
         region = problem.region
         weights = {problem.w, problem.bias}
         extra = [v for v in region.inputs if v not in weights]
@@ -222,15 +233,23 @@ class _Builder:
         self._main(fn)
         pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
         blocks = -(-p.k // t.nr)
+        flops = pixels * (2 * p.k * p.c * p.shape.taps)
+        work = self._row_blocks() * blocks
         return Kernel(
             symbol=name,
             source=str(self.module),
             args=tuple(self.args),
             dims=tuple(self.sizes.dims),
-            work=self._row_blocks() * blocks,
-            grain=1,
-            flops=pixels * (2 * p.k * p.c * p.shape.taps),
+            work=work,
+            grain=self._grain(flops, work),
+            flops=flops,
         )
+
+    def _grain(self, flops: D.DimLike, work: D.DimLike) -> int:
+        """Items that make it worth waking another thread."""
+        item = D.floor_div(flops, work)
+        size = item if isinstance(item, int) else 2 * self.p.c * self.p.shape.taps * self.t.nr * 64
+        return max(1, _THREAD_FLOPS // max(size, 1))
 
     # --- the iteration over tiles ----------------------------------------------------------
 
@@ -350,7 +369,9 @@ class _Builder:
         if (mr, channels) not in self.tiles:
             self.tiles[mr, channels] = self._tile(mr, channels)
         x = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=F32)
-        if p.groups > 1:
+        if p.shape.depthwise:
+            x = b.gep(x, [k], source_etype=F32)
+        elif p.groups > 1:
             group = b.sdiv(k, I64(p.k // p.groups))
             x = b.gep(x, [b.mul(group, I64(p.c * p.x_channel))], source_etype=F32)
         s = p.shape
@@ -364,10 +385,8 @@ class _Builder:
     # --- tiles -------------------------------------------------------------------------------
 
     def _tile(self, mr: int, channels: int) -> MicroKernel:
-        lanes = self.t.lanes
-        nv = -(-channels // lanes)
         mk = MicroKernel(
-            self.module, self.p.shape, self.t, mr, nv, f"tile_{mr}x{channels}"
+            self.module, self.p.shape, self.t, mr, channels, f"tile_{mr}x{channels}"
         )
         mk.build(self.p.bias is not None, lambda m, b, acc: self._store(m, b, acc, channels))
         return mk
@@ -394,7 +413,7 @@ class _Builder:
                 em.bind(k, b.add(m.k, I64(j * lanes)), width=lanes)
                 em.bind_result(source, acc[i * m.nv + j])
                 left = channels - j * lanes
-                em.mask = _mask(left, lanes) if left < lanes else None
+                em.mask = lane_mask(left, lanes) if left < lanes else None
                 em.store(stage, em.emit(stage.expr))
                 em.pop()
 
@@ -404,11 +423,6 @@ def _identity(p: _Problem) -> E.Stage:
     source = p.region.physical.get(p.y, p.y)
     variables = E.iter_vars(p.out.dims)
     return E.Stage(p.out, variables, E.load(source, variables))
-
-
-def _mask(count: int, lanes: int) -> ir.Constant:
-    bits = [ir.Constant(ir.IntType(1), int(i < count)) for i in range(lanes)]
-    return ir.Constant(ir.VectorType(ir.IntType(1), lanes), bits)
 
 
 def _least(b: ir.IRBuilder, x: Any, y: Any) -> Any:

@@ -33,6 +33,8 @@ class ConvShape:
         window, stride, dilation, pre: Per spatial dimension.
         x_channel, x_pixel: Distance in elements between neighbouring channels, and between
             neighbouring positions along the last spatial dimension, of the input.
+        depthwise: Each output channel sees the input channel of the same number only; ``c`` is
+            1 then, and channels are neighbours in memory.
     """
 
     c: int
@@ -43,6 +45,7 @@ class ConvShape:
     pre: tuple[int, ...]
     x_channel: int
     x_pixel: int
+    depthwise: bool = False
 
     @property
     def taps(self) -> int:
@@ -138,9 +141,10 @@ class MicroKernel:
     """
 
     def __init__(
-        self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, nv: int, name: str
+        self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, channels: int, name: str
     ):
-        self.shape, self.tile, self.mr, self.nv = shape, tile, mr, nv
+        self.shape, self.tile, self.mr, self.channels = shape, tile, mr, channels
+        self.nv = -(-channels // tile.lanes)
         self.rank = r = len(shape.window)
         self.vt = ir.VectorType(F32, tile.lanes)
         types = [PTR] * 5 + [I64] * (4 * r + 2)
@@ -249,6 +253,8 @@ class MicroKernel:
 
     def _channels(self, b: ir.IRBuilder, rows: list[Any], w: Any, acc: list[Any]) -> list[Any]:
         """Adds the products over all input channels of one tap."""
+        if self.shape.depthwise:
+            return self._multiply_lanes(b, rows, w, acc)
         c = self.shape.c
         unroll = next(u for u in range(min(self.tile.unroll, c), 0, -1) if c % u == 0)
         if c == unroll:
@@ -274,6 +280,39 @@ class MicroKernel:
                     n = i * self.nv + j
                     acc[n] = b.call(self.fma, [x, weights[j], acc[n]])
         return acc
+
+
+    def _multiply_lanes(
+        self, b: ir.IRBuilder, rows: list[Any], w: Any, acc: list[Any]
+    ) -> list[Any]:
+        """One tap of a depthwise convolution: channels meet their own weights, lane by lane."""
+        lanes, acc = self.tile.lanes, list(acc)
+        weights = [self._weights(b, w, I64(0), j) for j in range(self.nv)]
+        for i in range(self.mr):
+            for j in range(self.nv):
+                at = b.gep(rows[i], [I64(j * lanes)], source_etype=F32)
+                x = load_lanes(b, at, self.vt, self.channels - j * lanes)
+                n = i * self.nv + j
+                acc[n] = b.call(self.fma, [x, weights[j], acc[n]])
+        return acc
+
+
+def lane_mask(count: int, lanes: int) -> ir.Constant:
+    """The first ``count`` of ``lanes`` lanes."""
+    bits = [ir.Constant(I1, int(i < count)) for i in range(lanes)]
+    return ir.Constant(ir.VectorType(I1, lanes), bits)
+
+
+def load_lanes(b: ir.IRBuilder, at: Any, vt: ir.VectorType, count: int) -> Any:
+    """A vector load that touches no more than ``count`` lanes; the others are zero."""
+    if count >= vt.count:
+        return b.load(at, align=4, typ=vt)
+    mask_type = ir.VectorType(I1, vt.count)
+    name = f"llvm.masked.load.v{vt.count}f32.p0"
+    fn = b.module.globals.get(name) or ir.Function(
+        b.module, ir.FunctionType(vt, [PTR, I32, mask_type, vt]), name
+    )
+    return b.call(fn, [at, I32(4), lane_mask(count, vt.count), ir.Constant(vt, None)])
 
 
 def _join(

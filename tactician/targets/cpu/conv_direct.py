@@ -163,20 +163,32 @@ def _tiles(p: _Problem, device: Any) -> list[Tile]:
     """Register tiles that fit the machine, most promising first."""
     lanes = device.isa.lanes(32)
     budget = 30 if device.isa.vector_registers >= 32 else 15
-    shapes = ((14, 2), (9, 3), (7, 4), (6, 2), (4, 3), (4, 2), (12, 1), (6, 1))
+    shapes = ((14, 2), (9, 3), (7, 4), (6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1))
     fit = [
         (mr, nv) for mr, nv in shapes
         if mr * nv + nv <= budget and (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
     ]
-    if p.shape.depthwise:
-        fit = [(mr, nv) for mr, nv in ((4, 2), (6, 1), (4, 1)) if (nv - 1) * lanes < p.k]
-    fit = fit[:3] or [(4, 1)]
+    fit.sort(key=lambda s: _cycles(p, *s, lanes))
     width = p.axes[-1].out
     rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
-    out = []
-    for first in (False, True):
-        out.extend(Tile(mr, nv, lanes, rows, first) for mr, nv in fit)
-    return sorted(out, key=lambda t: (t.channels_first != _late(p), fit.index((t.mr, t.nv))))
+    late = _late(p)
+    choices = [(fit[0], late), (fit[0], not late), *((s, late) for s in fit[1:4])]
+    return [Tile(mr, nv, lanes, rows, first) for (mr, nv), first in choices]
+
+
+def _cycles(p: _Problem, mr: int, nv: int, lanes: int) -> float:
+    """Modelled cost of a row of outputs: multiply-adds or loads, whichever is more, for whole
+    and partial tiles alike, with a penalty where too few sums hide the latency."""
+    width = p.axes[-1].out
+    width = width if isinstance(width, int) and not p.flat else 1 << 12
+    blocks = -(-p.k // (nv * lanes))
+
+    def tile(m: int) -> float:
+        loads = m * nv + nv if p.shape.depthwise else (m + 2 * nv) / 2
+        return max(m * nv, loads, 5.0)
+
+    whole, rest = divmod(width, mr)
+    return blocks * (whole * (tile(mr) + 1) + (tile(rest) + 1 if rest else 0))
 
 
 def _tails(p: _Problem, nv: int, lanes: int) -> range:

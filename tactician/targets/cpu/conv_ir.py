@@ -19,6 +19,7 @@ from llvmlite import ir
 F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 PTR = ir.PointerType()
 
+_WHOLE = 4  # up to here all channels of a tap are unrolled
 Store = Callable[["MicroKernel", ir.IRBuilder, list[Any]], None]
 """Writes a finished tile: accumulators by pixel, then by vector of channels."""
 
@@ -63,7 +64,7 @@ class Tile:
     lanes: int
     rows: int = 1
     channels_first: bool = False
-    unroll: int = 4
+    unroll: int = 2
 
     @property
     def nr(self) -> int:
@@ -221,13 +222,7 @@ class MicroKernel:
         join = b.append_basic_block("join")
         b.cbranch(fits, yes, no)
         b.position_at_end(no)
-        pointers = []
-        for i in range(self.mr):
-            pos = b.add(at, I64(i * step))
-            ok = b.icmp_unsigned("<", pos, size)
-            real = b.gep(x, [b.mul(pos, pixel)], source_etype=F32)
-            pointers.append(b.select(ok, real, self.zeros))
-        slow = self._channels(b, pointers, w, acc)
+        slow = self._border(b, x, w, acc, at)
         slow_end = b.block
         b.branch(join)
         b.position_at_end(yes)
@@ -243,6 +238,22 @@ class MicroKernel:
             out.append(phi)
         return out
 
+    def _border(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
+        """A tap of which some pixels lie outside the input."""
+        s = self.shape
+        pointers, inside = [], []
+        for i in range(self.mr):
+            pos = b.add(at, I64(i * s.stride[-1]))
+            ok = b.icmp_unsigned("<", pos, self.sizes[-1])
+            if s.x_channel == 1:  # then all channels of a pixel outside are a run of zeros
+                real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=F32)
+                pointers.append(b.select(ok, real, self.zeros))
+            else:
+                pos = b.select(ok, pos, I64(0))
+                pointers.append(b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=F32))
+                inside.append(ok)
+        return self._channels(b, pointers, w, acc, inside)
+
     def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
         base = b.gep(x, [b.mul(at, pixel)], source_etype=F32)
         apart = b.mul(pixel, I64(step))
@@ -251,20 +262,31 @@ class MicroKernel:
             for i in range(self.mr)
         ]
 
-    def _channels(self, b: ir.IRBuilder, rows: list[Any], w: Any, acc: list[Any]) -> list[Any]:
-        """Adds the products over all input channels of one tap."""
+    def _channels(
+        self, b: ir.IRBuilder, rows: list[Any], w: Any, acc: list[Any],
+        inside: list[Any] | None = None,
+    ) -> list[Any]:
+        """Adds the products over all input channels of one tap.
+
+        Args:
+            rows: Where each pixel's channels begin.
+            inside: None in the interior; at borders, flags of the pixels that exist, or none
+                if pointers to zeros stand for the others.
+        """
         if self.shape.depthwise:
             return self._multiply_lanes(b, rows, w, acc)
-        c = self.shape.c
-        unroll = next(u for u in range(min(self.tile.unroll, c), 0, -1) if c % u == 0)
+        c, most = self.shape.c, self.tile.unroll if inside is None else 1
+        unroll = c if c <= _WHOLE else next(u for u in range(most, 0, -1) if c % u == 0)
         if c == unroll:
-            return self._multiply(b, rows, w, I64(0), unroll, acc)
+            return self._multiply(b, rows, w, I64(0), unroll, acc, inside)
         with Loop(b, I64(0), I64(c), unroll, carried=acc) as loop:
-            loop.next(self._multiply(b, rows, w, loop.index, unroll, list(loop.carried)))
+            sums = list(loop.carried)
+            loop.next(self._multiply(b, rows, w, loop.index, unroll, sums, inside))
         return list(loop.results)
 
     def _multiply(
-        self, b: ir.IRBuilder, rows: list[Any], w: Any, c: Any, unroll: int, acc: list[Any]
+        self, b: ir.IRBuilder, rows: list[Any], w: Any, c: Any, unroll: int, acc: list[Any],
+        inside: list[Any] | None,
     ) -> list[Any]:
         t = self.tile
         acc = list(acc)
@@ -275,6 +297,8 @@ class MicroKernel:
             offset = b.mul(at, I64(self.shape.x_channel))
             for i in range(self.mr):
                 x = b.load(b.gep(rows[i], [offset], source_etype=F32), align=4, typ=F32)
+                if inside:
+                    x = b.select(inside[i], x, F32(0.0))
                 x = splat(b, x, t.lanes)
                 for j in range(self.nv):
                     n = i * self.nv + j

@@ -56,8 +56,8 @@ class NetworkCore:
         self._scopes = 0
         self._reported: set[str] = set()
         self._refittable: set[str] = set()
-        self._weights_names: dict[tuple[int, int], str] = {}
         self._unfused_debug = False
+        self._formulas: dict[str, Any] = {}
         self.error_recorder: Any = None
 
     # --- properties ----------------------------------------------------------------------
@@ -388,6 +388,10 @@ class NetworkCore:
         if graph is None:
             graph, _ = self.graph.clone()
         lower_control(graph)
+        if any(n.op == "plugin" for n in graph.nodes):
+            from .plugins.runner import refresh
+
+            refresh(graph)
         return graph
 
     def new_subnetwork(self, name: str = "") -> Any:

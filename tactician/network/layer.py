@@ -76,8 +76,9 @@ class Emitter:
         self.created: list[Node] = []
 
     def op(self, name: str, *inputs: Value | None, subgraphs: Sequence[Graph] = (),
-           **attrs: Any) -> Node:
-        """Adds a node; see `tactician.ops` for names and attributes."""
+           meta: dict[str, Any] | None = None, **attrs: Any) -> Node:
+        """Adds a node; see `tactician.ops` for names and attributes. ``meta`` is there when types
+        are inferred."""
         k = len(self.nodes)
         if k < len(self.old) and self.old[k].op == name and not subgraphs:
             node = self._reuse(self.old[k], inputs, attrs)
@@ -87,6 +88,9 @@ class Emitter:
                               before=before, subgraphs=subgraphs, **attrs)
             if before is not None:
                 node.source = before.source
+            if meta:
+                node.meta.update(meta)
+                infer_node(node)
             self.created.append(node)
         self.nodes.append(node)
         return node

@@ -1,0 +1,1 @@
+"""Plugins: interfaces, fields, dimension expressions, and the registry of creators."""

@@ -1,0 +1,357 @@
+"""Calls plugins: shape inference while networks are built, and execution on host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...ir import dims as D
+from ...ir.graph import Graph, Node, TensorType, Value
+from ...ops import OpError
+from ...ops.plugin import set_plugin_runner
+from ..enums import DataType, TensorFormat, from_ir, to_ir
+from ..enums_build import PluginCapabilityType, TensorRTPhase
+from ..values import Dims
+from .exprs import (
+    DimsExprs,
+    DynamicPluginTensorDesc,
+    IDimensionExpr,
+    IExprBuilder,
+    PluginTensorDesc,
+    dim_of,
+)
+from .fields import pack_fields, unpack_fields
+from .interfaces import IPlugin, IPluginCreator, IPluginV2, IPluginV2DynamicExt
+from .registry import get_plugin_registry
+
+
+def is_v3(plugin: Any) -> bool:
+    """Whether a plugin has version 3's interface."""
+    return hasattr(plugin, "get_capability_interface")
+
+
+def capability(plugin: Any, kind: PluginCapabilityType) -> Any:
+    """The object with a capability of a version 3 plugin.
+
+    Raises:
+        OpError: If the plugin has none.
+    """
+    found = plugin.get_capability_interface(kind)
+    if found is None:
+        raise OpError(f"plugin {type(plugin).__name__} has no {kind.name} capability")
+    return found
+
+
+def identity(plugin: Any) -> tuple[str, str, str]:
+    """Name, version and namespace of a plugin's creator."""
+    if is_v3(plugin):
+        core = capability(plugin, PluginCapabilityType.CORE)
+        return core.plugin_name, str(core.plugin_version), core.plugin_namespace or ""
+    kind = getattr(plugin, "plugin_type", "") or type(plugin).__name__
+    return kind, str(getattr(plugin, "plugin_version", "1")), getattr(
+        plugin, "plugin_namespace", "") or ""
+
+
+def count_outputs(plugin: Any) -> int:
+    """How many outputs a plugin has."""
+    owner = capability(plugin, PluginCapabilityType.BUILD) if is_v3(plugin) else plugin
+    return int(owner.num_outputs)
+
+
+def state(plugin: Any) -> np.ndarray[Any, Any]:
+    """A plugin's serialized state."""
+    if is_v3(plugin):
+        runtime = capability(plugin, PluginCapabilityType.RUNTIME)
+        data = pack_fields(runtime.get_fields_to_serialize() or ())
+    else:
+        data = bytes(plugin.serialize() or b"")
+    return np.frombuffer(data, np.uint8)
+
+
+def restore(node: Node) -> Any:
+    """The plugin of a node: the live object, or one made from its serialized state.
+
+    Raises:
+        OpError: If no creator is registered for it.
+    """
+    live = node.meta.get("plugin")
+    if live is not None:
+        return live
+    a = node.attrs
+    creator = get_plugin_registry().get_creator(a.name, a.version, a.namespace)
+    if creator is None:
+        raise OpError(f"no creator is registered for plugin {a.namespace}::{a.name} version"
+                      f" {a.version}; register it with get_plugin_registry().register_creator"
+                      " before the plan is loaded")
+    data = a.data.tobytes()
+    if isinstance(creator, IPluginCreator) or hasattr(creator, "deserialize_plugin"):
+        plugin = creator.deserialize_plugin(a.name, data)
+    else:
+        plugin = creator.create_plugin(a.name, unpack_fields(data), TensorRTPhase.RUNTIME)
+    if plugin is None:
+        raise OpError(f"the creator of plugin {a.name} gave no plugin")
+    node.meta["plugin"] = plugin
+    return plugin
+
+
+def refresh(graph: Graph) -> None:
+    """Configures the plugins of a graph and stores their state in its nodes, for the plan."""
+    from dataclasses import replace
+
+    for node in graph.nodes:
+        for sub in node.subgraphs:
+            refresh(sub)
+        plugin = node.meta.get("plugin")
+        if node.op == "plugin" and plugin is not None and node.error is None:
+            _configure(plugin, node)
+            node.attrs = replace(node.attrs, data=state(plugin))
+
+
+class Runner:
+    """What `ops.plugin` calls."""
+
+    def infer(self, node: Node) -> Sequence[TensorType]:
+        plugin = restore(node)
+        inputs = [v for v in node.inputs if v is not None]
+        types = [from_ir(v.dtype) for v in inputs]
+        try:
+            if is_v3(plugin):
+                out = _infer_v3(plugin, node, inputs, types)
+            elif isinstance(plugin, IPluginV2DynamicExt) or hasattr(
+                    plugin, "get_output_dimensions"):
+                out = _infer_dynamic(plugin, node, inputs, types)
+            else:
+                out = _infer_static(plugin, node, inputs, types)
+        except NotImplementedError as e:
+            raise OpError(str(e)) from e
+        _check_formats(plugin, inputs, types, out)
+        return out
+
+    def run(self, node: Node, inputs: Sequence[Any]) -> Sequence[Any]:
+        plugin = restore(node)
+        arrays = [np.ascontiguousarray(x) for x in inputs]
+        if not is_v3(plugin) and not hasattr(plugin, "enqueue"):
+            return _run_static(plugin, node, arrays)
+        return _run_dynamic(plugin, node, arrays)
+
+
+def _exprs(shape: Sequence[D.DimLike]) -> DimsExprs:
+    return DimsExprs([IDimensionExpr(d) for d in shape])
+
+
+def _builder(node: Node) -> IExprBuilder:
+    from ...ops._shapes import data_dim
+
+    builder = IExprBuilder()
+    builder._symbol = lambda index, upper: data_dim(node, index, upper)
+    return builder
+
+
+def _size_tensors(node: Node, builder: IExprBuilder) -> None:
+    node.meta["plugin_size_tensors"] = tuple(builder.size_tensors)
+
+
+def _infer_v3(plugin: Any, node: Node, inputs: list[Value],
+              types: list[DataType]) -> list[TensorType]:
+    build = capability(plugin, PluginCapabilityType.BUILD)
+    count = node.meta.get("plugin_inputs", len(inputs))
+    builder = _builder(node)
+    shape_inputs = []
+    for v in inputs[count:]:
+        known = v.known_ints()
+        if known is None:
+            raise OpError(f"shape input {v.name!r} must be computed from shapes and constants")
+        shape_inputs.append(_exprs(known.reshape(-1)))
+    shapes = build.get_output_shapes([_exprs(v.dims) for v in inputs[:count]], shape_inputs,
+                                     builder)
+    dtypes = build.get_output_data_types(types[:count])
+    if len(shapes) != node.attrs.outputs or len(dtypes) != node.attrs.outputs:
+        raise OpError(f"the plugin says it has {node.attrs.outputs} outputs, but gives"
+                      f" {len(shapes)} shapes and {len(dtypes)} types")
+    _size_tensors(node, builder)
+    return [TensorType(to_ir(DataType(t)), tuple(dim_of(d) for d in s))
+            for t, s in zip(dtypes, shapes, strict=True)]
+
+
+def _infer_dynamic(plugin: Any, node: Node, inputs: list[Value],
+                   types: list[DataType]) -> list[TensorType]:
+    builder = _builder(node)
+    shapes = [_exprs(v.dims) for v in inputs]
+    out = []
+    for i in range(node.attrs.outputs):
+        dims = plugin.get_output_dimensions(i, shapes, builder)
+        t = DataType(plugin.get_output_datatype(i, types))
+        out.append(TensorType(to_ir(t), tuple(dim_of(d) for d in dims)))
+    return out
+
+
+def _infer_static(plugin: Any, node: Node, inputs: list[Value],
+                  types: list[DataType]) -> list[TensorType]:
+    off = int(node.meta.get("implicit_batch", 0))
+    if any(isinstance(d, D.Dim) for v in inputs for d in v.dims[off:]):
+        raise OpError("this plugin takes fixed shapes only; implement IPluginV2DynamicExt or"
+                      f" IPluginV3 for {', '.join(map(repr, inputs))}")
+    shapes = [Dims(v.dims[off:]) for v in inputs]  # type: ignore[arg-type]
+    lead = inputs[0].dims[:off] if inputs else ()
+    out = []
+    for i in range(node.attrs.outputs):
+        shape = tuple(plugin.get_output_shape(i, shapes))
+        kind = types[0] if types else DataType.FLOAT
+        if hasattr(plugin, "get_output_data_type"):
+            kind = DataType(plugin.get_output_data_type(i, types))
+        out.append(TensorType(to_ir(kind), (*lead, *shape)))
+    return out
+
+
+def _desc(shape: Sequence[D.DimLike], t: DataType) -> PluginTensorDesc:
+    return PluginTensorDesc([-1 if isinstance(d, D.Dim) else d for d in shape], t)
+
+
+def _dynamic_desc(shape: Sequence[D.DimLike], t: DataType) -> DynamicPluginTensorDesc:
+    desc = _desc(shape, t)
+    return DynamicPluginTensorDesc(desc, desc.dims, desc.dims, desc.dims)
+
+
+def _check_formats(plugin: Any, inputs: list[Value], types: list[DataType],
+                   out: Sequence[TensorType]) -> None:
+    """Raises OpError unless the plugin takes all tensors in linear layout."""
+    shapes = [(v.dims, t) for v, t in zip(inputs, types, strict=True)]
+    shapes += [(t.shape, from_ir(t.dtype)) for t in out]
+    if is_v3(plugin):
+        build = capability(plugin, PluginCapabilityType.BUILD)
+        dynamic = [_dynamic_desc(s, t) for s, t in shapes]
+        fits = all(build.supports_format_combination(i, dynamic, len(inputs))
+                   for i in range(len(dynamic)))
+    elif hasattr(plugin, "supports_format_combination"):
+        plain = [_desc(s, t) for s, t in shapes]
+        fits = all(plugin.supports_format_combination(i, plain, len(inputs))
+                   for i in range(len(plain)))
+    elif hasattr(plugin, "supports_format"):
+        fits = all(plugin.supports_format(t, TensorFormat.LINEAR) for _, t in shapes[:1])
+    else:
+        fits = True
+    if not fits:
+        have = ", ".join(t.name for _, t in shapes)
+        raise OpError(f"plugin {identity(plugin)[0]} refuses its tensors ({have}, LINEAR layout);"
+                      " cast its inputs to types it supports")
+
+
+def _configure(plugin: Any, node: Node) -> None:
+    """Tells a plugin its types and shapes."""
+    inputs = [(v.dims, from_ir(v.dtype)) for v in node.inputs if v is not None]
+    outputs = [(v.dims, from_ir(v.dtype)) for v in node.outputs]
+    if is_v3(plugin):
+        build = capability(plugin, PluginCapabilityType.BUILD)
+        build.configure_plugin([_dynamic_desc(*x) for x in inputs],
+                               [_dynamic_desc(*x) for x in outputs])
+    elif hasattr(plugin, "get_output_dimensions"):
+        plugin.configure_plugin([_dynamic_desc(*x) for x in inputs],
+                                [_dynamic_desc(*x) for x in outputs])
+    else:
+        _configure_static(plugin, node, inputs, outputs)
+
+
+def _configure_static(plugin: Any, node: Node, inputs: Any, outputs: Any) -> None:
+    off = int(node.meta.get("implicit_batch", 0))
+    ins, outs = ([Dims(s[off:]) for s, _ in x] for x in (inputs, outputs))
+    if isinstance(plugin, IPlugin) or hasattr(plugin, "configure"):
+        plugin.configure(ins, outs, 1)
+    elif isinstance(plugin, IPluginV2) and hasattr(plugin, "configure_plugin"):
+        none = [False] * len(inputs)
+        plugin.configure_plugin(
+            ins, outs, [t for _, t in inputs], [t for _, t in outputs], none,
+            [False] * len(outputs), TensorFormat.LINEAR, 1)
+    else:
+        kind = inputs[0][1] if inputs else DataType.FLOAT
+        plugin.configure_with_format(ins, outs, kind, TensorFormat.LINEAR, 1)
+
+
+def _addresses(arrays: Sequence[Any]) -> list[int]:
+    return [int(a.__array_interface__["data"][0]) for a in arrays]
+
+
+def _run_static(plugin: Any, node: Node, arrays: list[Any]) -> list[Any]:
+    off = int(node.meta.get("implicit_batch", 0))
+    batch = int(arrays[0].shape[0]) if off and arrays else 1
+    shapes = [Dims(a.shape[off:]) for a in arrays]
+    outputs = [
+        np.zeros((*((batch,) if off else ()), *plugin.get_output_shape(i, shapes)), v.dtype.np)
+        for i, v in enumerate(node.outputs)
+    ]
+    if not node.meta.get("plugin_ready"):
+        _configure_static(plugin, node, [(a.shape, from_ir(v.dtype)) for a, v in zip(
+            arrays, node.present_inputs(), strict=True)],
+            [(a.shape, from_ir(v.dtype)) for a, v in zip(outputs, node.outputs, strict=True)])
+        plugin.initialize()
+        node.meta["plugin_ready"] = True
+    work = np.empty(max(int(plugin.get_workspace_size(batch) or 0), 1), np.uint8)
+    status = plugin.execute_async(batch, _addresses(arrays), _addresses(outputs),
+                                  _addresses([work])[0], 0)
+    if status:
+        raise RuntimeError(f"{node.describe()}: the plugin returned status {status}")
+    return outputs
+
+
+def _run_dynamic(plugin: Any, node: Node, arrays: list[Any]) -> list[Any]:
+    shapes, bounds = _output_shapes(plugin, node, arrays)
+    outputs = [np.zeros(b, v.dtype.np) for b, v in zip(bounds, node.outputs, strict=True)]
+    ins = [_desc(a.shape, from_ir(v.dtype))
+           for a, v in zip(arrays, node.present_inputs(), strict=True)]
+    outs = [_desc(b, from_ir(v.dtype)) for b, v in zip(bounds, node.outputs, strict=True)]
+    if is_v3(plugin):
+        build = capability(plugin, PluginCapabilityType.BUILD)
+        dynamic = [[_dynamic_desc(d.dims, d.type) for d in x] for x in (ins, outs)]
+        size = build.get_workspace_size(*dynamic)
+        worker = capability(plugin, PluginCapabilityType.RUNTIME)
+        if not node.meta.get("plugin_ready"):
+            worker = worker.attach_to_context(None) or worker
+        worker.on_shape_change(ins, outs)
+    else:
+        worker = plugin
+        if not node.meta.get("plugin_ready"):
+            plugin.configure_plugin([_dynamic_desc(d.dims, d.type) for d in ins],
+                                    [_dynamic_desc(d.dims, d.type) for d in outs])
+            plugin.initialize()
+        size = plugin.get_workspace_size(ins, outs)
+    node.meta["plugin_ready"] = True
+    work = np.empty(max(int(size or 0), 1), np.uint8)
+    count = node.meta.get("plugin_inputs", len(arrays))
+    worker.enqueue(ins[:count], outs, _addresses(arrays)[:count], _addresses(outputs),
+                   _addresses([work])[0], 0)
+    return _trimmed(node, shapes, outputs)
+
+
+def _output_shapes(plugin: Any, node: Node, arrays: list[Any]) -> tuple[Any, Any]:
+    """Shapes of the outputs for these inputs, and the largest they can be."""
+    twin = Node(node.op, (), node.attrs, node.name)
+    twin.id, twin.meta = node.id, {k: v for k, v in node.meta.items() if k != "data_dims"}
+    for a, v in zip(arrays, node.present_inputs(), strict=True):
+        x = Value(v.name, v.dtype, a.shape)
+        if v.dtype.is_int and a.size <= 4096:
+            x.content = a.astype(object)
+        twin.inputs.append(x)
+    twin.meta["plugin"] = plugin
+    types = Runner().infer(twin)
+    uppers = dict(twin.meta.get("data_dims", {}))
+    env = {k: u for k, u in uppers.items() if u is not None}
+    shapes = [t.shape for t in types]
+    return shapes, [tuple(D.evaluate(D.substitute(d, env), {}) for d in s) for s in shapes]
+
+
+def _trimmed(node: Node, shapes: Any, outputs: list[Any]) -> list[Any]:
+    """Outputs cut to the sizes that size tensors say."""
+    sizes = node.meta.get("plugin_size_tensors", ())
+    if not sizes:
+        return outputs
+    env = {f"%{node.id}.{k}": int(outputs[k].reshape(-1)[0]) for k in sizes}
+    out = []
+    for shape, a in zip(shapes, outputs, strict=True):
+        actual = tuple(D.evaluate(d, env) for d in shape)
+        count = int(np.prod(actual))
+        out.append(a if actual == a.shape else a.reshape(-1)[:count].reshape(actual))
+    return out
+
+
+set_plugin_runner(Runner())

@@ -40,6 +40,8 @@ class NetworkCore:
         graph: The graph the network builds. Changed by every ``add_*``; clone it to rewrite it.
     """
 
+    error_recorder: Any
+
     def __init__(self, flags: int = 0, logger: log.ILogger | None = None, builder: Any = None,
                  *, implicit_batch: bool | None = None, name: str = ""):
         self._flags = as_int(flags)

@@ -68,6 +68,8 @@ class Logger(ILogger):
         min_severity: The least grave messages to show.
     """
 
+    min_severity: Severity
+
     def __init__(self, min_severity: Severity = Severity.WARNING):
         super().__init__()
         self.min_severity = Severity(min_severity)

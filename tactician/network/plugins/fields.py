@@ -39,6 +39,7 @@ class PluginField:
         type: Element type; UNKNOWN: from the data.
     """
 
+    name: str
     size: int
     type: PluginFieldType
 

@@ -34,19 +34,19 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/core: pyproject.toml | .venv/bin/python
-	$(PIP) install -q -e .
+	$(PIP) install -q --no-compile -e .
 	@touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(PIP) install -q -e '.[test]'
+	$(PIP) install -q --no-compile -e '.[test]'
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install -q '$(TORCH)' 2>/dev/null \
 	  || echo "no $(TORCH) for this Python: tests that need it are skipped"
 	@touch $@ .venv/core
 
 .venv/bench: pyproject.toml | .venv/bin/python
-	$(PIP) install -q -e '.[bench]'
+	$(PIP) install -q --no-compile -e '.[bench]'
 	@touch $@ .venv/core
 
 .venv/lint: pyproject.toml | .venv/bin/python
-	$(PIP) install -q -e '.[dev]'
+	$(PIP) install -q --no-compile -e '.[dev]'
 	@touch $@ .venv/core

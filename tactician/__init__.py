@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-import os as _os
 from importlib import import_module as _import_module
 from typing import Any as _Any
 
-__tactician_version__ = "0.1.0"
+from .support import version as _version
 
-
-def _trt_version() -> str:
-    """TensorRT's version whose behaviour programs see: ``TACTICIAN_TRT_VERSION`` or 10.13.0."""
-    text = _os.environ.get("TACTICIAN_TRT_VERSION", "").strip() or "10.13.0"
-    return text if text.count(".") >= 2 else text + ".0" * (2 - text.count("."))
-
-
-__version__ = _trt_version()
+__tactician_version__ = _version.TACTICIAN
+__version__ = _version.tensorrt()
 
 # module -> names it provides
 _TABLE: dict[str, str] = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,26 @@ def shared_path(*parts: str) -> Path:
 def shared_dir() -> Path:
     """The shared folder."""
     return shared_path()
+
+
+# Peers that tests compare with. A file that imports a missing one at its top is left out.
+PEERS = ("torch", "onnxruntime", "sklearn", "scipy", "cv2", "openvino", "hypothesis")
+
+
+def _left_out() -> dict[str, list[str]]:
+    """Missing peer -> test files that can't be collected without it."""
+    missing = [p for p in PEERS if importlib.util.find_spec(p) is None]
+    out: dict[str, list[str]] = {}
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        for peer in re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.M):
+            if peer in missing:
+                out.setdefault(peer, []).append(str(path))
+    return out
+
+
+LEFT_OUT = _left_out()
+collect_ignore = [path for paths in LEFT_OUT.values() for path in paths]
+
+
+def pytest_report_header() -> list[str]:
+    return [f"without {p}: {len(files)} test files are left out" for p, files in LEFT_OUT.items()]

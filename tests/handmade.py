@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tactician.ir import dims as D
 from tactician.ir.dtypes import f32
 from tactician.ir.graph import Graph, SymbolInfo, Value
+from tactician.ir.serialize import stable_name
 from tactician.memory.arena import lifetimes, plan_arena
 from tactician.ops import emit
 from tactician.plan.program import Profile, Program, Step, Tensor
@@ -33,7 +34,7 @@ def reference_program(graph: Graph, profiles: Sequence[Profile] = ()) -> Program
             elif any(s.startswith("%") for d in v.dims for s in D.symbols(d)):
                 kind = "dynamic"
             ids[v] = len(p.tensors)
-            p.tensors.append(Tensor(v.name, v.dtype, v.dims, kind, ref))
+            p.tensors.append(Tensor(stable_name(v), v.dtype, v.dims, kind, ref))
         return ids[v]
 
     p.inputs = tuple(tensor(v) for v in graph.inputs)

@@ -99,7 +99,7 @@ def make_device(settings: BuildSettings) -> Any:
         if settings.hardware_compatible:
             from ..targets.cpu.isa import Isa
 
-            isa = Isa.named("haswell") if Isa.host().arch == "x86_64" else None
+            isa = Isa.named("haswell") if Isa.host().triple.startswith("x86_64") else None
         return CpuDevice(isa=isa, threads=settings.threads)
     raise BuildError(
         f"there is no target {settings.target!r} in this version; use the CPU target "

@@ -144,6 +144,7 @@ def configure(
 
     config = builder.create_builder_config()
     config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # `inspect` shows it
     if options.workspace_mb:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     add_profile(builder, network, config, options)

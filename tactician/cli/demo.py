@@ -86,8 +86,12 @@ def measure(
     one, many = {"image": x[:1]}, {"image": x[:batch]}
     probabilities, ready, calls = {}, {}, {}
     start = time.perf_counter()
-    shapes = {"min_shapes": "1x1x28x28", "max_shapes": f"{max(batch, len(x))}x1x28x28"}
-    options = Options(**shapes, opt_shapes="1x1x28x28", threads=threads)
+    options = Options(
+        min_shapes="1x1x28x28",
+        opt_shapes="1x1x28x28",
+        max_shapes=f"{max(batch, len(x))}x1x28x28",
+        threads=threads,
+    )
     engine = open_engine(MODEL, options, log, quiet)
     ready["tactician"] = time.perf_counter() - start
     probabilities["tactician"] = np.asarray(engine({"image": x})["probabilities"])

@@ -136,8 +136,8 @@ def engine() -> list[Finding]:
 
     with np.load(DATA / "digits_test.npz") as data:
         x, labels = data["images"][:, None].astype(np.float32) / 255, data["labels"]
-    shapes = {"min_shapes": "1x1x28x28", "max_shapes": "360x1x28x28"}
-    built = open_engine(MODEL, Options(**shapes, level=0), logger(False), quiet=True)
+    options = Options(min_shapes="1x1x28x28", max_shapes="360x1x28x28", level=0)
+    built = open_engine(MODEL, options, logger(False), quiet=True)
     right = int((np.asarray(built({"image": x})["probabilities"]).argmax(1) == labels).sum())
     if right < 357:
         fix = "please report this, with the cpu line above"

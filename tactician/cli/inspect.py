@@ -98,15 +98,21 @@ def describe_engine(engine: trt.ICudaEngine) -> dict[str, Any]:
             ranges = engine.get_tensor_profile_shape(name, 0)
             entry["profile"] = dict(zip(("min", "opt", "max"), map(list, ranges), strict=True))
         tensors.append(entry)
-    text = engine.create_engine_inspector().get_engine_information(
-        trt.LayerInformationFormat.JSON
-    )
+    inspector = engine.create_engine_inspector()
+    info = jsonlib.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    whole = info["Engine"]
     return {
         "name": engine.name,
+        "target": whole["Target"],
+        "device": whole["Device"],
         "tensors": tensors,
-        "device_memory": engine.device_memory_size,
-        "profiles": engine.num_optimization_profiles,
-        "engine": jsonlib.loads(text),
+        "profiles": whole["Profiles"],
+        "context_memory": whole["MemoryBytes"],
+        "weights": whole["WeightsBytes"],
+        "code": whole["CodeBytes"],
+        "reference_steps": whole["ReferenceSteps"],
+        "settings": whole["Settings"],
+        "steps": info["Layers"],
     }
 
 
@@ -146,14 +152,19 @@ def show_engine(report: dict[str, Any], title: str) -> None:
         extra = f"  {ranges['min']} … {ranges['opt']} … {ranges['max']}" if ranges else ""
         tensors.add_row(tensor["name"], tensor["mode"], escape(_typed(tensor)), escape(extra))
     out.print(tensors)
-    steps = [s for s in report["engine"].get("Layers", []) if isinstance(s, dict)]
     table = Table()
-    for column in ("step", "kind", "tactic"):
+    for column in ("step", "tactic", "time, µs", "output"):
         table.add_column(column, overflow="fold")
-    for step in steps:
-        cells = (step.get(k, "") for k in ("Name", "LayerType", "TacticName"))
-        table.add_row(*(escape(str(c)) for c in cells))
+    for step in report["steps"]:
+        outputs = (f"{t['Name']} {t['Dimensions']}" for t in step.get("Outputs", ()))
+        tactic = " ".join(filter(None, (step["TacticName"], step.get("candidate"))))
+        time = step.get("time_us")
+        cells = (step["Name"], tactic, "" if time is None else f"{time:.1f}", "\n".join(outputs))
+        table.add_row(*(escape(c) for c in cells))
     out.print(table)
-    slow = sum(s.get("TacticName") == "reference" for s in steps)
-    out.print(f"{len(steps)} steps, {slow} of them by the reference tactic (slow, in numpy)")
-    out.print(f"memory of one context: {report['device_memory']:,} bytes")
+    out.print(
+        f"{len(report['steps'])} steps, {report['reference_steps']} of them in numpy (slow); "
+        f"weights {report['weights']:,}, code {report['code']:,}, "
+        f"memory of a context {report['context_memory']:,} bytes"
+    )
+    out.print(f"for {report['device']}", markup=False)

@@ -40,8 +40,8 @@ class Timing:
         us = np.asarray(nanoseconds, np.float64) / 1e3
         p50, p90, p95, p99 = np.percentile(us, [50, 90, 95, 99])
         mean = float(us.mean())
-        numbers = (float(v) for v in (us.min(), p50, mean, p90, p95, p99))
-        return Timing(len(us), *numbers, per_second=1e6 / mean)
+        best, median, p90, p95, p99 = (float(v) for v in (us.min(), p50, p90, p95, p99))
+        return Timing(len(us), best, median, mean, p90, p95, p99, 1e6 / mean)
 
 
 def alternate(

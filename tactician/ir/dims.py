@@ -225,8 +225,21 @@ def modulo(a: DimLike, b: DimLike) -> DimLike:
     return _from_atom(_Atom("mod", args=(a, b)))
 
 
+def _arguments(d: DimLike, fn: str) -> tuple[DimLike, ...]:
+    """The arguments of ``d`` if it is one application of ``fn``, else none."""
+    if isinstance(d, Dim) and len(d.terms) == 1:
+        ((monomial, factor),) = d.terms.items()
+        if factor == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].fn == fn:
+            return monomial[0][0].args
+    return ()
+
+
 def _extreme(fn: str, pick: object, dims: tuple[DimLike, ...]) -> DimLike:
-    distinct = list(dict.fromkeys(dims))
+    # max(max(a, b), c) is max(a, b, c), and max(min(a, b), a) is a; the same with min and max
+    # exchanged.
+    flat = [x for d in dims for x in _arguments(d, fn) or (d,)]
+    other = "min" if fn == "max" else "max"
+    distinct = [d for d in dict.fromkeys(flat) if not set(_arguments(d, other)) & set(flat)]
     ints = [d for d in distinct if not isinstance(d, Dim)]
     rest = [d for d in distinct if isinstance(d, Dim)]
     if ints:

@@ -204,7 +204,7 @@ class Encoder:
             raise SerializeError(f"{node.describe()}: {e}") from None
 
     def _value_entry(self, v: Value) -> Json:
-        entry: dict[str, Json] = {"name": v.name, "dtype": v.dtype.name}
+        entry: dict[str, Json] = {"name": stable_name(v), "dtype": v.dtype.name}
         if v.shape is not None:
             entry["shape"] = [self.dim(d) for d in v.shape]
         if v.const is not None:
@@ -224,6 +224,17 @@ class Encoder:
             except SerializeError:
                 continue
         return kept
+
+
+def stable_name(v: Value) -> str:
+    """The value's name; names that were made from a node's number lose the number, which differs
+    from run to run."""
+    node = v.producer
+    if node is not None:
+        base = node.name or node.op
+        if v.name == f"{base}_{node.id}:{v.index}":
+            return f"{base}:{v.index}"
+    return v.name
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ir import dims as D
 from ..ir import expr as E
-from ..ir.dtypes import DType, dtype, f32
+from ..ir.dtypes import DType, dtype, f32, i64, u64
 from ..ir.expr import Expr
 from ..ir.graph import Value
 
@@ -19,6 +19,11 @@ Array = np.ndarray[Any, Any]
 def accumulator(dt: DType) -> DType:
     """The type that sums of ``dt`` are kept in: f32 for floats narrower than that."""
     return f32 if dt.is_float and dt.bits < 32 else dt
+
+
+def mean_accumulator(dt: DType) -> DType:
+    """As `accumulator`, but integers are summed in 64 bits: the mean fits, the sum may not."""
+    return (u64 if dt is u64 else i64) if dt.is_int else accumulator(dt)
 
 
 def widen(x: Any) -> Any:

@@ -43,7 +43,12 @@ def _all_pure(node: Node) -> bool:
 
 @register
 class If(Op):
-    """Runs one of two subgraphs. Inputs ``cond, captures…``; both subgraphs take the captures."""
+    """Runs one of two subgraphs. Inputs ``cond, captures…``; both subgraphs take the captures.
+
+    Outputs of one element may differ in rank; the result has the higher one. Where one branch
+    gives what the other does without some axes (exporters write a squeeze of an axis of unknown
+    size so), the result is without them, and their sizes are assumed to be 1.
+    """
 
     name = "if"
     kind = Kind.CONTROL
@@ -79,6 +84,11 @@ class If(Op):
         return out
 
     def _merge(self, node: Node, a: Value, b: Value, first: int) -> TensorType:
+        if a.dtype is b.dtype and a.rank != b.rank and a.numel == b.numel == 1:
+            return TensorType(a.dtype, (1,) * max(a.rank, b.rank))
+        squeezed = _squeezed(node, a, b) if a.dtype is b.dtype and a.rank != b.rank else None
+        if squeezed is not None:
+            return TensorType(a.dtype, squeezed)
         if a.dtype is not b.dtype or a.rank != b.rank:
             raise OpError(f"branch outputs {S.show(a)} and {S.show(b)} must have one type and rank")
         shape = tuple(
@@ -91,7 +101,40 @@ class If(Op):
 
     def reference(self, node: Node, *inputs: Any) -> Any:
         cond = bool(np.asarray(inputs[0]).reshape(-1)[0])
-        return tuple(run_graph(node.subgraphs[0 if cond else 1], list(inputs[1:])))
+        results = run_graph(node.subgraphs[0 if cond else 1], list(inputs[1:]))
+        return tuple(_ranked(node, r, v) for r, v in zip(results, node.outputs, strict=True))
+
+
+def _squeezed(node: Node, a: Value, b: Value) -> tuple[D.DimLike, ...] | None:
+    """The lower-ranked shape, if it is the other without axes that may have size 1."""
+    short, full = sorted((a.dims, b.dims), key=len)
+    gone: list[D.DimLike] = []
+    k = 0
+    for d in full:
+        if k < len(short) and d == short[k]:
+            k += 1
+        else:
+            gone.append(d)
+    if k < len(short) or any(D.is_static(d) and d != 1 for d in gone):
+        return None
+    for d in gone:
+        if isinstance(d, D.Dim):
+            S.assume(node, "eq", d, 1)
+    return short
+
+
+def _ranked(node: Node, r: Any, v: Value) -> Any:
+    """A branch's result in the rank that was inferred for it."""
+    if r.ndim == v.rank:
+        return r
+    extra = r.ndim - v.rank
+    if r.size == 1:
+        return r.reshape((1,) * v.rank)
+    drop = [k for k, n in enumerate(r.shape) if n == 1][-max(extra, 0):]
+    if extra <= 0 or len(drop) < extra:
+        raise ValueError(f"{node.describe()}: the branch taken gives shape {list(r.shape)} for "
+                         f"{v}, whose axes beyond rank {v.rank} were assumed to have size 1")
+    return np.squeeze(r, axis=tuple(drop))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from ..ir import expr as E
 from ..ir.dtypes import DType, dtype, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
-from ._numeric import Array, accumulator, lowest, shape_text, widen
+from . import _math as M
+from ._numeric import Array, accumulator, lowest, mean_accumulator, shape_text, widen
 from ._windows import Axis, resolve, windows
 from .registry import Kind, Op, OpError, register
 
@@ -116,7 +117,7 @@ class Pooling(Op):
 
 
 def _average(view: Array, axes: Sequence[Axis], include_pad: bool, last: tuple[int, ...]) -> Array:
-    total = view.sum(axis=last, dtype=view.dtype)
+    total = view.sum(axis=last, dtype=mean_accumulator(dtype(view.dtype)).np)
     count = np.ones((), dtype=np.int64)
     for a in axes:  # the count is a product over dimensions
         at = np.arange(int(a.out))[:, None] * a.stride + np.arange(a.window) * a.dilation
@@ -125,7 +126,7 @@ def _average(view: Array, axes: Sequence[Axis], include_pad: bool, last: tuple[i
         count = np.multiply.outer(count, ((at >= low) & (at < high)).sum(axis=1))
     count = np.maximum(count, 1)
     if total.dtype.kind in "iu":
-        return np.trunc(total / count)
+        return M.truncdiv(total, count.astype(total.dtype))
     return total / count.astype(total.dtype)
 
 
@@ -163,7 +164,7 @@ def _pooling_stages(node: Node) -> list[Stage]:
     x, a, out = node.inputs[0], node.attrs, node.output
     lead = check_pool_input(x, a.window)
     axes = pool_axes(x.dims[lead:], a)
-    work = accumulator(x.dtype)
+    work = (mean_accumulator if a.fn == "average" else accumulator)(x.dtype)
     ov = E.iter_vars(out.dims)
 
     def loaded(other: Any) -> tuple[Expr, list[Var]]:

@@ -14,7 +14,16 @@ from ..ir import expr as E
 from ..ir.dtypes import DType, b1, dtype, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
-from ._numeric import Array, accumulator, highest, lowest, shape_text, widen
+from . import _math as M
+from ._numeric import (
+    Array,
+    accumulator,
+    highest,
+    lowest,
+    mean_accumulator,
+    shape_text,
+    widen,
+)  # fmt: skip
 from .registry import Kind, Op, OpError, register, temp
 
 REDUCE_FNS = (
@@ -161,10 +170,10 @@ def reduce_array(fn: str, x: Array, axes: tuple[int, ...], keepdims: bool) -> Ar
 
 
 def _mean(w: Array, k: dict[str, Any]) -> Any:
-    total = np.sum(w, dtype=w.dtype, **k)
+    total = np.sum(w, dtype=mean_accumulator(dtype(w.dtype)).np, **k)
     count = int(np.prod([w.shape[i] for i in k["axis"]], dtype=np.int64))
     if w.dtype.kind in "iu":
-        return np.trunc(total / max(count, 1))
+        return M.truncdiv(total, np.asarray(max(count, 1), total.dtype))
     return total / np.asarray(count, dtype=w.dtype)
 
 
@@ -189,6 +198,7 @@ def _simple(
     *,
     to_bool: bool = False,
     floats: bool = False,
+    mean: bool = False,
 ) -> Callable[[Node, Value, tuple[int, ...], Value], list[Stage] | None]:
     """Stages of ``finish(fn over body(x))``; ``floats`` refuses integers (they need f64 roots
     and logarithms in between)."""
@@ -196,7 +206,7 @@ def _simple(
     def build(node: Node, x: Value, axes: tuple[int, ...], out: Value) -> list[Stage] | None:
         if floats and not x.dtype.is_float:
             return None
-        work = b1 if to_bool else accumulator(x.dtype)
+        work = b1 if to_bool else mean_accumulator(x.dtype) if mean else accumulator(x.dtype)
         ov = E.iter_vars(out.dims)
         index, over = reduction_indices(x.dims, axes, ov, node.attrs.keepdims)
         total = E.reduce_(fn, over, body(_loaded(x, index, work)))
@@ -243,7 +253,7 @@ _REDUCE_STAGES: dict[str, Any] = {
     "prod": _simple("prod"),
     "max": _simple("max"),
     "min": _simple("min"),
-    "mean": _simple("sum", finish=_divide),
+    "mean": _simple("sum", finish=_divide, mean=True),
     "l1": _simple("sum", lambda v: E.unary("abs", v)),
     "l2": _simple("sum", _square, lambda v, n: E.unary("sqrt", v), floats=True),
     "log_sum": _simple("sum", finish=lambda v, n: E.unary("log", v), floats=True),

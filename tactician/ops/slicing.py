@@ -14,6 +14,7 @@ from ..ir.graph import Node, TensorType, Value
 from . import _shapes as S
 from .registry import Kind, Op, OpError, register
 
+_ENDLESS = 10**9
 SLICE_MODES = ("strict", "wrap", "clamp", "fill", "reflect")
 
 
@@ -161,9 +162,10 @@ def _bound(
     at: D.DimLike, size: D.DimLike, low: D.DimLike, high: D.DimLike, node: Node | None
 ) -> D.DimLike:
     if not isinstance(at, D.Dim):
-        if at >= 2**31 - 2:
+        # Exporters write "to the end" as a number no axis reaches.
+        if at >= _ENDLESS:
             return high
-        if at <= -(2**31) + 2:
+        if at <= -_ENDLESS:
             return low
         return S.clamped(at + size if at < 0 else at, low, high)
     sign = S.order(at, 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,3 +49,13 @@ def copy_bytes(dst: int, src: int, nbytes: int) -> None:
     """``memmove`` without the GIL."""
     if nbytes:
         ctypes.memmove(dst, src, nbytes)
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A bound method that doesn't keep its object alive, so that memory is freed at once."""
+    ref = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        return ref()(*args)  # type: ignore[misc]
+
+    return call

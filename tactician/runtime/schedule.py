@@ -16,7 +16,7 @@ import numpy as np
 from ..ir import dims as D
 from ..plan.program import ARENA, CONST, DYNAMIC, OUTPUT, SIZES
 from ..support.errors import ExecutionError
-from .buffers import Array, aligned_block, array_at, copy_bytes
+from .buffers import Array, aligned_block, array_at, copy_bytes, weakly
 from .layout import Extents, Layout
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Schedule:
         from ..targets.cpu.native import Callback
 
         if self._callback is None and any(r[0] == _CALLBACK for r in self._table.tolist()):
-            self._callback = Callback(self._enter)
+            self._callback = Callback(weakly(self._enter))
         return self.core.pool.prepare(
             self._table, self._callback, self.core.threads, self.ticks if timed else None,
             self._scratch.ctypes.data if self._scratch_stride else 0, self._scratch_stride,

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tactician import ops
+from tactician.ir import dims as D
 from tactician.ir.dtypes import dtype
-from tactician.ir.graph import Graph, Node
+from tactician.ir.graph import Graph, Node, Value
 from tactician.ir.verify import verify
 from tactician.ops.interpreter import run_graph
+from tactician.testing.stage_eval import bind_symbols, run_stages
 
 RTOL = {"f64": 1e-10, "f32": 2e-5, "f16": 2e-3, "bf16": 1.6e-2}
 
 
-def build(op: str, inputs: Sequence[Any], const: Sequence[int] = (), **attrs: Any) -> Node:
-    """A graph with one node; inputs listed in ``const`` are constants."""
+def build(
+    op: str, inputs: Sequence[Any], const: Sequence[int] = (),
+    dynamic: Mapping[int, Sequence[int]] | None = None, **attrs: Any,
+) -> Node:
+    """A node in a graph of its own (``meta["graph"]``)."""
     graph = Graph()
-    values = [
-        None if x is None
-        else graph.constant(x, f"c{i}") if i in const
-        else graph.add_input(f"x{i}", x.dtype, x.shape)
-        for i, x in enumerate(inputs)
-    ]
+
+    def value(i: int, x: Any) -> Value:
+        if i in const:
+            return graph.constant(x, f"c{i}")
+        symbolic = (dynamic or {}).get(i, ())
+        shape = [D.sym(f"x{i}.{k}") if k in symbolic else n for k, n in enumerate(x.shape)]
+        return graph.add_input(f"x{i}", x.dtype, shape)
+
+    values = [None if x is None else value(i, x) for i, x in enumerate(inputs)]
     node = ops.emit(graph, op, values, op, **attrs)
     graph.outputs = list(node.outputs)
     node.meta["graph"] = graph
@@ -46,38 +54,45 @@ def close(got: Any, want: Any, scale: float = 1.0) -> None:
 
 
 def run_op(
-    op: str, inputs: Sequence[Any], const: Sequence[int] = (), *, stages: bool = True,
-    scale: float = 1.0, **attrs: Any,
+    op: str, inputs: Sequence[Any], const: Sequence[int] = (), *, native: bool = True,
+    scale: float = 1.0, dynamic: Mapping[int, Sequence[int]] | None = None, **attrs: Any,
 ) -> Any:
     """The reference's outputs (one array, or a tuple), checked for declared shapes and types and
     against stages and decomposition where the op has them.
 
     Args:
-        stages: Fail if the op has neither stages nor a decomposition.
+        op: Name of the op.
+        inputs: One array per input, None for absent ones.
+        const: Inputs that are constants.
+        native: Fail if the op has neither stages nor a decomposition.
+        scale: Loosens the tolerance between reference and stages.
+        dynamic: Dimensions, by input, that are symbolic in a second round.
+        **attrs: The op's attributes.
     """
     inputs = [None if x is None else np.asarray(x) for x in inputs]
     node = build(op, inputs, const, **attrs)
     want = ops.evaluate(node, *inputs)
-    for value, array in zip(node.outputs, want, strict=True):
-        assert tuple(value.dims) == array.shape, (value, array.shape)
-        assert value.dtype.np == array.dtype
-    native = check_stages(node, inputs, want, scale)
-    native |= check_decomposition(node, inputs, want, scale)
-    assert native or not stages, f"{op} has neither stages nor a decomposition"
+    check(node, inputs, want, native, scale)
+    if dynamic:
+        again = build(op, inputs, const, dynamic, **attrs)
+        assert not all(v.is_static for v in again.outputs)
+        check(again, inputs, want, native, scale)
     return want[0] if len(want) == 1 else want
 
 
-def check_stages(node: Node, inputs: Sequence[Any], want: Sequence[Any], scale: float) -> bool:
-    from tactician.testing.stage_eval import run_stages
-
-    stages = ops.get(node.op).stages(node)
-    if stages is None:
-        return False
-    env = {v: x for v, x in zip(node.inputs, inputs, strict=True) if v is not None}
-    got = run_stages(stages, env)
+def check(
+    node: Node, inputs: Sequence[Any], want: Sequence[Any], native: bool, scale: float
+) -> None:
+    sizes = bind_symbols(node.inputs, inputs)
     for value, array in zip(node.outputs, want, strict=True):
-        close(got[value], array, scale)
-    return True
+        assert tuple(D.evaluate(d, sizes) for d in value.dims) == array.shape, (value, array.shape)
+        assert value.dtype.np == array.dtype
+    got = run_stages(node, *inputs)
+    if got is not None:
+        for array, other in zip(want, got, strict=True):
+            close(other, array, scale)
+    found = check_decomposition(node, inputs, want, scale)
+    assert got is not None or found or not native, f"{node.op} can only run in numpy"
 
 
 def check_decomposition(

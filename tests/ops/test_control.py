@@ -46,6 +46,32 @@ def test_if_branches_of_different_sizes():
     assert known.output.dims == (6, 4)
 
 
+def test_if_branches_of_one_element():
+    g = Graph()
+    cond, x = g.add_input("c", b1, ()), g.add_input("x", f32, (1,))
+    flat = Graph()
+    v = flat.add_input("x", f32, (1,))
+    flat.outputs = [emit(flat, "reshape", [v, flat.constant(np.zeros(0, np.int64))]).output]
+    node = make_if(g, cond, x, branch("identity", (1,)), flat)
+    assert node.output.dims == (1,)
+    assert evaluate(node, np.array(False), np.ones(1, np.float32))[0].shape == (1,)
+
+
+def test_if_that_squeezes_an_axis_of_unknown_size():
+    """torch exports x.squeeze(-1) as if(shape(x)[-1] == 1, squeeze, identity)."""
+    g, t = Graph(), D.sym("t")
+    cond, x = g.add_input("c", b1, ()), g.add_input("x", f32, (N, 4, t))
+    yes = Graph()
+    v = yes.add_input("x", f32, (N, 4, t))
+    yes.outputs = [emit(yes, "squeeze", [v, yes.constant(np.array([-1]))]).output]
+    node = make_if(g, cond, x, yes, branch("identity", (N, 4, t)))
+    assert node.output.dims == (N, 4) and ("eq", t, 1) in node.meta["assumptions"]
+    assert evaluate(node, np.array(True), np.ones((2, 4, 1), np.float32))[0].shape == (2, 4)
+    assert evaluate(node, np.array(False), np.ones((2, 4, 1), np.float32))[0].shape == (2, 4)
+    with pytest.raises(ValueError, match="assumed to have size 1"):
+        evaluate(node, np.array(False), np.ones((2, 4, 3), np.float32))
+
+
 def test_if_refuses_different_types():
     g = Graph()
     cond, x = g.add_input("c", b1, ()), g.add_input("x", f32, (N,))

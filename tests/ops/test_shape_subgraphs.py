@@ -96,3 +96,11 @@ def test_unknown_shape_gives_data_dependent_dims(g):
     shape = g.add_input("s", i64, (3,))
     node = emit(g, "reshape", [x, shape])
     assert [str(d) for d in node.output.shape] == [f"%{node.id}.{k}" for k in range(3)]
+
+
+def test_extremes_are_absorbed():
+    assert D.dim_max(D.dim_min(N, 5), N) == N and D.dim_min(D.dim_max(N, 5), N) == N
+    nested = D.dim_max(D.dim_max(N, T), D.dim_max(T, 3))
+    assert nested == D.dim_max(3, N, T) and D.evaluate(nested, {"n": 2, "t": 1}) == 3
+    assert D.parse_dim(str(nested)) == nested
+    assert D.evaluate(D.dim_max(D.dim_min(N, 5), T), {"n": 9, "t": 1}) == 5

@@ -11,6 +11,7 @@ from ...network.enums_build import OnnxParserFlag
 from ...network.network import INetworkDefinition
 from ...network.tensor import ITensor
 from ...support import logger as log
+from ...support import version
 from .errors import ImportProblem, Problem
 from .external import read_file, read_model
 from .model import import_model
@@ -275,7 +276,5 @@ class OnnxParser:
 
 def get_nv_onnx_parser_version() -> int:
     """The parser's version as TensorRT writes it: major * 10000 + minor * 100 + patch."""
-    from ... import __version__
-
-    major, minor, patch = (int(p) for p in __version__.split(".")[:3])
+    major, minor, patch = (int(p) for p in version.tensorrt().split(".")[:3])
     return major * 10000 + minor * 100 + patch

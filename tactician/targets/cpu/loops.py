@@ -82,8 +82,17 @@ def build_loops(
     stages: Sequence[E.Stage], outputs: Sequence[Value], isa: Any, candidate: LoopCandidate
 ) -> Kernel:
     """The kernel that computes ``outputs``."""
+    outputs = [v for v in outputs if all(d != 0 for d in v.dims)]
+    if not outputs:
+        return _nothing()
     planned = loopnest.plan(stages, outputs)
     return _Builder(planned, isa, candidate).build()
+
+
+def _nothing() -> Kernel:
+    """For outputs without elements."""
+    frame = KernelFrame("loops_nothing", A.Lowerer())
+    return Kernel("loops_nothing", frame.finish(), (), work=0)
 
 
 def element_bits(planned: loopnest.LoopNest) -> int:
@@ -111,7 +120,9 @@ class KernelFrame:
         self.module = ir.Module(name)
         t = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR])
         self.fn = ir.Function(self.module, t, name)
-        self.entry = ir.IRBuilder(self.fn.append_basic_block("entry"))
+        top = ir.IRBuilder(self.fn.append_basic_block("entry"))  # holds stack slots
+        self.entry = ir.IRBuilder(self.fn.append_basic_block("args"))
+        top.branch(self.entry.block)
         self._start = self.fn.append_basic_block("start")
         self.args: dict[Value, ir.Value] = {}
         self.dims: dict[D.Dim, ir.Value] = {}

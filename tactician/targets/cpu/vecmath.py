@@ -114,10 +114,12 @@ def intrinsic(b: ir.IRBuilder, name: str, *args: ir.Value, overload: Any = None)
 
 
 def entry_alloca(b: ir.IRBuilder, t: ir.Type) -> ir.Value:
-    """Stack memory made once per call of the function, wherever the builder stands."""
+    """Stack memory made once per call of the function, wherever the builder stands. The entry
+    block must have its terminator, unless the builder is in it."""
     block = b.function.entry_basic_block
-    eb = ir.IRBuilder(block)
-    if block.instructions:
+    eb = b
+    if b.block is not block:
+        eb = ir.IRBuilder(block)
         eb.position_before(block.instructions[0])
     slot = eb.alloca(t)
     slot.align = 64

@@ -1,0 +1,326 @@
+"""`Builder`: from networks to plans."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from typing import Any
+
+from ..network.enums import DeviceType, NetworkDefinitionCreationFlag, TensorLocation
+from ..network.enums_build import BuilderFlag, ErrorCodeTRT
+from ..network.network import INetworkDefinition
+from ..network.values import IHostMemory
+from ..plan.format import write_plan
+from ..plan.program import Program
+from ..runtime.engine import ICudaEngine
+from ..support import logger as log
+from ..support.errors import TacticianError
+from .builder_legacy import LegacyBuilder
+from .config import IBuilderConfig
+from .profile import IOptimizationProfile, settle_profiles
+from .settings import BuildSettings
+
+# Flags that the CPU target can't honour, with what happens instead.
+_UNHONOURED = {
+    BuilderFlag.GPU_FALLBACK: "there is no DLA to fall back from",
+    BuilderFlag.SPARSE_WEIGHTS: "kernels don't use structured sparsity",
+    BuilderFlag.SAFETY_SCOPE: "there is no safety runtime; layers are not restricted",
+    BuilderFlag.DIRECT_IO: "inputs and outputs never need reformatting",
+    BuilderFlag.EXCLUDE_LEAN_RUNTIME: "plans carry no runtime",
+    BuilderFlag.DISABLE_COMPILATION_CACHE: "code is compiled once per build anyhow",
+    BuilderFlag.WEIGHT_STREAMING: "weights lie in host memory, where kernels read them",
+    BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
+    BuilderFlag.REJECT_EMPTY_ALGORITHMS: "there is no algorithm selection",
+    BuilderFlag.STRIP_PLAN: "the plan holds its weights",
+    BuilderFlag.VERSION_COMPATIBLE: "the plan runs with this version only",
+    BuilderFlag.REFIT: "weights of the engine can't be replaced",
+    BuilderFlag.REFIT_INDIVIDUAL: "weights of the engine can't be replaced",
+    BuilderFlag.REFIT_IDENTICAL: "weights of the engine can't be replaced",
+}
+_SHOWN = 10
+
+
+class Builder(LegacyBuilder):
+    """Builds networks into plans and engines.
+
+    Args:
+        logger: `ILogger` that gets the builder's messages.
+
+    Attributes:
+        error_recorder: `IErrorRecorder` that is told of every error, or None.
+        max_threads: Threads that engines use and kernels are tuned for; 0 means all cores.
+    """
+
+    def __init__(self, logger: Any):
+        self._logger = log.set_active(logger)
+        self.error_recorder: Any = None
+        self.max_threads = 0
+        self._allocator: Any = None
+        self._init_legacy()
+
+    def __enter__(self) -> Builder:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        return None
+
+    def __del__(self) -> None:
+        return None
+
+    @property
+    def logger(self) -> Any:
+        return self._logger
+
+    def create_network(self, flags: int = 0) -> INetworkDefinition:
+        """An empty network.
+
+        Args:
+            flags: Bits of `NetworkDefinitionCreationFlag`.
+        """
+        return INetworkDefinition(int(flags), self._logger, self)
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig(self._logger)
+
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
+
+    def reset(self) -> None:
+        """Back to the defaults."""
+        self.max_threads = 0
+        self._init_legacy()
+
+    def get_plugin_registry(self) -> Any:
+        """The process's plugin registry."""
+        from importlib import import_module
+
+        return import_module("tactician.network.plugins.registry").get_plugin_registry()
+
+    # --- the machine ----------------------------------------------------------------------
+
+    @property
+    def platform_has_fast_fp16(self) -> bool:
+        """Whether the CPU computes with FP16 vectors."""
+        return bool(_isa().f16_arith)
+
+    @property
+    def platform_has_fast_int8(self) -> bool:
+        """Whether the CPU has INT8 dot products."""
+        return bool(_isa().int8_dot)
+
+    @property
+    def platform_has_tf32(self) -> bool:
+        """False: CPUs compute FP32 contractions in FP32."""
+        return False
+
+    @property
+    def num_DLA_cores(self) -> int:
+        return 0
+
+    @property
+    def max_DLA_batch_size(self) -> int:
+        return 0
+
+    def _set_allocator(self, allocator: Any) -> None:
+        self._allocator = allocator
+
+    gpu_allocator = property(
+        None, _set_allocator,
+        doc="Write-only: kept for engines built with `build_engine_with_config`.",
+    )
+
+    # --- building -------------------------------------------------------------------------
+
+    def build_serialized_network(
+        self, network: INetworkDefinition, config: IBuilderConfig
+    ) -> IHostMemory | None:
+        """Builds a network into a plan.
+
+        Returns:
+            The plan, or None if the network can't be built; then the log says why, layer by
+            layer.
+        """
+        program = self._compile(network, config)
+        return None if program is None else IHostMemory(write_plan(program))
+
+    def build_serialized_network_to_stream(
+        self, network: INetworkDefinition, config: IBuilderConfig, writer: Any
+    ) -> bool:
+        """Builds a network and gives the plan to an `IStreamWriter`."""
+        plan = self.build_serialized_network(network, config)
+        if plan is None:
+            return False
+        wants_size = len(inspect.signature(writer.write).parameters) > 1
+        written = writer.write(plan, len(plan)) if wants_size else writer.write(plan)
+        if written != len(plan):
+            return self._fail(f"the stream writer took {written} of {len(plan)} bytes")
+        return True
+
+    def build_engine_with_config(
+        self, network: INetworkDefinition, config: IBuilderConfig
+    ) -> ICudaEngine | None:
+        """Builds a network into an engine; None (and the log says why) if it can't be built."""
+        program = self._compile(network, config)
+        if program is None:
+            return None
+        return ICudaEngine(program, logger=self._logger, runtime=self)
+
+    def is_network_supported(self, network: INetworkDefinition, config: IBuilderConfig) -> bool:
+        """Whether the network would build, as far as its layers and profiles tell."""
+        try:
+            problems = network.check()
+            if not problems:
+                graph = network.lower_control()
+                settle_profiles(graph, config._profiles, self._batch_of(network))
+        except (TacticianError, ValueError) as e:
+            problems = [str(e)]
+        for p in problems:
+            self._fail(p)
+        return not problems
+
+    def _fail(self, message: str) -> bool:
+        log.error(message, self._logger)
+        if self.error_recorder is not None:
+            self.error_recorder.report_error(ErrorCodeTRT.INVALID_CONFIG, message)
+        return False
+
+    def _compile(self, network: INetworkDefinition, config: IBuilderConfig) -> Program | None:
+        start = time.perf_counter()
+        try:
+            problems = network.check()
+            if problems:
+                for p in problems:
+                    self._fail(p)
+                return None
+            program, report = self._run_compiler(network, config)
+        except (TacticianError, ValueError) as e:
+            for line in str(e).splitlines() or [type(e).__name__]:
+                self._fail(line)
+            return None
+        except Exception:
+            log.internal_error(
+                "the builder failed; this is a defect of tactician:\n" + traceback.format_exc(),
+                self._logger,
+            )
+            if self.error_recorder is not None:
+                self.error_recorder.report_error(ErrorCodeTRT.INTERNAL_ERROR, "the builder failed")
+            return None
+        self._tell(program, report, time.perf_counter() - start)
+        return program
+
+    def _run_compiler(
+        self, network: INetworkDefinition, config: IBuilderConfig
+    ) -> tuple[Program, Any]:
+        from .compile import compile_network
+
+        graph = network.lower_control()
+        profiles = settle_profiles(graph, config._profiles, self._batch_of(network))
+        settings = config.settings(
+            target=self._target(config),
+            strongly_typed=network.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED),
+            profiles=profiles,
+            threads=self.max_threads,
+            logger=self._logger,
+            max_batch_size=self.max_batch_size,
+        )
+        self._warn_unhonoured(config, settings)
+        progress = Progress(config.progress_monitor)
+        try:
+            program, report = compile_network(graph, settings, network.name, progress.report)
+        finally:
+            progress.close()
+        program.implicit_batch = self._batch_of(network)
+        host = TensorLocation.HOST.value
+        program.settings["locations"] = {
+            v.name: "host" for v in (*graph.inputs, *graph.outputs)
+            if v.meta.get("location") == host
+        }
+        program.settings["debug_tensors"] = tuple(
+            sorted(v.name for v in graph.values() if v.meta.get("debug"))
+        )
+        program.settings["workspace"] = settings.workspace
+        return program, report
+
+    def _batch_of(self, network: INetworkDefinition) -> int:
+        return self.max_batch_size if network.has_implicit_batch_dimension else 0
+
+    def _target(self, config: IBuilderConfig) -> str:
+        if config.default_device_type != DeviceType.CPU:
+            log.warning(
+                f"{config.default_device_type} is not available in this version: the engine is "
+                "built for the CPU", self._logger
+            )
+        return "cpu"
+
+    def _warn_unhonoured(self, config: IBuilderConfig, settings: BuildSettings) -> None:
+        for flag, reason in _UNHONOURED.items():
+            if config.get_flag(flag):
+                log.warning(f"{flag} has no effect: {reason}", self._logger)
+        if settings.precisions and not settings.strongly_typed:
+            names = ", ".join(sorted(settings.precisions))
+            log.warning(
+                f"kernels may use {names}, but this version computes each layer in the type it "
+                "has in the network", self._logger
+            )
+        if config.int8_calibrator is not None:
+            log.warning(
+                "the INT8 calibrator is not used: this version quantizes only where the network "
+                "has quantize and dequantize layers", self._logger
+            )
+        if config.algorithm_selector is not None:
+            log.warning("the algorithm selector is not asked: the builder chooses by time; edit "
+                        "the timing cache to choose otherwise", self._logger)
+
+    def _tell(self, program: Program, report: Any, seconds: float) -> None:
+        """The log's summary of a build; layers without native code are named."""
+        reference = getattr(report, "reference", [])
+        for name, op, reason in reference[:_SHOWN]:
+            why = f": {reason}" if reason else ""
+            log.warning(f"layer {name!r} [{op}] runs in numpy, slowly{why}", self._logger)
+        if len(reference) > _SHOWN:
+            log.warning(f"{len(reference) - _SHOWN} further layers run in numpy", self._logger)
+        log.info(
+            f"Built {program.name!r} in {seconds:.2f} s: {len(program.steps)} steps, "
+            f"{getattr(report, 'measured', 0)} kernels measured, "
+            f"{getattr(report, 'cached', 0)} regions from the timing cache", self._logger
+        )
+
+
+class Progress:
+    """Tells an `IProgressMonitor` what the compiler reports as (phase, done, total)."""
+
+    def __init__(self, monitor: Any):
+        self._monitor = monitor
+        self._open: dict[str, int] = {}
+
+    def report(self, phase: str, done: int, total: int) -> bool:
+        """Returns False if the monitor wants the build to stop."""
+        monitor = self._monitor
+        if monitor is None:
+            return True
+        if phase not in self._open:
+            monitor.phase_start(phase, None, total)
+            self._open[phase] = 0
+        go_on = True
+        while self._open[phase] < done and go_on:
+            go_on = bool(monitor.step_complete(phase, self._open[phase]))
+            self._open[phase] += 1
+        if done >= total:
+            self._finish(phase)
+        return go_on
+
+    def _finish(self, phase: str) -> None:
+        del self._open[phase]
+        self._monitor.phase_finish(phase)
+
+    def close(self) -> None:
+        """Finishes phases that an error or a stop left open."""
+        for phase in list(self._open):
+            self._finish(phase)
+
+
+def _isa() -> Any:
+    from ..targets.cpu.isa import Isa
+
+    return Isa.host()

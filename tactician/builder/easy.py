@@ -1,0 +1,163 @@
+"""`build`: from a model to an engine in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..network.enums_build import BuilderFlag
+from ..network.network import INetworkDefinition
+from ..runtime.easy import Engine, write_atomically
+from ..support import logger as log
+from ..support.errors import BuildError, UsageError
+from .builder import Builder
+from .config import IBuilderConfig
+
+# Ranges of dimensions the caller says nothing about. Memory is taken as shapes need it, so a
+# large maximum costs nothing; kernels are tuned for the middle number.
+_LEADING = (1, 1, 1 << 16)
+_OTHERS = (1, 64, 1 << 16)
+
+
+def build(
+    model: Any,
+    *,
+    shapes: Mapping[str, Any] | None = None,
+    fp16: bool = False,
+    bf16: bool = False,
+    int8: bool = False,
+    level: int = 3,
+    threads: int = 0,
+    workspace: int | None = None,
+    timing_cache: str | os.PathLike[str] | None = None,
+    progress: Any = None,
+    logger: Any = None,
+) -> Engine:
+    """Builds a model for this machine.
+
+    Args:
+        model: An ONNX file's path, its bytes, or an `INetworkDefinition`.
+        shapes: For inputs whose shape varies: input name to a shape, or to (min, opt, max) shapes.
+            Left out, dimensions may be anything up to 65536.
+        fp16, bf16, int8: Types that kernels may use besides those of the network.
+        level: Builder optimization level, 0 to 5.
+        threads: Threads the engine uses; 0 means all cores.
+        workspace: Most bytes of scratch memory.
+        timing_cache: A file of kernel timings to use and to update.
+        progress: `IProgressMonitor`.
+        logger: `ILogger`; by default warnings go to stderr.
+
+    Returns:
+        An `Engine`: ``engine({"x": array})`` gives a dict of output arrays.
+
+    Raises:
+        BuildError: If the model can't be imported or built, with every problem found.
+
+    Example:
+        >>> import tactician
+        >>> engine = tactician.build("model.onnx")  # doctest: +SKIP
+        >>> engine({"x": x})["y"]  # doctest: +SKIP
+    """
+    record = _Record(logger if logger is not None else log.Logger())
+    builder = Builder(record)
+    builder.max_threads = threads
+    network = model if isinstance(model, INetworkDefinition) else _parse(builder, model, record)
+    config = builder.create_builder_config()
+    config.builder_optimization_level = level
+    config.progress_monitor = progress
+    for on, flag in ((fp16, BuilderFlag.FP16), (bf16, BuilderFlag.BF16), (int8, BuilderFlag.INT8)):
+        if on:
+            config.set_flag(flag)
+    if workspace is not None:
+        config.max_workspace_size = workspace
+    _add_profile(builder, network, config, shapes or {})
+    cache = _read_cache(config, timing_cache)
+    engine = builder.build_engine_with_config(network, config)
+    if engine is None:
+        raise BuildError("\n".join(record.errors) or "the network can't be built")
+    if cache is not None:
+        write_atomically(cache, config.get_timing_cache().serialize())  # type: ignore[union-attr]
+    return Engine(engine)
+
+
+class _Record(log.ILogger):
+    """Passes messages on and remembers errors."""
+
+    def __init__(self, to: Any):
+        super().__init__()
+        self.to = to
+        self.errors: list[str] = []
+
+    def log(self, severity: log.Severity, msg: str) -> None:
+        if severity <= log.Severity.ERROR:
+            self.errors.append(msg)
+        else:
+            self.to.log(severity, msg)
+
+
+def _parse(builder: Builder, model: Any, record: _Record) -> INetworkDefinition:
+    parser_type = import_module("tactician.parsers.onnx").OnnxParser
+    network = builder.create_network(1)
+    parser = parser_type(network, record)
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if not path.is_file():
+            raise BuildError(f"there is no model file {str(path)!r}")
+        ok = parser.parse_from_file(str(path))
+    elif isinstance(model, (bytes, bytearray, memoryview)):
+        ok = parser.parse(bytes(model))
+    elif hasattr(model, "SerializeToString"):
+        ok = parser.parse(model.SerializeToString())
+    else:
+        raise UsageError(
+            f"expected a path, bytes, an ONNX model or an INetworkDefinition, got "
+            f"{type(model).__name__}"
+        )
+    if not ok:
+        problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise BuildError("the model can't be imported:\n" + "\n".join(problems or record.errors))
+    return network
+
+
+def _add_profile(
+    builder: Builder, network: INetworkDefinition, config: IBuilderConfig, shapes: Mapping[str, Any]
+) -> None:
+    inputs = {t.name: t for t in map(network.get_input, range(network.num_inputs)) if t is not None}
+    unknown = [n for n in shapes if n not in inputs]
+    if unknown:
+        raise UsageError(f"shapes name {unknown}, inputs are {list(inputs)}")
+    if network.has_implicit_batch_dimension:
+        return
+    profile = builder.create_optimization_profile()
+    for name, t in inputs.items():
+        shape = tuple(t.shape)
+        if name in shapes:
+            profile.set_shape(name, *_triple(shapes[name]))
+        elif -1 in shape:
+            ranges = [
+                (d, d, d) if d >= 0 else _OTHERS if i else _LEADING for i, d in enumerate(shape)
+            ]
+            profile.set_shape(name, *zip(*ranges, strict=True))
+    if any(-1 in tuple(t.shape) for t in inputs.values()):
+        config.add_optimization_profile(profile)
+
+
+def _triple(given: Any) -> tuple[Any, Any, Any]:
+    given = tuple(given)
+    if len(given) == 3 and all(hasattr(s, "__len__") for s in given):
+        return given
+    return given, given, given
+
+
+def _read_cache(config: IBuilderConfig, path: str | os.PathLike[str] | None) -> Path | None:
+    if path is None:
+        return None
+    file = Path(path)
+    cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    if cache is None:
+        raise UsageError(f"{file} is no timing cache; name another file or delete this one")
+    config.set_timing_cache(cache)
+    return file

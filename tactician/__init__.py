@@ -94,8 +94,8 @@ _TABLE: dict[str, str] = {
         Builder IBuilderConfig IOptimizationProfile ITimingCache TimingCacheKey TimingCacheValue
         build""",
     "runtime": """
-        EngineInspector ICudaEngine IExecutionContext IRuntimeConfig ISerializationConfig Refitter
-        Runtime""",
+        Engine EngineInspector ICudaEngine IExecutionContext IRuntimeConfig ISerializationConfig
+        Refitter Runtime load""",
 }
 _WHERE = {name: module for module, names in _TABLE.items() for name in names.split()}
 _SUBMODULES = frozenset(

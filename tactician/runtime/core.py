@@ -113,8 +113,19 @@ def check_device(program: Program) -> None:
     from ..targets.cpu.isa import Isa
 
     here = Isa.host().fingerprint
-    if program.device != here:
+    if program.device != here and not _runs_here(program):
         raise PlanError(
             f"the plan was built for the CPU {program.device}, this machine is {here}; machine "
             "code of one may not run on the other. Build the engine again on this machine"
         )
+
+
+def _runs_here(program: Program) -> bool:
+    """Whether code for the family's baseline was asked for and this CPU can do all of that."""
+    from ..targets.cpu.isa import Isa
+
+    host = Isa.host()
+    if not program.settings.get("hardware_compatible") or not host.triple.startswith("x86_64"):
+        return False
+    baseline = Isa.named("haswell")
+    return program.device == baseline.fingerprint and not baseline.missing_on(host)

@@ -54,9 +54,14 @@ def packed_columns(n: int, nr: int, lanes: int) -> int:
 # --- at run time ----------------------------------------------------------------------------
 
 
-def _read(g: Gen, at: ir.Value, dtype: DType, acc: DType, lanes: int = 0) -> ir.Value:
+def lane_count(lanes: int) -> int:
+    """Lanes as `vecmath` counts them: 0 for a scalar."""
+    return lanes if lanes > 1 else 0
+
+
+def read(g: Gen, at: ir.Value, dtype: DType, acc: DType, lanes: int = 0) -> ir.Value:
     """An element or vector as the type of sums."""
-    n = lanes if lanes > 1 else 0
+    n = lane_count(lanes)
     x = convert.from_memory(g.b, g.load(convert.memory_type(dtype, n), at), dtype)
     return convert.cast(g.b, x, dtype, acc) if _register(dtype) != _register(acc) else x
 
@@ -81,7 +86,7 @@ def emit_rows(
         line = g.at(dest, g.mul(k.index, mr), acc.size)
         along = g.mul(k.index, a.k_stride)
         for r, source in enumerate(sources):
-            x = _read(g, g.at(base, g.add(source, along), size), a.dtype, acc)
+            x = read(g, g.at(base, g.add(source, along), size), a.dtype, acc)
             g.store(x, g.at(line, r, acc.size))
 
 
@@ -118,13 +123,13 @@ def copy_line(
     vec = V.with_lanes(_register(acc), lanes if lanes > 1 else 0)
     if isinstance(cols, int):
         for at in range(0, cols - cols % lanes, lanes):
-            x = _read(g, g.at(row, at, dtype.size), dtype, acc, lanes)
+            x = read(g, g.at(row, at, dtype.size), dtype, acc, lanes)
             g.store(x, g.at(line, at, acc.size))
         done = cols - cols % lanes
         if done < width:
             x = V.const(vec, 0)
             for at in range(done, cols):
-                y = _read(g, g.at(row, at, dtype.size), dtype, acc)
+                y = read(g, g.at(row, at, dtype.size), dtype, acc)
                 x = g.b.insert_element(x, y, V.I32(at - done)) if lanes > 1 else y
             g.store(x, g.at(line, done, acc.size))
             done += lanes
@@ -134,7 +139,7 @@ def copy_line(
     for at in range(0, width, lanes):
         g.store(V.const(vec, 0), g.at(line, at, acc.size))
     with g.loop(0, cols) as c:
-        x = _read(g, g.at(row, c.index, dtype.size), dtype, acc)
+        x = read(g, g.at(row, c.index, dtype.size), dtype, acc)
         g.store(x, g.at(line, c.index, acc.size))
 
 
@@ -154,7 +159,7 @@ def _transpose_columns(
             return
         with g.loop(c_from, c_to) as c, g.loop(k_from, k_to) as k:
             at = g.linear([(c.index, b.stride), (k.index, b.k_stride)])
-            x = _read(g, g.at(source, at, size), b.dtype, acc)
+            x = read(g, g.at(source, at, size), b.dtype, acc)
             g.store(x, g.at(dest, g.linear([(k.index, width), (c.index, 1)]), acc.size))
 
     if full and g.test(">", square, 0) is not False:
@@ -163,7 +168,7 @@ def _transpose_columns(
             rows = []
             for r in range(lanes):
                 here = g.at(source, g.add(at, g.mul(b.stride, r)), size)
-                rows.append(_read(g, here, b.dtype, acc, lanes))
+                rows.append(read(g, here, b.dtype, acc, lanes))
             for r, x in enumerate(transpose(g.b, rows)):
                 where = g.linear([(g.add(k.index, r), width), (c.index, 1)])
                 g.store(x, g.at(dest, where, acc.size))

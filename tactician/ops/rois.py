@@ -210,7 +210,8 @@ class MaxRoiPool(Op):
         out = np.zeros((len(rois), x.shape[1], a.output_height, a.output_width), x.dtype)
         for k, roi in enumerate(rois):
             image = x[int(roi[0])]
-            box = np.floor(roi[1:].astype(np.float64) * a.spatial_scale + 0.5).astype(np.int64)
+            scaled = roi[1:].astype(np.float64) * a.spatial_scale
+            box = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)
             rows = _whole_bins(box[1], box[3], x.shape[2], a.output_height)
             cols = _whole_bins(box[0], box[2], x.shape[3], a.output_width)
             for i, (top, bottom) in enumerate(rows):

@@ -107,7 +107,7 @@ def _bounds(size: Any, align: bool) -> tuple[float, Any]:
 def _pad_position(p: Array, size: int, a: Any) -> Array:
     """Moves positions into the input for border and reflection padding."""
     if a.padding == "zeros":
-        return p
+        return _clamp(p, -2, size + 1)  # everything further out is as far out
     if a.padding == "reflection":
         low, span = _bounds(size, a.align_corners)
         if span <= 0:
@@ -117,7 +117,13 @@ def _pad_position(p: Array, size: int, a: Any) -> Array:
             distance = np.abs(p - low)
             extra, flips = np.fmod(distance, span), np.floor(distance / span)
         p = np.where(np.mod(flips, 2) == 0, extra + low, span - extra + low)
-    return np.clip(p, 0, size - 1)
+    return _clamp(p, 0, size - 1)
+
+
+def _clamp(p: Array, low: int, high: int) -> Array:
+    """Limits positions; NaN becomes the lower limit."""
+    p = np.where(p > low, p, p.dtype.type(low))
+    return np.where(p < high, p, p.dtype.type(high))
 
 
 def interpolate(x: Array, at: Sequence[Array], a: Any) -> Array:
@@ -126,9 +132,11 @@ def interpolate(x: Array, at: Sequence[Array], a: Any) -> Array:
     for k, p in enumerate(at):
         size = x.shape[2 + k]
         if a.mode == "cubic":
+            p = _pad_position(p, size, a) if a.padding == "zeros" else p
             base = np.floor(p)
             corners.append([
-                (_pad_position(base + t, size, a), kernel_weights(base + t - p, _CUBIC))
+                (base + t if a.padding == "zeros" else _pad_position(base + t, size, a),
+                 kernel_weights(base + t - p, _CUBIC))
                 for t in (-1, 0, 1, 2)
             ])
             continue
@@ -170,7 +178,7 @@ def _unnormalize_expr(p: Expr, size: D.DimLike, align: bool) -> Expr:
 def _pad_expr(p: Expr, size: D.DimLike, a: Any) -> Expr:
     dt = p.dtype
     if a.padding == "zeros":
-        return p
+        return _clamp_expr(p, -2, size + 1)
     if a.padding == "reflection":
         low_value, span_dim = _bounds(size, a.align_corners)
         low = E.const(low_value, dt)
@@ -180,8 +188,13 @@ def _pad_expr(p: Expr, size: D.DimLike, a: Any) -> Expr:
         flips = E.unary("floor", E.div(distance, span))
         even = E.compare("eq", E.binary("fmod", flips, E.const(2.0, dt)), E.const(0.0, dt))
         p = E.select(even, E.add(extra, low), E.add(E.sub(span, extra), low))
-    last = E.cast(E.idx(size - 1), dt)
-    return E.binary("min", E.binary("max", p, E.const(0.0, dt)), last)
+    return _clamp_expr(p, 0, size - 1)
+
+
+def _clamp_expr(p: Expr, low: int, high: D.DimLike) -> Expr:
+    bottom, top = E.const(float(low), p.dtype), E.cast(E.idx(high), p.dtype)
+    p = E.select(E.compare("gt", p, bottom), p, bottom)
+    return E.select(E.compare("lt", p, top), p, top)
 
 
 def _load_inside(x: Value, lead: Sequence[Expr], places: Sequence[Expr], work: DType) -> Expr:
@@ -225,11 +238,13 @@ def _cubic_expr(
     places: list[Expr] = []
     weight: Expr | None = None
     for k, (p, t) in enumerate(zip(at, taps, strict=True)):
+        p = _pad_expr(p, x.dims[2 + k], a) if a.padding == "zeros" else p
         offset = E.cast(E.sub(t, E.idx(1)), work)
         place = E.add(E.unary("floor", p), offset)
         w = kernel_expr(E.sub(place, p), _CUBIC)
         weight = w if weight is None else E.mul(weight, w)
-        places.append(E.cast(_pad_expr(place, x.dims[2 + k], a), i64))
+        inner = place if a.padding == "zeros" else _pad_expr(place, x.dims[2 + k], a)
+        places.append(E.cast(inner, i64))
     assert weight is not None
     return E.reduce_("sum", taps, E.mul(weight, _load_inside(x, lead, places, work)))
 

@@ -54,8 +54,8 @@ def test_uneven_and_negative_padding():
 
 def test_large_goes_tap_by_tap():
     x, w = normal(1, 64, 40, 40), normal(2, 64, 9, 9)  # too large for one column buffer
-    got = run_op("convolution", [x, w], native=False, pre=(4, 4), post=(4, 4), scale=10)
-    close(got, F.conv2d(t(x), t(w), padding=4).numpy(), scale=10)
+    got = run_op("convolution", [x, w], native=False, pre=(4, 4), post=(4, 4), slack=10)
+    close(got, F.conv2d(t(x), t(w), padding=4).numpy(), slack=10)
 
 
 @pytest.mark.parametrize("dt", ["float16", "float64", ml_dtypes.bfloat16])
@@ -148,4 +148,4 @@ def test_deform_conv(groups, offset_groups, masked):
     (want,) = ort_run("DeformConv", [x, w, offset, b, mask], opset=22, group=groups,
                       offset_group=offset_groups, strides=[2, 1], pads=[1, 1, 1, 1],
                       dilations=[1, 2], kernel_shape=[3, 2])
-    close(got, want, scale=3)
+    close(got, want, slack=3)

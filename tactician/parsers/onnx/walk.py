@@ -84,8 +84,9 @@ def _reads(node: Any) -> Iterable[str]:
 
 
 def _import_one(c: Context, proto: Any, index: int) -> bool:
-    """Imports a node; returns whether it worked. Never raises for a fault of the model."""
-    c.emitted = []
+    """Imports a node; returns whether that works, or would if its inputs were there. Never raises
+    for a fault of the model."""
+    c.emitted, known = [], False
     try:
         results = _results(c, proto, index)
         for name, value in zip(proto.output, results, strict=False):
@@ -96,7 +97,7 @@ def _import_one(c: Context, proto: Any, index: int) -> bool:
             )
         return True
     except Poisoned:
-        _check_known(c, proto, index)
+        known = _check_known(c, proto, index)
     except (ImportProblem, OpError) as e:
         report(c, proto, index, e)
     except RecursionError:
@@ -106,7 +107,7 @@ def _import_one(c: Context, proto: Any, index: int) -> bool:
     for name in proto.output:
         if name and not c.scope.defines(name):
             c.scope.define(name, POISON)
-    return False
+    return known
 
 
 def _results(c: Context, proto: Any, index: int) -> Sequence[Value | None]:
@@ -202,12 +203,14 @@ def is_known(c: Context, proto: Any) -> bool:
     return find_plugin(c, proto) is not None
 
 
-def _check_known(c: Context, proto: Any, index: int) -> None:
+def _check_known(c: Context, proto: Any, index: int) -> bool:
     """A node behind a failed one is still reported if its operator is unknown."""
-    if not is_known(c, proto):
-        domain = canonical(proto.domain)
-        reason = unknown_reason(domain, proto.op_type, c.opsets.get(domain, 1))
-        report(c, proto, index, Unsupported(reason))
+    if is_known(c, proto):
+        return True
+    domain = canonical(proto.domain)
+    reason = unknown_reason(domain, proto.op_type, c.opsets.get(domain, 1))
+    report(c, proto, index, Unsupported(reason))
+    return False
 
 
 def find_plugin(c: Context, proto: Any) -> Any:

@@ -194,7 +194,8 @@ def test_loop_whose_carried_type_changes_is_refused() -> None:
 @pytest.mark.parametrize("back", [0, 1])
 def test_scan(back: int) -> None:
     body = helper.make_graph([node("Add", ["s", "x"], ["s_out"]),
-                              node("Mul", ["s_out", "k"], ["o"])], "body", [tensor("s", [2]), tensor("x", [2])],
+                              node("Mul", ["s_out", "k"], ["o"])],
+                             "body", [tensor("s", [2]), tensor("x", [2])],
                              [tensor("s_out", [2]), tensor("o", [2])])
     m = model([node("Scan", ["init", "xs"], ["last", "ys"], body=body, num_scan_inputs=1,
                     scan_input_directions=[back], scan_output_axes=[1])],

@@ -39,10 +39,20 @@ class FlatLoad(Expr):
     other: Expr | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Keep(Expr):
+    """``x``, which is also written to scratch memory where ``slot`` (a load) says."""
+
+    x: Expr
+    slot: Expr
+
+
 def children(e: Expr) -> tuple[Expr, ...]:
     """Like `expr.children`, for lowered expressions too."""
     if isinstance(e, Linear):
         return tuple(t for t, _ in e.terms)
+    if isinstance(e, Keep):
+        return (e.x, e.slot)
     if isinstance(e, FlatLoad):
         rest = tuple(x for x in (e.guard, e.other) if x is not None)
         return (*(t for t, _ in e.at.terms), *rest)
@@ -132,6 +142,17 @@ class Lowerer:
         self._keep.append(e)
         return go(e)
 
+    def replace(self, e: Expr, old: Expr, new: Expr) -> Expr:
+        """``e`` with one (lowered) subexpression replaced."""
+        done: dict[Expr, Expr] = {old: new}
+
+        def go(x: Expr) -> Expr:
+            if x not in done:
+                done[x] = self._node(x, go, {})
+            return done[x]
+
+        return go(e)
+
     def _node(self, x: Expr, go: Any, env: Mapping[Var, Expr]) -> Expr:
         if isinstance(x, Var):
             return env.get(x, x)
@@ -160,6 +181,9 @@ class Lowerer:
             return self._binary(x, go(x.a), go(x.b))
         if isinstance(x, E.Select):
             return self._select(x, go(x.cond), go(x.a), go(x.b))
+        if isinstance(x, Keep):
+            a, slot = go(x.x), go(x.slot)
+            return self._one(("keep", a, slot), Keep(x.dtype, a, slot))
         assert isinstance(x, E.Reduce)
         body = go(x.body)
         over = tuple(v for old in x.vars for v in _vars_of(go(old)))

@@ -232,6 +232,11 @@ class Emitter:
         if isinstance(e, E.Select):
             c, x, y = self._same_width(*(self._emit(k) for k in (e.cond, e.a, e.b)))
             return self.builder.select(c, x, y)
+        if isinstance(e, A.Keep):
+            x = self._emit(e.x)
+            assert isinstance(e.slot, A.FlatLoad)
+            self.store_at(e.slot.value, e.slot.at, x)
+            return x
         if isinstance(e, E.Reduce):
             from .reduction import emit_reduce
 

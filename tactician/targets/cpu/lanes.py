@@ -32,6 +32,23 @@ def choose_row_lane(nest: LoopNest, width: int) -> Var | None:
     return options[best]
 
 
+def tile_var(nest: LoopNest, lane: Var | None) -> Var | None:
+    """The row variable along which memory is contiguous where the lanes step far: a few rows
+    of it done together use each cache line whole. None if there is no such access."""
+    if lane is None or len(nest.rows) < 2:
+        return None
+    for s in nest.steps:
+        accesses = [at for at, _ in _accesses(s.expr)]
+        for at in [*accesses, *([s.at] if s.at is not None else [])]:
+            c = dict(at.terms)
+            far = c.get(lane, 0)
+            if isinstance(far, D.Dim) or abs(far) > 2:
+                for v in nest.rows:
+                    if v is not lane and c.get(v, 0) == 1 and extent(v) >= 4:
+                        return v
+    return None
+
+
 def inner_lane(step: Step) -> Var | None:
     """The inner variable of a step to vectorize when rows are not."""
     best, cost = None, float("inf")
@@ -129,4 +146,4 @@ def _own_cost(nest: LoopNest, width: int) -> float:
     return total
 
 
-__all__ = ["choose_row_lane", "extent", "inner_lane", "trips"]
+__all__ = ["choose_row_lane", "extent", "inner_lane", "tile_var", "trips"]

@@ -55,15 +55,57 @@ class LoopNest:
     lowerer: A.Lowerer
 
 
-def plan(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> LoopNest:
-    """Plans the loops of ``stages``, of which ``outputs`` are wanted."""
-    made = {s.out for s in stages}
-    low = A.Lowerer(keep=made)
-    steps = [_step(low, s) for s in _wanted(stages, outputs)]
+def plan(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> list[LoopNest]:
+    """Plans the loops of ``stages``, of which ``outputs`` are wanted. Stages that have nothing
+    to do with each other, and the pieces of a concatenation, become nests of their own."""
+    nests: list[LoopNest] = []
+    for group in _independent(_wanted(stages, outputs)):
+        own = [s.out for s in group if s.out in outputs]
+        if len(group) == 1 and "concat" in group[0].meta:
+            nests.extend(_plan_pieces(group[0]))
+            continue
+        low = A.Lowerer(keep={s.out for s in group})
+        nests.append(_plan(low, [_step(low, s) for s in group], own))
+    return nests
+
+
+def _plan_pieces(stage: E.Stage) -> list[LoopNest]:
+    axis = stage.meta["axis"]
+    nests = []
+    for x, begin in stage.meta["concat"]:
+        if any(d == 0 for d in x.dims):
+            continue
+        low = A.Lowerer()
+        piece = _step(low, E.Stage(x, vs := E.iter_vars(x.dims), E.load(x, vs)))
+        piece.out = stage.out
+        piece.index[axis] = low.total([(piece.index[axis], 1), (E.idx(begin), 1)])
+        nests.append(_plan(low, [piece], [stage.out]))
+    return nests
+
+
+def _independent(stages: Sequence[E.Stage]) -> list[list[E.Stage]]:
+    """Groups of stages that share intermediate values, each in order."""
+    group_of: dict[Value, list[E.Stage]] = {}
+    groups: list[list[E.Stage]] = []
+    for s in stages:
+        mine = [s]
+        for v in {ld.value for ld in E.loads(s.expr)} & group_of.keys():
+            other = group_of[v]
+            if other is not mine:
+                mine = other + mine if len(mine) == 1 else mine[:-1] + other + mine[-1:]
+                groups.remove(other)
+                group_of.update({k.out: mine for k in mine})
+        group_of.update({k.out: mine for k in mine})
+        groups.append(mine)
+    return groups
+
+
+def _plan(low: A.Lowerer, steps: list[Step], outputs: list[Value]) -> LoopNest:
     producers = {s.out: s for s in steps}
     rows = _share_rows(low, steps, producers)
+    kept = share_expensive(low, steps)
     low.keep = set()
-    scratch = _place(low, steps, producers, set(rows), set(outputs))
+    scratch = _place(low, steps, kept, set(outputs))
     for s in steps:
         s.expr = low.lower(s.expr)
         if s.inner or s.out in outputs:
@@ -216,19 +258,65 @@ def _pieces(e: Expr) -> dict[D.DimLike, Var] | None:
     return None
 
 
+# --- sharing expensive work ---------------------------------------------------------------
+
+_EXPENSIVE = frozenset(
+    "exp log sin cos tan tanh erf sigmoid sinh cosh asin acos atan lgamma".split()
+)
+
+
+def share_expensive(low: A.Lowerer, steps: list[Step]) -> list[Step]:
+    """Where a step computes again, element by element, what a reduction of an earlier step has
+    computed expensively (the exponentials of a softmax), the reduction keeps it in scratch.
+
+    Returns:
+        The kept values, as steps that are not run on their own.
+    """
+    kept: list[Step] = []
+    for i, s in enumerate(steps):
+        for later in steps[i + 1 :]:
+            if s.inner or not later.inner:
+                continue
+            made = _share(low, s, later)
+            if made is not None:
+                kept.append(made)
+    return kept
+
+
+def _share(low: A.Lowerer, early: Step, late: Step) -> Step | None:
+    sizes = [v.extent for v in late.inner]
+    for r in A.walk([early.expr]):
+        if not isinstance(r, E.Reduce) or [v.extent for v in r.vars] != sizes:
+            continue
+        there = low.lower(late.expr, dict(zip(late.inner, r.vars, strict=True)))
+        twice = set(A.walk([there]))
+        common = [
+            x for x in A.walk([r.body])
+            if isinstance(x, E.Unary) and x.fn in _EXPENSIVE and x in twice
+            and {v for v in A.walk([x]) if isinstance(v, Var)} >= set(r.vars)
+        ]  # fmt: skip
+        if not common:
+            continue
+        x = common[-1]
+        value = Value(f"{late.out.name}.kept", x.dtype, tuple(sizes))
+        low.keep.add(value)
+        made = Step(value, list(r.vars), list(r.vars), x, list(r.vars))
+        early.expr = low.replace(early.expr, x, A.Keep(x.dtype, x, E.load(value, r.vars)))
+        again = low.replace(there, x, E.load(value, r.vars))
+        late.expr = low.lower(again, dict(zip(r.vars, late.inner, strict=True)))
+        return made
+    return None
+
+
 # --- memory -------------------------------------------------------------------------------
 
 
 def _place(
-    low: A.Lowerer,
-    steps: list[Step],
-    producers: dict[Value, Step],
-    rows: set[Var],
-    outputs: set[Value],
+    low: A.Lowerer, steps: list[Step], kept: list[Step], outputs: set[Value]
 ) -> dict[Value, D.DimLike]:
     """Gives every intermediate value a layout over the inner variables of its step."""
     scratch: dict[Value, D.DimLike] = {}
-    for s in steps:
+    for s in [*steps, *kept]:
         if s.out in outputs:
             continue
         strides = dict(zip(s.inner, A.contiguous(v.extent for v in s.inner), strict=True))

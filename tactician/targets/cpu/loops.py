@@ -28,6 +28,7 @@ from .reduction import lanes_for
 from .vecmath import I64, PTR
 
 _CHUNK = 2048  # elements of a long vectorized loop that make a work item
+_TILE = 16  # rows that are done together where lanes read across them
 _MANY = 64  # work items that are enough for any number of threads
 _GRAIN = 16384  # operations worth a thread
 _MAX_NODES = 4000  # larger expressions would compile for too long
@@ -86,7 +87,27 @@ def build_loops(
     if not outputs:
         return _nothing()
     planned = loopnest.plan(stages, outputs)
-    return _Builder(planned, isa, candidate).build()
+    frame = KernelFrame("loops", planned[0].lowerer)
+    for v in outputs:
+        frame.pointer(v)
+    parts = [_Builder(p, frame, isa, candidate) for p in planned]
+    work: D.DimLike = 0
+    for part in parts:
+        part.emit(work, alone=len(parts) == 1)
+        work = work + part.work
+    source = frame.finish()
+    symbol = "loops_" + hashlib.sha256(source.encode()).hexdigest()[:10]
+    cost = max(part.item_cost() for part in parts)
+    return Kernel(
+        symbol=symbol,
+        source=source.replace('@"loops"(', f'@"{symbol}"('),
+        args=tuple(frame.args),
+        dims=tuple(frame.dims),
+        work=work,
+        grain=max(1, int(_GRAIN / max(cost, 1.0))),
+        scratch=D.dim_max(*(part.scratch for part in parts)),
+        notes={"lanes": [p.width for p in parts], "lane": [str(p) for p in parts]},
+    )
 
 
 def _nothing() -> Kernel:
@@ -149,56 +170,68 @@ class KernelFrame:
 
 
 class _Builder:
-    def __init__(self, planned: loopnest.LoopNest, isa: Any, candidate: LoopCandidate):
+    """Emits one loop nest of a kernel.
+
+    Attributes:
+        work: Its number of work items.
+        scratch: Bytes of scratch memory it needs.
+    """
+
+    def __init__(
+        self, planned: loopnest.LoopNest, frame: KernelFrame, isa: Any, candidate: LoopCandidate
+    ):
         self.plan = planned
-        self.isa = isa
-        bits = element_bits(planned)
-        self.width = isa.lanes(bits) * candidate.unroll
-        self.frame = KernelFrame("loops", planned.lowerer)
-        self.em = self.frame.em
+        self.width = isa.lanes(element_bits(planned)) * candidate.unroll
+        self.frame = frame
+        self.em = frame.em
         self.lane = lanes.choose_row_lane(planned, self.width)
         if self.lane is not None:
             self.width = lanes_for(self.lane.extent, self.width)
-        self.em.vector_lanes = self.width if self.lane is None else max(self.width, 1)
+        self.tiled = lanes.tile_var(planned, self.lane)
         self.chunk: int | None = None
         self.scratch: D.DimLike = 0
-        self.scratch_at: dict[Value, D.DimLike] = {}
-
-    def build(self) -> Kernel:
-        outer = [v for v in self.plan.rows if v is not self.lane]
-        work = D.product(v.extent for v in outer)
-        extents: list[D.DimLike] = [v.extent for v in outer]
-        if self.lane is not None and self._chunked(work):
+        self.outer = [v for v in self.plan.rows if v is not self.lane and v is not self.tiled]
+        self.extents: list[D.DimLike] = [v.extent for v in self.outer]
+        if self.tiled is not None:
+            self.extents.append(D.ceil_div(self.tiled.extent, _TILE))
+        self.work = D.product(self.extents)
+        if self.lane is not None and self._chunked(self.work):
             pieces = D.ceil_div(self.lane.extent, self.chunk or 1)
-            extents.append(pieces)
-            work = work * pieces
-        self._place_scratch()
-        for s in self.plan.steps:
-            if s.at is not None and s.out not in self.plan.scratch:
-                self.frame.pointer(s.out)
-        self._items(outer, extents)
-        source = self.frame.finish()
-        symbol = "loops_" + hashlib.sha256(source.encode()).hexdigest()[:10]
-        cost = self._item_cost(work)
-        return Kernel(
-            symbol=symbol,
-            source=source.replace('@"loops"(', f'@"{symbol}"('),
-            args=tuple(self.frame.args),
-            dims=tuple(self.frame.dims),
-            work=work,
-            grain=max(1, int(_GRAIN / max(cost, 1.0))),
-            scratch=self.scratch,
-            notes={"lanes": self.width, "lane": self.lane.name if self.lane else "own"},
-        )
+            self.extents.append(pieces)
+            self.work = self.work * pieces
 
-    def _item_cost(self, work: D.DimLike) -> float:
+    def __str__(self) -> str:
+        return self.lane.name if self.lane else "own"
+
+    def emit(self, base: D.DimLike, alone: bool) -> None:
+        """Emits the loops. The nest's work items follow ``base`` items of others."""
+        self.em.lowerer = self.plan.lowerer
+        self.em.vector_lanes = self.width if self.lane is None else 1
+        self._place_scratch()
+        begin, end = self.frame.fn.args[2], self.frame.fn.args[3]
+        if not alone:
+            begin, end = self._own_items(begin, end, base)
+        self._items(begin, end)
+
+    def _own_items(
+        self, begin: ir.Value, end: ir.Value, base: D.DimLike
+    ) -> tuple[ir.Value, ir.Value]:
+        b, first = self.em.builder, self.em.dim(base)
+        begin, end = b.sub(begin, first), b.sub(end, first)
+        count = self.em.dim(self.work)
+        begin = b.select(b.icmp_signed("<", begin, I64(0)), I64(0), begin)
+        return begin, b.select(b.icmp_signed(">", end, count), count, end)
+
+    def item_cost(self) -> float:
         """Operations of one work item, roughly."""
         per_row = sum(
             len(A.walk([s.expr])) * lanes.trips(s.inner) * lanes.trips(_reduce_vars(s))
             for s in self.plan.steps
         )
         along = 1 if self.lane is None else lanes.extent(self.lane)
-        return per_row * (min(along, self.chunk) if self.chunk else along)
+        return per_row * (min(along, self.chunk) if self.chunk else along) * (
+            _TILE if self.tiled is not None else 1
+        )
 
     def _chunked(self, outer: D.DimLike) -> bool:
         """Whether to cut the lane loop into work items."""
@@ -218,28 +251,25 @@ class _Builder:
     def _place_scratch(self) -> None:
         packed = self.width if self.lane is not None else 1
         for v, elements in self.plan.scratch.items():
-            self.scratch_at[v] = self.scratch
-            size = elements * (convert.register_bytes(v.dtype) * packed)
-            self.scratch = self.scratch + D.ceil_div(size, 64) * 64
-        for v, offset in self.scratch_at.items():
-            base = self.frame.fn.args[4]
-            entry = self.frame.entry
-            at = entry.gep(base, [self.em.dim(offset)], source_etype=V.I8)
+            at = self.frame.entry.gep(
+                self.frame.fn.args[4], [self.em.dim(self.scratch)], source_etype=V.I8
+            )
             self.em.bind_pointer(v, at)
+            size = elements * (v.dtype.size * packed)
+            self.scratch = self.scratch + D.ceil_div(size, 64) * 64
 
     # --- loops ---------------------------------------------------------------------------
 
-    def _items(self, outer: list[Var], extents: list[D.DimLike]) -> None:
-        begin, end = self.frame.fn.args[2], self.frame.fn.args[3]
+    def _items(self, begin: ir.Value, end: ir.Value) -> None:
         em = self.em
-        sizes = [em.dim(d) for d in extents]
-        if not extents:
+        sizes = [em.dim(d) for d in self.extents]
+        if not sizes:
             nest.loop(em, begin, end, 1, [], lambda i, now: self._row_block([]))
             return
-        first = _first_indices(em, begin, end, sizes)
+        first = _first_indices(em, begin, sizes)
 
         def body(i: ir.Value, now: list[ir.Value]) -> list[ir.Value]:
-            for v, x in zip(outer, now, strict=False):
+            for v, x in zip(self.outer, now, strict=False):
                 em.bind(v, x)
             self._row_block(now)
             return nest.advance(em.builder, now, sizes)
@@ -261,16 +291,39 @@ class _Builder:
 
         def body(width: int, carried: list[ir.Value]) -> list[ir.Value]:
             em.row_width = width
-            self._row()
+            self._tile(now)
             em.row_width = 0
             return []
 
         nest.vector_loop(em, self.lane, start, stop, self.width, ([], []), body)
         return []
 
+    def _tile(self, now: list[ir.Value]) -> None:
+        """The rows of a tile: neighbours in the memory that lanes read from far apart."""
+        tile, em = self.tiled, self.em
+        if tile is None:
+            self._row()
+            return
+        start = em.builder.mul(now[len(self.outer)], I64(_TILE))
+        past = em.builder.add(start, I64(_TILE))
+        stop = em.dim(tile.extent)
+        over = em.builder.icmp_signed("<", stop, past)
+        stop = em.builder.select(over, stop, past)
+
+        def body(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            em.bind(tile, i)
+            self._row()
+            return carried
+
+        nest.loop(em, start, stop, 1, [], body)
+
     def _row(self) -> None:
         """All steps for one row, or one vector of rows."""
         for s in self.plan.steps:
+            for x in A.walk([s.expr]):
+                if isinstance(x, A.Keep) and isinstance(x.slot, A.FlatLoad):
+                    packed = self.width if self.lane is not None else 0
+                    self.em.bind_local(x.slot.value, packed)
             if s.inner:
                 packed = self.width if self.lane is not None else 0
                 in_scratch = s.out in self.plan.scratch
@@ -315,7 +368,7 @@ def _reduce_vars(s: loopnest.Step) -> set[Var]:
 
 
 def _first_indices(
-    em: Emitter, begin: ir.Value, end: ir.Value, sizes: list[ir.Value]
+    em: Emitter, begin: ir.Value, sizes: list[ir.Value]
 ) -> list[ir.Value]:
     """Indices of the first item. Sizes may be 0 when there is nothing to do, so divisors that
     are 0 count as 1."""

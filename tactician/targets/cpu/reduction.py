@@ -26,7 +26,7 @@ def emit_reduce(em: Emitter, e: Reduce) -> ir.Value:
     with vectors along one of its own variables."""
     width = em.width(e)
     mask, em.mask = em.mask, None if not width else em.mask
-    lane = None if width else choose_lane(e)
+    lane = None if width or em.vector_lanes < 2 else choose_lane(e)
     rule = _Rule(e)
     if lane is None:
         totals = _nest(em, rule, list(e.vars), None, 0, (rule.identity(width), []))[0]

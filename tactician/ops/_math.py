@@ -189,7 +189,7 @@ def convert(x: Array, to: T.DType, saturate: bool = False) -> Array:
 def _saturated(x: Array, source: T.DType, to: T.DType) -> Array:
     low, high = limits(to)
     if source.is_float:
-        wide = x.astype(np.float64) if source.bits > 16 or to.is_int else x.astype(np.float32)
+        wide: Array = x.astype(np.float64) if source.bits > 16 or to.is_int else x.astype(np.float32)
         if to.is_int:
             # 2**63 is not an f64 below the limit: clamp by comparison, not by value
             whole = np.trunc(np.nan_to_num(wide, nan=0.0, posinf=np.inf, neginf=np.inf * -1))
@@ -200,8 +200,8 @@ def _saturated(x: Array, source: T.DType, to: T.DType) -> Array:
         return np.clip(wide, low, high).astype(to.np)
     if source.is_int and to.is_int:
         slow, shigh = limits(source)
-        wide = x.astype(np.uint64 if shigh > 2**63 else np.int64)
-        return np.clip(wide, max(low, slow), min(high, shigh)).astype(to.np)
+        whole = x.astype(np.uint64 if shigh > 2**63 else np.int64)
+        return np.clip(whole, max(low, slow), min(high, shigh)).astype(to.np)
     if to.is_float:
         return np.clip(x.astype(np.float64), low, high).astype(to.np)
     return x.astype(to.np)

@@ -320,8 +320,9 @@ def window_size(
     if not ceil:
         return D.floor_div(room, stride) + 1
     n = D.ceil_div(room, stride) + 1
-    if not isinstance(n, D.Dim) and (n - 1) * stride >= size + pre:
-        n -= 1
+    # The last one may not start in the padding after the input.
+    if D.is_static(n, size, pre) and (int(n) - 1) * stride >= int(size + pre):
+        return n - 1
     return n
 
 

@@ -90,8 +90,10 @@ class Slice(Op):
         if node.attrs.mode != "strict" or start is None or stride is None:
             return
         for axis, (n, b, s, d) in enumerate(zip(dims, start, stride, x.dims, strict=True)):
-            last = b + (n - 1) * s
-            if D.is_static(n, b, s, d) and n > 0 and not (0 <= b < d and 0 <= last < d):
+            if not D.is_static(n, b, s, d) or n == 0:
+                continue
+            last = int(b + (n - 1) * s)
+            if not (0 <= int(b) < int(d) and 0 <= last < int(d)):
                 raise OpError(f"axis {axis} of slice reads {b} to {last} of {d} elements of "
                               f"{S.show(x)}; change start, size or stride, or the sample mode")
 
@@ -146,8 +148,10 @@ def slice_bounds(
     A symbolic bound on an axis of known size is assumed not to exceed it.
     """
     if D.is_static(size, start, end):
-        b, e, s = slice(int(start), int(end), step).indices(int(size))
-        return b, len(range(b, e, s))
+        first, last, _ = slice(int(start), int(end), step).indices(int(size))
+        return first, len(range(first, last, step))
+    low: D.DimLike
+    high: D.DimLike
     low, high = (0, size) if step > 0 else (-1, size - 1)
     b = _bound(start, size, low, high, node)
     e = _bound(end, size, low, high, node)
@@ -236,8 +240,8 @@ class StridedSlice(Op):
         steps = [1] * len(starts) if steps_in is None else S.to_ints(steps_in)
         index = [slice(None)] * x.ndim
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            b, n = slice_bounds(x.shape[axis], _int(start), _int(end), step)
-            b, n = int(b), int(n)
+            first, count = slice_bounds(x.shape[axis], _int(start), _int(end), step)
+            b, n = int(first), int(count)
             stop = b + n * step
             index[axis] = slice(b, None if stop < 0 else stop, step) if n else slice(0, 0)
         return x[tuple(index)]

@@ -189,7 +189,8 @@ def convert(x: Array, to: T.DType, saturate: bool = False) -> Array:
 def _saturated(x: Array, source: T.DType, to: T.DType) -> Array:
     low, high = limits(to)
     if source.is_float:
-        wide: Array = x.astype(np.float64) if source.bits > 16 or to.is_int else x.astype(np.float32)
+        exact = source.bits > 16 or to.is_int
+        wide: Array = x.astype(np.float64 if exact else np.float32)
         if to.is_int:
             # 2**63 is not an f64 below the limit: clamp by comparison, not by value
             whole = np.trunc(np.nan_to_num(wide, nan=0.0, posinf=np.inf, neginf=np.inf * -1))

@@ -10,6 +10,7 @@ from tactician.ir import dims as D
 from tactician.ir.dtypes import dtype
 from tactician.ir.graph import Graph, Node
 from tactician.ops import emit, evaluate, get
+from tactician.testing.native_stages import run_native_stages
 from tactician.testing.stage_eval import run_stages
 
 
@@ -36,7 +37,8 @@ def check(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = Tr
           rtol: float = 2e-6, atol: float = 1e-6, expect_stages: bool = True,
           fixed: tuple[int, ...] = (), **attrs: Any) -> Any:
     """Runs an op's reference, requires inferred types to fit and its stages (static, and with
-    symbolic dims if ``dynamic``) to agree; returns the outputs, a single one bare."""
+    symbolic dims if ``dynamic``) to agree, in numpy and, for the last, as native code; returns
+    the outputs, a single one bare."""
     arrays = tuple(None if a is None else np.asarray(a) for a in arrays)
     node = make(op, *arrays, const=const, **attrs)
     outs = evaluate(node, *arrays)
@@ -55,6 +57,9 @@ def check(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = Tr
         assert got is not None, f"{op} has no stages"
         for a, b in zip(got, outs, strict=True):
             same(a, b, rtol, atol)
+    kernel = run_native_stages(n, *arrays)
+    for a, b in zip(kernel or (), outs, strict=kernel is not None):
+        same(a, b, max(rtol, 2e-5), max(atol, 1e-5))
     return outs[0] if len(outs) == 1 else outs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..ir import dims as D
@@ -70,18 +70,37 @@ def compile_network(
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
     device = make_device(settings)
-    fusion = fuse(graph)
-    if settings.target != "reference":
-        fusion = lay_out(graph, fusion, device)
-    report.regions = len(fusion.regions)
-    program = Program(name or graph.name, settings.target, device.fingerprint)
-    _Compiler(graph, fusion, program, device, settings, report, progress).run()
+    if settings.timing_cache is None:
+        settings = replace(settings, timing_cache={})  # equal regions are measured once
+    row_major: set[Node] = set()
+    while True:
+        program = Program(name or graph.name, settings.target, device.fingerprint)
+        fusion = fuse(graph, enabled=settings.target != "reference")
+        if settings.target != "reference":
+            fusion = lay_out(graph, fusion, device, row_major)
+        report.regions, report.reference = len(fusion.regions), []
+        try:
+            _Compiler(graph, fusion, program, device, settings, report, progress).run()
+            break
+        except _NotChannelsLast as e:
+            if row_major >= e.nodes:
+                raise BuildError(f"no kernel for {', '.join(map(repr, e.nodes))}") from None
+            row_major |= e.nodes
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
         Profile({})
     ]
     program.threads = settings.threads
     program.settings = _reported(settings)
     return program, report
+
+
+class _NotChannelsLast(Exception):
+    """A region whose operands are stored channels-last has no kernel; its nodes must do with
+    row-major operands."""
+
+    def __init__(self, nodes: set[Node]):
+        super().__init__()
+        self.nodes = nodes
 
 
 def make_device(settings: BuildSettings) -> Any:
@@ -170,6 +189,8 @@ class _Compiler:
             self.code[symbol] = code
             info = {**_layer_info(region), **choice.info}
             self.scheduler.kernel(region, choice.kernel, symbol, info)
+        elif any("logical" in v.meta for v in (*region.inputs, *region.outputs)):
+            raise _NotChannelsLast(set(region.nodes))
         elif len(region.nodes) > 1:
             for part in split(region):
                 self._step(part)
@@ -191,15 +212,23 @@ class _Compiler:
         )
 
 
-def lay_out(graph: Graph, fusion: Fusion, device: Any) -> Fusion:
-    """Stores values channels-last where tactics of the device want that."""
+def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> Fusion:
+    """Stores values channels-last where tactics of the device want that.
+
+    Args:
+        row_major: Nodes that have no kernel for channels-last operands.
+    """
     known = tactics_for(device.target)
-    return assign_layouts(
-        graph,
-        fusion,
-        wants=lambda r: any(t.wants_channels_last(r, device) for t in known),
-        accepts=lambda r: any(t.refuse(r, device) is None for t in known),
-    )
+
+    def wants(r: Region) -> bool:
+        return row_major.isdisjoint(r.nodes) and any(
+            t.wants_channels_last(r, device) for t in known
+        )
+
+    def accepts(r: Region) -> bool:
+        return row_major.isdisjoint(r.nodes) and any(t.refuse(r, device) is None for t in known)
+
+    return assign_layouts(graph, fusion, wants, accepts)
 
 
 def as_loops(region: Region) -> Region | None:

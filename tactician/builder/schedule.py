@@ -358,6 +358,9 @@ def concat_is_contiguous(region: Region) -> bool:
     stage = region.stages[0]
     if "concat" not in stage.meta:
         return False
+    if any(("logical" in v.meta) != ("logical" in stage.out.meta)
+           for v, _ in stage.meta["concat"]):
+        return False  # pieces in another layout
     outer = D.product(stage.out.dims[: _concat_axis(region)])
     return outer == 1 and not _has_data_dims(stage.out)
 

@@ -94,7 +94,8 @@ class _Assigner:
         if not near or not self.accepts(region):
             return False
         if "concat" in region.stages[-1].meta:
-            return all(v in self.last for v, _ in region.stages[-1].meta["concat"])
+            pieces = [v for v, _ in region.stages[-1].meta["concat"]]
+            return all(v in self.last for v in pieces) and not self.pinned & set(region.outputs)
         return True
 
     # --- rewriting ---------------------------------------------------------------------------

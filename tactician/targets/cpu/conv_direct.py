@@ -422,10 +422,14 @@ class _Builder:
             for j in range(m.nv):
                 em.push(b)
                 em.bind(space[-1], b.add(m.pixel[-1], I64(i)))
-                em.bind(k, b.add(m.k, I64(j * lanes)), width=lanes)
-                em.bind_result(source, acc[i * m.nv + j])
-                left = channels - j * lanes
-                em.mask = lane_mask(left, lanes) if left < lanes else None
+                sums, left = acc[i * m.nv + j], channels - j * lanes
+                if p.k == 1:  # an extent of 1 is not spread over lanes
+                    em.bind(k, m.k)
+                    em.bind_result(source, b.extract_element(sums, ir.IntType(32)(0)))
+                else:
+                    em.bind(k, b.add(m.k, I64(j * lanes)), width=lanes)
+                    em.bind_result(source, sums)
+                    em.mask = lane_mask(left, lanes) if left < lanes else None
                 em.store(stage, em.emit(stage.expr))
                 em.pop()
 

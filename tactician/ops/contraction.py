@@ -12,8 +12,9 @@ from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.dtypes import i32, i64
 from ..ir.expr import Expr, Stage, Var
-from ..ir.graph import Node, TensorType, Value
+from ..ir.graph import Graph, Node, TensorType, Value
 from . import _shapes as S
+from ._einsum import decompose_einsum, parse_equation
 from ._numeric import Array, accumulator, broadcast_index, shape_text, widen
 from .registry import Kind, Op, OpError, register
 
@@ -243,43 +244,8 @@ class Einsum(Op):
     def stages(self, node: Node) -> list[Stage] | None:
         return einsum_stages(node)
 
-
-def parse_equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Labels of each operand and of the result, one character per dimension. Dimensions that an
-    ellipsis stands for get labels of their own (characters from U+0100, aligned at the right).
-
-    Raises:
-        OpError: If the equation is malformed or does not fit the operands' ranks.
-    """
-    text = equation.replace(" ", "")
-    left, arrow, right = text.partition("->")
-    parts = left.split(",")
-    if len(parts) != len(ranks):
-        raise OpError(f"equation {equation!r} names {len(parts)} operands, but {len(ranks)} are "
-                      f"given")
-    hidden = [rank - len(p.replace("...", "")) for p, rank in zip(parts, ranks, strict=True)]
-    widest = max((h for p, h in zip(parts, hidden, strict=True) if "..." in p), default=0)
-    dots = "".join(chr(0x100 + i) for i in range(widest))
-    terms = []
-    for k, (p, h) in enumerate(zip(parts, hidden, strict=True)):
-        letters = p.replace("...", "")
-        if (letters and not letters.isalpha()) or p.count("...") > 1:
-            raise OpError(f"operand {k} of equation {equation!r} must be letters and at most one "
-                          f"'...'")
-        if h < 0 or (h > 0 and "..." not in p):
-            raise OpError(f"operand {k} of equation {equation!r} is {p!r}, but the tensor has "
-                          f"{ranks[k]} dimensions")
-        terms.append(p.replace("...", dots[widest - h :] if h else ""))
-    seen = "".join(terms)
-    if arrow:
-        result = right.replace("...", dots)
-    else:
-        once = sorted(c for c in set(seen) - set(dots) if seen.count(c) == 1)
-        result = dots + "".join(once)
-    if len(set(result)) != len(result) or not set(result) <= set(seen) | set(dots):
-        raise OpError(f"result {right!r} of equation {equation!r} must use labels of the operands, "
-                      f"each once")
-    return terms, result
+    def decompose(self, node: Node, graph: Graph) -> list[Value] | None:
+        return decompose_einsum(node, graph)
 
 
 def _label_sizes(node: Node, terms: Sequence[str], xs: Sequence[Value]) -> dict[str, D.DimLike]:

@@ -132,9 +132,10 @@ class _Assigner:
 
     def _rewrite(self, region: Region, anchor_out: Value | None) -> None:
         """Permutes loads and stores of channels-last values in the region's stages."""
-        moved = {v for v in (*region.inputs, *region.outputs) if v in self.last}
+        # in order: region signatures, and so timing cache keys, list them
+        moved = dict.fromkeys(v for v in (*region.inputs, *region.outputs) if v in self.last)
         if anchor_out is not None and not _same_either_way(anchor_out):
-            moved.add(anchor_out)
+            moved[anchor_out] = None
             self._twin(anchor_out)
         twins = {v: self.twins[v] for v in moved}
         permute_stages(region.stages, twins)

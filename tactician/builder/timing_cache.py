@@ -96,8 +96,10 @@ class ITimingCache:
 
     def serialize(self) -> IHostMemory:
         """The cache as JSON; equal caches give equal bytes."""
-        table = {"format": _FORMAT, "version": _VERSION, "entries": self.entries}
-        return IHostMemory(json.dumps(table, sort_keys=True, indent=1).encode())
+        entries = {k: self.entries[k] for k in sorted(self.entries)}
+        table = {"format": _FORMAT, "version": _VERSION, "entries": entries}
+        # candidates keep their order, which plans report
+        return IHostMemory(json.dumps(table, indent=1).encode())
 
     def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
         """Takes over the other cache's entries where this one has none. Keys name the device, so

@@ -231,7 +231,9 @@ class NetworkCore:
                 return self._error(f"{method}: input {i} is None; did the layer that should"
                                    " produce it fail?")
             if t is not None:
-                self._value(t, method)
+                v = self._value(t, method)
+                if v.shape is None and v.producer is not None and v.producer.error:
+                    self._report_once(v.producer.error)
         layer = cls(self, tensors, f"(Unnamed Layer* {self._counter}) [{cls._title}]", **state)
         try:
             layer._setup()
@@ -242,7 +244,7 @@ class NetworkCore:
         self._layers.append(layer)
         if not cls._incomplete:
             for message in layer._errors():
-                if not any(v.shape is None for v in layer._inputs if v is not None):
+                if "has no valid shape" not in message:
                     self._report_once(message)
         return layer
 

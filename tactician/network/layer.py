@@ -130,7 +130,7 @@ class ILayer:
 
     _layer_type: ClassVar[LayerType] = LayerType.OP
     _title: ClassVar[str] = "Op"
-    _incomplete: ClassVar[bool] = False  # may lack attributes or inputs when it is added
+    _incomplete: ClassVar[bool] = False  # may be put right after it was added
     _default_outputs: ClassVar[int] = 1
     _optional_inputs: ClassVar[frozenset[int]] = frozenset()
 

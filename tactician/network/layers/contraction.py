@@ -94,6 +94,7 @@ class _ConvolutionBase(ILayer):
     """
 
     _optional_inputs = frozenset({1, 2})
+    _incomplete = True
     num_output_maps = Attr(as_int, "Channels of the output.")
     kernel = WeightsAttr("The kernel, flat.")
     bias = WeightsAttr("The bias, flat; may be empty.")

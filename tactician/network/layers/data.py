@@ -74,6 +74,7 @@ class IGatherLayer(ILayer):
 
     _layer_type = LayerType.GATHER
     _title = "Gather"
+    _incomplete = True
     axis = Attr(as_int, "The dimension indices count along.")
     num_elementwise_dims = Attr(as_int, "Leading dimensions shared with the indices.")
     mode = Attr(GatherMode, "How indices are read.")
@@ -108,6 +109,7 @@ class IScatterLayer(ILayer):
 
     _layer_type = LayerType.SCATTER
     _title = "Scatter"
+    _incomplete = True
     axis = Attr(as_int, "The dimension indices count along.")
     mode = Attr(ScatterMode, "How indices are read.")
 

@@ -216,6 +216,7 @@ class IConcatenationLayer(ILayer):
 
     _layer_type = LayerType.CONCATENATION
     _title = "Concatenation"
+    _incomplete = True
     axis = Attr(as_int, "The dimension along which inputs are joined.")
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
@@ -311,6 +312,7 @@ class IReverseSequenceLayer(ILayer):
 
     _layer_type = LayerType.REVERSE_SEQUENCE
     _title = "ReverseSequence"
+    _incomplete = True
     batch_axis = Attr(as_int, "The batch dimension.")
     sequence_axis = Attr(as_int, "The sequence dimension.")
 

@@ -26,7 +26,7 @@ class _PluginLayer(ILayer):
         name, version, namespace = runner.identity(plugin)
         k = len(e.nodes)
         outputs = runner.count_outputs(plugin)
-        attrs = {"name": name, "version": version, "namespace": namespace, "outputs": outputs}
+        attrs = {"plugin": name, "version": version, "namespace": namespace, "outputs": outputs}
         meta = {"plugin": plugin, "plugin_inputs": self._state["count"]}
         if self._net._off:
             meta["implicit_batch"] = 1

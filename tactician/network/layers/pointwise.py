@@ -178,6 +178,7 @@ class IScaleLayer(ILayer):
 
     _layer_type = LayerType.SCALE
     _title = "Scale"
+    _incomplete = True
     mode = Attr(ScaleMode, "How coefficients broadcast.")
     shift = WeightsAttr("Added; empty: 0.")
     scale = WeightsAttr("Multiplied; empty: 1.")
@@ -205,7 +206,8 @@ class IScaleLayer(ILayer):
         if mode is ScaleMode.UNIFORM:
             shape: tuple[D.DimLike, ...] = ()
         elif mode is ScaleMode.CHANNEL:
-            shape = (x.dims[axis],)
+            n = x.dims[axis]
+            shape = (v.const.size if isinstance(n, D.Dim) else n,)
         else:
             first = max(axis, 1)
             shape = x.dims[first:]

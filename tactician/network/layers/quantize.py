@@ -67,6 +67,7 @@ class IQuantizeLayer(_QuantizeBase):
     __doc__ = "Quantization: ``round(x / scale) + zero_point``. " + (_QuantizeBase.__doc__ or "")
     _layer_type = LayerType.QUANTIZE
     _title = "Quantize"
+    _incomplete = True
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         x, scale = self._x(0), self._x(1)
@@ -78,6 +79,7 @@ class IDequantizeLayer(_QuantizeBase):
     __doc__ = "Dequantization: ``(x - zero_point) * scale``. " + (_QuantizeBase.__doc__ or "")
     _layer_type = LayerType.DEQUANTIZE
     _title = "Dequantize"
+    _incomplete = True
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         x, scale = self._x(0), self._x(1)

@@ -109,6 +109,10 @@ class IRNNv2Layer(ILayer):
         """Bias of a gate."""
         return self._flat(f"{'wb' if is_w else 'rb'}{as_int(layer_index)}.{RNNGateType(gate).name}")
 
+    def _setup(self) -> None:
+        super()._setup()
+        self._default_outputs = 3 if self.op is RNNOperation.LSTM else 2  # type: ignore[misc]
+
     def _dirs(self) -> int:
         return 2 if self._state["direction"] is RNNDirection.BIDIRECTION else 1
 

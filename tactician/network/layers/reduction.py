@@ -160,6 +160,7 @@ class INormalizationLayer(ILayer):
 
     _layer_type = LayerType.NORMALIZATION
     _title = "Normalization"
+    _incomplete = True
     axes = Attr(as_int, "Bit mask of dimensions.")
     epsilon = Attr(float, "Added to the variance.")
     num_groups = Attr(as_int, "Groups of channels.")
@@ -229,6 +230,7 @@ class IPoolingLayer(ILayer):
 
     _layer_type = LayerType.POOLING
     _title = "Pooling"
+    _incomplete = True
     type = Attr(PoolingType, "The pooling function.")  # type: ignore[assignment]
     window_size_nd = Attr(dims_attr, "Sizes of the window.")
     stride_nd = Attr(dims_attr, "Steps between windows.")

@@ -121,6 +121,8 @@ _registry = IPluginRegistry()
 
 def get_plugin_registry() -> IPluginRegistry:
     """The registry of this process."""
+    from . import runner  # noqa: F401  (whoever registers creators wants plugins to run)
+
     return _registry
 
 

@@ -80,18 +80,18 @@ def restore(node: Node) -> Any:
     if live is not None:
         return live
     a = node.attrs
-    creator = get_plugin_registry().get_creator(a.name, a.version, a.namespace)
+    creator = get_plugin_registry().get_creator(a.plugin, a.version, a.namespace)
     if creator is None:
-        raise OpError(f"no creator is registered for plugin {a.namespace}::{a.name} version"
+        raise OpError(f"no creator is registered for plugin {a.namespace}::{a.plugin} version"
                       f" {a.version}; register it with get_plugin_registry().register_creator"
                       " before the plan is loaded")
     data = a.data.tobytes()
     if isinstance(creator, IPluginCreator) or hasattr(creator, "deserialize_plugin"):
-        plugin = creator.deserialize_plugin(a.name, data)
+        plugin = creator.deserialize_plugin(a.plugin, data)
     else:
-        plugin = creator.create_plugin(a.name, unpack_fields(data), TensorRTPhase.RUNTIME)
+        plugin = creator.create_plugin(a.plugin, unpack_fields(data), TensorRTPhase.RUNTIME)
     if plugin is None:
-        raise OpError(f"the creator of plugin {a.name} gave no plugin")
+        raise OpError(f"the creator of plugin {a.plugin} gave no plugin")
     node.meta["plugin"] = plugin
     return plugin
 

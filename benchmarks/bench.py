@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import peers
+from tactician.runtime.easy import Engine
 
 from tactician.cli.building import Options, open_engine
 from tactician.cli.common import logger
@@ -88,7 +89,7 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     engine = open_engine(model, options, logger(args.verbose), quiet=True)
     feeds = complete(engine, feeds or {}, "", seed=0)
     calls: dict[str, Call] = {"tactician": engine_call(engine, feeds)}
-    ours = [np.asarray(a) for a in engine(feeds).values()]
+    ours = list(Engine(engine)(feeds).values())
     left_out, difference = {}, {}
     for name, make in peers.PEERS.items():
         if name in args.without or not util.find_spec(name):

@@ -69,7 +69,7 @@ def main() -> None:
         plan = builder.build_serialized_network(network, builder.create_builder_config())
     engine = trt.Runtime(TRT_LOGGER).deserialize_cuda_engine(plan)
     images, labels = digits.load(5)
-    digits.check(engine({"image": images})["probabilities"], labels)
+    digits.check(digits.infer(engine, images), labels)
 
 
 if __name__ == "__main__":

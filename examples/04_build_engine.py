@@ -26,7 +26,7 @@ def main() -> None:
         builder.max_workspace_size = 1 << 28
         with builder.build_cuda_engine(network) as engine:
             print("build_cuda_engine:", [engine[i] for i in range(engine.num_bindings)])
-            digits.check(engine({"image": image})["probabilities"], label)
+            digits.check(digits.infer(engine, image), label)
 
     with (
         trt.Builder(TRT_LOGGER) as builder,
@@ -38,7 +38,7 @@ def main() -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, 1 << 28)
         with builder.build_engine(network, config) as engine:
             print("build_engine:", engine.num_layers, "steps")
-            digits.check(engine({"image": image})["probabilities"], label)
+            digits.check(digits.infer(engine, image), label)
 
 
 if __name__ == "__main__":

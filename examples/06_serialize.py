@@ -38,8 +38,7 @@ def main() -> None:
         print(f"loaded in {time.perf_counter() - start:.3f} s")
 
         images, labels = digits.load(8)
-        first = engine({"image": images})["probabilities"]
-        second = again({"image": images})["probabilities"]
+        first, second = digits.infer(engine, images), digits.infer(again, images)
         digits.check(second, labels)
         assert (first == second).all(), "the same plan must give the same numbers"
 

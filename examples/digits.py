@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-import tactician
+import tactician as trt
+from tactician import driver as cuda
 
-DATA = Path(tactician.__file__).parent / "data"
+DATA = Path(trt.__file__).parent / "data"
 MODEL = DATA / "lenet_digits.onnx"
 
 
@@ -20,6 +21,17 @@ def load(count: int, start: int = 100) -> tuple[np.ndarray, np.ndarray]:
     with np.load(DATA / "digits_test.npz") as data:
         part = slice(start, start + count)
         return data["images"][part, None].astype(np.float32) / 255, data["labels"][part]
+
+
+def infer(engine: trt.ICudaEngine, images: np.ndarray) -> np.ndarray:
+    """Run an engine on digits: copies in, `execute_v2`, copies out."""
+    out = np.empty((len(images), 10), np.float32)
+    d_input, d_output = cuda.mem_alloc(images.nbytes), cuda.mem_alloc(out.nbytes)
+    cuda.memcpy_htod(d_input, images)
+    with engine.create_execution_context() as context:
+        assert context.execute_v2([int(d_input), int(d_output)])
+    cuda.memcpy_dtoh(out, d_output)
+    return out
 
 
 def check(probabilities: np.ndarray, labels: np.ndarray) -> None:

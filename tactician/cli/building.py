@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..support.errors import PlanError
 from .common import Failure, is_plan, parse_shapes
 
 if TYPE_CHECKING:
@@ -54,9 +55,12 @@ def open_engine(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> 
     runtime = trt.Runtime(log)
     if options.threads:
         runtime.max_threads = options.threads
-    engine = runtime.deserialize_cuda_engine(data)
+    try:
+        engine = runtime.deserialize_cuda_engine(data)
+    except PlanError as error:
+        raise Failure(f"{path} can't be loaded: {error}") from error
     if engine is None:
-        raise Failure(f"the plan of {path} can't be loaded:\n" + "\n".join(log.errors))
+        raise Failure(f"{path} can't be loaded:\n" + "\n".join(log.errors))
     return engine
 
 

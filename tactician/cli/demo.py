@@ -78,8 +78,7 @@ def measure(
     x: np.ndarray, labels: np.ndarray, batch: int, threads: int, log: Any, quiet: bool
 ) -> dict[str, Result]:
     """Run the held-out images and take times, by tactician and by onnxruntime if installed."""
-    import numpy as np
-
+    from ..runtime.easy import Engine
     from .building import Options, open_engine
     from .measure import alternate, engine_call, onnxruntime_call
 
@@ -94,7 +93,7 @@ def measure(
     )
     engine = open_engine(MODEL, options, log, quiet)
     ready["tactician"] = time.perf_counter() - start
-    probabilities["tactician"] = np.asarray(engine({"image": x})["probabilities"])
+    probabilities["tactician"] = Engine(engine)({"image": x})["probabilities"]
     calls["tactician"] = [engine_call(engine, feeds) for feeds in (one, many)]
     if util.find_spec("onnxruntime"):
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def engine_call(engine: trt.ICudaEngine, feeds: Mapping[str, np.ndarray]) -> Cal
     """
     import tactician as trt
     from tactician import driver as cuda
+    from tactician.runtime.easy import Engine
 
     context = engine.create_execution_context()
     held = []  # device memory must outlive the calls
@@ -104,7 +106,7 @@ def engine_call(engine: trt.ICudaEngine, feeds: Mapping[str, np.ndarray]) -> Cal
         else:
             shape = tuple(context.get_tensor_shape(name))
             if -1 in shape:
-                return lambda: engine(feeds)
+                return functools.partial(Engine(engine), feeds)
             array = np.zeros(shape, trt.nptype(engine.get_tensor_dtype(name)))
         memory = cuda.mem_alloc(max(array.nbytes, 1))
         if name in feeds and array.nbytes:

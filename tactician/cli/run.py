@@ -41,13 +41,14 @@ def command(
     """
     import numpy as np
 
+    from ..runtime.easy import Engine
     from .building import Options, open_engine
     from .tensors import complete, read, summary
 
     options = Options(shapes=shapes, level=level, threads=threads, precision=precision)
     engine = open_engine(model, options, logger(verbose), quiet=json)
     feeds = complete(engine, read(inputs or [], engine), shapes, seed)
-    results = {name: np.asarray(a) for name, a in engine(feeds).items()}
+    results = Engine(engine)(feeds)
     if output is not None:
         np.savez(output, **results)  # type: ignore[arg-type]
     table = {name: summary(a) for name, a in results.items()}

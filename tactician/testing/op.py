@@ -97,12 +97,10 @@ def run_native(graph: Graph, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
     from ..builder.compile import compile_network
     from ..builder.settings import BuildSettings
     from ..plan.format import write_plan
-    from ..runtime import Runtime
-    from ..support.logger import Logger
+    from ..runtime.easy import load
 
     program, report = compile_network(graph, BuildSettings(optimization_level=1, threads=1))
     assert not report.reference, f"runs in numpy: {report.reference}"
-    engine = Runtime(Logger()).deserialize_cuda_engine(write_plan(program))
     feeds = {v.name: a for v, a in zip(graph.inputs, inputs, strict=True)}
-    results = engine(feeds)
-    return [np.asarray(results[v.name]) for v in graph.outputs]
+    results = load(write_plan(program))(feeds)
+    return [results[v.name] for v in graph.outputs]

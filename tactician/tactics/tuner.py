@@ -163,9 +163,10 @@ class Tuner:
         entry = None if self.settings.cache is None else self.settings.cache.get(key)
         if not entry:
             return None
-        times = dict(entry.get("times", {}))
-        known = [name for name in (_label(t, c) for t, c in options) if name in times]
-        return times if known else None
+        kept = entry.get("times", {})
+        # in the catalogue's order, so that a build says the same however the cache is stored
+        times = {name: kept[name] for t, c in options if (name := _label(t, c)) in kept}
+        return times or None
 
     # --- measuring -----------------------------------------------------------------------
 

@@ -111,18 +111,19 @@ class Tuner:
             return Choice("reference", "", None, {"rejected": rejected})
         if self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3):
             tactic, candidate = options[0]
-            return self._chosen(region, tactic, candidate, {}, rejected)
+            return self._chosen(region, tactic, candidate, {}, rejected, {})
         key = self._key(region)
+        kernels: dict[str, Kernel] = {}
         times = self._cached(key, options)
         if times is None:
             if self.settings.error_on_miss:
                 raise CacheMiss(f"no timing for {region.describe()} in the timing cache")
-            times = self._measure(region, options, rejected)
+            times, kernels = self._measure(region, options, rejected)
             if self.settings.cache is not None:
                 self.settings.cache[key] = {"times": dict(times)}
         else:
             self.hits += 1
-        return self._winner(region, options, times, rejected)
+        return self._winner(region, options, times, rejected, kernels)
 
     # --- options -----------------------------------------------------------------------
 
@@ -131,8 +132,7 @@ class Tuner:
     ) -> tuple[list[tuple[Tactic, Hashable]], dict[str, str]]:
         options: list[tuple[Tactic, Hashable]] = []
         rejected: dict[str, str] = {}
-        level = self.settings.level
-        per_tactic = {0: 1, 1: 1, 2: 2, 3: 6, 4: 12}.get(level, 1 << 30)
+        per_tactic = self._breadth(region)
         for tactic in tactics_for(self.device.target):
             on = self.settings.sources
             if on is not None and tactic.source and tactic.source not in on:
@@ -149,6 +149,15 @@ class Tuner:
             found = list(tactic.candidates(region, self.device))[:per_tactic]
             options.extend((tactic, c) for c in found)
         return options, rejected
+
+    def _breadth(self, region: Region) -> int:
+        """Candidates tried per tactic: by level, and fewer for work too small to matter."""
+        level = self.settings.level
+        most = {0: 1, 1: 1, 2: 2, 3: 6, 4: 12}.get(level, 1 << 30)
+        if level >= 4 or most == 1:
+            return most
+        seconds = _floor_seconds(region, self.settings.env)
+        return 1 if seconds < 5e-6 else min(most, 2) if seconds < 5e-5 else most
 
     def _key(self, region: Region) -> str:
         text = signature(region)
@@ -172,13 +181,14 @@ class Tuner:
 
     def _measure(
         self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
-    ) -> dict[str, float | None]:
+    ) -> tuple[dict[str, float | None], dict[str, Kernel]]:
         arrays = _random_arrays(region, self.settings.env)
         expected = _expected(region, arrays, self.settings.env)
         times: dict[str, float | None] = {}
+        kernels: dict[str, Kernel] = {}
         for tactic, candidate in options:
             label = _label(tactic, candidate)
-            kernel = tactic.build(region, candidate, self.device)
+            kernel = kernels[label] = tactic.build(region, candidate, self.device)
             call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
             seconds = self.device.time_kernel(
                 kernel, call, self.settings.env, self.settings.seconds
@@ -190,11 +200,11 @@ class Tuner:
             else:
                 times[label] = None
                 rejected[label] = wrong
-        return times
+        return times, kernels
 
     def _winner(
         self, region: Region, options: list[tuple[Tactic, Hashable]],
-        times: dict[str, float | None], rejected: dict[str, str],
+        times: dict[str, float | None], rejected: dict[str, str], kernels: dict[str, Kernel],
     ) -> Choice:
         good = [(times.get(_label(t, c)), t, c) for t, c in options]
         valid = [(x, t, c) for x, t, c in good if x is not None]
@@ -202,13 +212,15 @@ class Tuner:
             return Choice("reference", "", None, {"rejected": rejected, "times_us": times})
         best = min(x for x, _, _ in valid)
         _, tactic, candidate = next(v for v in valid if v[0] <= best * _TIE_BAND)
-        return self._chosen(region, tactic, candidate, times, rejected)
+        return self._chosen(region, tactic, candidate, times, rejected, kernels)
 
     def _chosen(
         self, region: Region, tactic: Tactic, candidate: Hashable,
-        times: dict[str, float | None], rejected: dict[str, str],
+        times: dict[str, float | None], rejected: dict[str, str], kernels: dict[str, Kernel],
     ) -> Choice:
-        kernel = tactic.build(region, candidate, self.device)
+        kernel = kernels.get(_label(tactic, candidate))
+        if kernel is None:
+            kernel = tactic.build(region, candidate, self.device)
         info: dict[str, Any] = {"tactic": tactic.name, "candidate": str(candidate)}
         if times:
             info["time_us"] = times[_label(tactic, candidate)]
@@ -316,6 +328,13 @@ def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
         else:
             points *= float(np.prod(shape[1:], dtype=float))
     return points
+
+
+def _floor_seconds(region: Region, env: Mapping[str, int]) -> float:
+    """A rough lower bound of the region's time on one core: 40 GFLOP/s, 10 GB/s."""
+    values = {*region.inputs, *region.outputs}
+    moved = sum(float(np.prod(_concrete(v, env), dtype=float)) * v.dtype.size for v in values)
+    return _reference_cost(region, env) * 2 / 40e9 + moved / 10e9
 
 
 def _wrong(

@@ -30,7 +30,7 @@ from .vecmath import I64, PTR
 _CHUNK = 2048  # elements of a long vectorized loop that make a work item
 _TILE = 16  # rows that are done together where lanes read across them
 _MANY = 64  # work items that are enough for any number of threads
-_GRAIN = 16384  # operations worth a thread
+_GRAIN = 65536  # operations worth a thread: some 10 µs
 _MAX_NODES = 4000  # larger expressions would compile for too long
 
 

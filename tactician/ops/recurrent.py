@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..ir import dims as D
-from ..ir.graph import Node, TensorType, Value
+from ..ir.graph import Graph, Node, TensorType, Value
 from . import _math as M
 from ._numeric import Array, shape_text, widen
+from ._rnn_unroll import unroll
 from .registry import Kind, Op, OpError, register
 
 CELLS = {"lstm": 4, "gru": 3, "rnn": 1}  # gates
@@ -119,6 +120,12 @@ class Rnn(Op):
             y, state = y.transpose(2, 0, 1, 3), [s.swapaxes(0, 1) for s in state]
         return (y, *state)[: self.num_outputs(node)]
 
+    def decompose(self, node: Node, graph: Graph) -> list[Value] | None:
+        cell = node.attrs.cell
+        return unroll(node, graph, {
+            "gates": CELLS[cell], "activations": DEFAULTS[cell], "parameters": parameters,
+        })
+
 
 def _directions(a: RnnAttrs) -> int:
     return 2 if a.direction == "bidirectional" else 1
@@ -151,11 +158,18 @@ def _expect(what: str, v: Value | None, x: Value, shape: tuple[D.DimLike, ...]) 
                       f"{shape_text(v)}")
 
 
-def activation(name: str, alpha: float | None, beta: float | None) -> Callable[[Array], Array]:
-    """An activation on arrays; None takes the default parameter."""
-    low, high = _ALPHA_BETA.get(name, (0.0, 0.0))
-    a = low if alpha is None or np.isnan(alpha) else alpha
-    b = high if beta is None or np.isnan(beta) else beta
+def parameters(attrs: RnnAttrs, k: int, name: str) -> tuple[float, float]:
+    """Alpha and beta of the ``k``-th activation, where not given the usual ones."""
+    if name not in _ALPHA_BETA:
+        return 1.0, 1.0  # it has none
+    given = [v[k] if k < len(v) else np.nan for v in (attrs.alpha, attrs.beta)]
+    usual = _ALPHA_BETA[name]
+    a, b = (u if np.isnan(g) else float(g) for g, u in zip(given, usual, strict=True))
+    return a, b
+
+
+def activation(name: str, a: float, b: float) -> Callable[[Array], Array]:
+    """An activation on arrays."""
     table: dict[str, Callable[[Array], Array]] = {
         "relu": lambda v: np.maximum(v, 0),
         "tanh": np.tanh,
@@ -180,11 +194,7 @@ class _Cell:
         self.a, self.w, self.r = a, w.T, r.T
         rows, per = CELLS[a.cell] * a.hidden, len(DEFAULTS[a.cell])
         names = a.activations[d * per : (d + 1) * per] or DEFAULTS[a.cell]
-
-        def at(values: tuple[float, ...], k: int) -> float | None:
-            return values[d * per + k] if d * per + k < len(values) else None
-
-        self.f = [activation(n, at(a.alpha, k), at(a.beta, k)) for k, n in enumerate(names)]
+        self.f = [activation(n, *parameters(a, d * per + k, n)) for k, n in enumerate(names)]
         bias = np.zeros(2 * rows, w.dtype) if b is None else b
         self.wb, self.rb = bias[:rows], bias[rows:]
         self.p = np.zeros(3 * a.hidden, w.dtype) if p is None else p

@@ -165,7 +165,7 @@ def _guarded_vector(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
     b = outer.builder
     fast, slow, after = (b.append_basic_block() for _ in range(3))
     b.cbranch(inside, fast, slow)
-    was_open, outer.open = outer.open, False
+    closed = em.close(outer)
 
     def branch(block: ir.Block, make: Callable[[], ir.Value]) -> tuple[ir.Value, ir.Block]:
         scope = em.push(ir.IRBuilder(block))
@@ -189,7 +189,7 @@ def _guarded_vector(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
 
     x, x_end = branch(fast, whole)
     y, y_end = branch(slow, lane_by_lane)
-    outer.open = was_open
+    em.reopen(closed)
     b.position_at_end(after)
     out = b.phi(x.type)
     out.add_incoming(x, x_end)

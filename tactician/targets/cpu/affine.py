@@ -214,9 +214,8 @@ class Lowerer:
         if value in self.layout:
             return self._as_linear(_Sum().merge(self.layout[value](index)))
         at = _Sum()
-        for i, s, d in zip(index, contiguous(value.dims), value.dims, strict=True):
-            if d != 1:
-                at.merge(i, s)
+        for i, s in zip(index, contiguous(value.dims), strict=True):
+            at.merge(i, s)
         return self._as_linear(at)
 
     def total(self, parts: Iterable[tuple[Expr, D.DimLike]]) -> Expr:

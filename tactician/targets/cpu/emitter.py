@@ -130,6 +130,19 @@ class Emitter:
         """Leaves the innermost scope; what was bound in it must not be used any more."""
         return self.scopes.pop()
 
+    def close(self, scope: Scope) -> list[Scope]:
+        """Keeps instructions out of a scope (and those that share its builder) because its
+        block has ended; returns what to pass to `reopen`."""
+        found = [s for s in self.scopes if s.open and s.builder is scope.builder]
+        for s in found:
+            s.open = False
+        return found
+
+    @staticmethod
+    def reopen(scopes: list[Scope]) -> None:
+        for s in scopes:
+            s.open = True
+
     # --- dependences ---------------------------------------------------------------------
 
     def needs(self, e: Expr) -> frozenset[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 from ...ir.expr import Var
-from .emitter import Emitter
+from .emitter import Emitter, Scope
 from .vecmath import I64
 
 Carried = list[ir.Value]
@@ -32,13 +32,13 @@ def loop(
     if sure and first >= last:  # type: ignore[operator]
         return carried
     outer = em.scopes[-1]
-    was_open = outer.open
+    closed: list[Scope] = []
     exit_ = outer.builder.append_basic_block()
     origin = outer.builder.block
     if not sure:
         before = outer.builder.append_basic_block()
         outer.builder.cbranch(outer.builder.icmp_signed("<", start, stop), before, exit_)
-        outer.open = False
+        closed = em.close(outer)
         em.push(ir.IRBuilder(before))
     base = em.scopes[-1]
     head = outer.builder.append_basic_block()
@@ -60,7 +60,7 @@ def loop(
     for p, c, a in zip(phis, carried, after, strict=True):
         p.add_incoming(c, entry)
         p.add_incoming(a, end)
-    outer.open = was_open
+    em.reopen(closed)
     outer.builder.position_at_end(exit_)
     if sure:
         return after
@@ -111,13 +111,13 @@ def vector_loop(
 def unrolled(em: Emitter, var: Var, count: int, carried: Carried, body: Body) -> Carried:
     """A short loop written out."""
     outer = em.scopes[-1]
-    was_open, outer.open = outer.open, False  # one builder: only the inner scope knows its place
+    closed = em.close(outer)  # one builder: only the inner scope knows its place
     for k in range(count):
         em.push(outer.builder)
         em.bind(var, I64(k))
         carried = body(I64(k), carried)
         em.pop()
-    outer.open = was_open
+    em.reopen(closed)
     return carried
 
 

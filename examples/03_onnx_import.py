@@ -23,7 +23,7 @@ def main() -> None:
                 raise SystemExit("the model can't be imported")
         image, out = network.get_input(0), network.get_output(0)
         print(f"{image.name} {tuple(image.shape)} -> {out.name} {tuple(out.shape)}")
-        print(*(network.get_layer(i).type.name for i in range(network.num_layers)))
+        print(*(network.get_layer(i).name for i in range(network.num_layers)))
         assert (image.name, tuple(image.shape)) == ("image", (-1, 1, 28, 28))
         assert (out.name, tuple(out.shape)) == ("probabilities", (-1, 10))
 

@@ -14,7 +14,7 @@ from .common import Debug, Json, Model, Shapes, Threads, Verbose, console, emit,
 if TYPE_CHECKING:
     from .measure import Timing
 
-COLUMNS = ("best", "median", "mean", "p90", "p95", "p99")
+COLUMNS = ("best", "median", "p90", "p99")
 
 
 @verb
@@ -87,7 +87,7 @@ def show(timings: dict[str, Timing]) -> None:
     from rich.table import Table
 
     table = Table(title="latency of one inference, microseconds", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in (*COLUMNS, "per second", "calls"):
         table.add_column(column, justify="right")
     for name, t in timings.items():

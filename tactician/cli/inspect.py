@@ -69,6 +69,7 @@ def describe_network(path: Any, options: Any, log: Any) -> dict[str, Any]:
             {
                 "name": layer.name,
                 "type": layer.type.name,
+                "op": getattr(layer, "op", None),
                 "inputs": [t.name for t in sources if t is not None],
                 "outputs": [tensor(t) for t in outputs if t is not None],
             }
@@ -124,10 +125,10 @@ def show_network(report: dict[str, Any]) -> None:
     for column in ("layer", "type", "outputs"):
         table.add_column(column, overflow="fold")
     for tensor in report["inputs"]:
-        table.add_row(tensor["name"], "INPUT", _typed(tensor))
+        table.add_row(tensor["name"], "input", _typed(tensor))
     for layer in report["layers"]:
         outputs = "\n".join(_typed(t) for t in layer["outputs"])
-        table.add_row(layer["name"], layer["type"], outputs)
+        table.add_row(layer["name"], layer["op"] or layer["type"].lower(), outputs)
     out = console()
     out.print(table)
     names = ", ".join(t["name"] for t in report["outputs"])
@@ -145,11 +146,11 @@ def show_engine(report: dict[str, Any], title: str) -> None:
 
     out = console()
     tensors = Table(title=escape(title), title_justify="left")
-    for column in ("tensor", "", "type", "range of shapes"):
+    for column in ("tensor", "", "type", "profile"):
         tensors.add_column(column, overflow="fold")
     for tensor in report["tensors"]:
         ranges = tensor.get("profile")
-        extra = f"  {ranges['min']} … {ranges['opt']} … {ranges['max']}" if ranges else ""
+        extra = "\n".join(f"{k} {v}" for k, v in ranges.items()) if ranges else ""
         tensors.add_row(tensor["name"], tensor["mode"], escape(_typed(tensor)), escape(extra))
     out.print(tensors)
     table = Table()

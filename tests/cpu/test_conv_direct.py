@@ -1,0 +1,150 @@
+"""Direct convolution on channels-last tensors, against torch."""
+
+import numpy as np
+import pytest
+
+from tactician.builder.compile import compile_network
+from tactician.builder.settings import BuildSettings, ProfileSettings
+from tactician.ir import dims as D
+from tactician.ir.graph import Graph
+from tactician.ops import emit
+from tactician.runtime.core import EngineCore
+from tactician.runtime.schedule import Schedule
+
+torch = pytest.importorskip("torch")
+RNG = np.random.default_rng(0)
+
+
+def run(graph, feeds, level=1):
+    """Compiles for the CPU and runs once; returns (outputs, tactics used)."""
+    ranges = {v.name: (feeds[v.name].shape,) * 3 for v in graph.inputs}
+    settings = BuildSettings(optimization_level=level, profiles=(ProfileSettings(ranges),))
+    program, _ = compile_network(graph, settings)
+    core = EngineCore(program)
+    layout = core.layout({i: feeds[program.tensors[i].name].shape for i in program.inputs}, {})
+    arena = np.zeros(layout.arena + 64, np.uint8)
+    schedule = Schedule(core, layout, -(-arena.ctypes.data // 64) * 64, keep=arena)
+    arrays = {i: np.ascontiguousarray(feeds[program.tensors[i].name]) for i in program.inputs}
+    arrays |= {i: np.full(layout.shapes[i], np.nan, "f4") for i in program.outputs}
+    schedule.bind({i: a.ctypes.data for i, a in arrays.items()})
+    schedule.run()
+    tactics = {s.info.get("tactic") for s in program.steps if "convolution" in s.info["ops"]}
+    return [arrays[i] for i in program.outputs], tactics
+
+
+def check(x_shape, w_shape, *, dynamic=(), residual=False, act=None, bias=True, **attrs):
+    """One convolution with an optional epilogue; must be done by the direct tactic."""
+    g = Graph("t")
+    shape = tuple(D.sym(f"x.{i}") if i in dynamic else d for i, d in enumerate(x_shape))
+    x = g.add_input("x", "f32", shape)
+    w = RNG.standard_normal(w_shape).astype("f4")
+    b = RNG.standard_normal(w_shape[0]).astype("f4")
+    n = len(w_shape) - 2
+    inputs = [x, g.constant(w)] + ([g.constant(b)] if bias else [])
+    y = emit(g, "convolution", inputs, "conv", **attrs).output
+    feeds = {"x": RNG.standard_normal(x_shape).astype("f4")}
+    pad = list(zip(attrs.get("pre", (0,) * n), attrs.get("post", (0,) * n), strict=True))
+    padded = np.pad(feeds["x"], [(0, 0), (0, 0), *pad])
+    conv = [torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d]
+    want = conv[n - 1](
+        torch.from_numpy(padded), torch.from_numpy(w), torch.from_numpy(b) if bias else None,
+        stride=attrs.get("stride", 1), dilation=attrs.get("dilation", 1),
+        groups=attrs.get("groups", 1),
+    ).numpy()
+    if residual:
+        r = g.add_input("r", "f32", y.dims)
+        feeds["r"] = RNG.standard_normal(want.shape).astype("f4")
+        y = emit(g, "binary", [y, r], "sum", fn="add").output
+        want = want + feeds["r"]
+    if act:
+        y = emit(g, "activation", [y], act, fn=act, alpha=1.0).output
+        want = {"relu": np.maximum(want, 0), "swish": want / (1 + np.exp(-want))}[act]
+    g.outputs = [y]
+    (got,), tactics = run(g, feeds)
+    assert tactics == {"conv_direct"}
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("k", [1, 5, 8, 16, 20, 33])
+def test_output_channels(k):
+    check((1, 5, 7, 9), (k, 5, 3, 3), pre=(1, 1), post=(1, 1))
+
+
+@pytest.mark.parametrize("c", [1, 3, 4, 8, 17])
+def test_input_channels(c):
+    check((2, c, 6, 13), (16, c, 3, 3), pre=(1, 1), post=(1, 1))
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 6, 7, 12, 13, 29])
+def test_widths(width):
+    check((1, 8, 3, width), (16, 8, 3, 3), pre=(1, 1), post=(1, 1))
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"stride": (2, 2), "pre": (1, 1), "post": (1, 1)},
+        {"stride": (2, 1), "pre": (0, 2), "post": (1, 0)},
+        {"dilation": (2, 3), "pre": (2, 3), "post": (2, 3)},
+        {"stride": (3, 2), "dilation": (1, 2)},
+        {"pre": (3, 3), "post": (3, 3)},
+    ],
+    ids=str,
+)
+def test_geometry(attrs):
+    check((2, 6, 11, 14), (24, 6, 3, 3), **attrs)
+
+
+@pytest.mark.parametrize("x, w", [((2, 8, 20), (16, 8, 5)), ((1, 4, 5, 6, 7), (8, 4, 3, 2, 3))])
+def test_one_and_three_dimensions(x, w):
+    check(x, w)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolution(stride):
+    check((2, 16, 9, 10), (40, 16, 1, 1), stride=(stride, stride), act="relu")
+
+
+@pytest.mark.parametrize("k, groups", [(32, 2), (16, 2), (64, 4)])
+def test_groups(k, groups):
+    check((1, 12, 6, 7), (k, 12 // groups, 3, 3), groups=groups, pre=(1, 1), post=(1, 1))
+
+
+@pytest.mark.parametrize("c", [2, 8, 13, 16, 30])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise(c, stride):
+    check((2, c, 9, 11), (c, 1, 3, 3), groups=c, pre=(1, 1), post=(1, 1),
+          stride=(stride, stride), act="relu")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("act", [None, "relu", "swish"])
+def test_epilogues(bias, act):
+    check((1, 8, 6, 6), (24, 8, 3, 3), residual=True, act=act, bias=bias)
+
+
+@pytest.mark.parametrize("dynamic", [(0,), (2,), (3,), (0, 2, 3)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_symbolic_sizes(dynamic, kernel):
+    p = (kernel // 2,) * 2
+    check((2, 8, 7, 15), (16, 8, kernel, kernel), dynamic=dynamic, pre=p, post=p, residual=True)
+
+
+def test_chain_of_convolutions_keeps_its_layout():
+    g = Graph("t")
+    x = g.add_input("x", "f32", (1, 8, 10, 10))
+    feeds = {"x": RNG.standard_normal((1, 8, 10, 10)).astype("f4")}
+    y, want = x, torch.from_numpy(feeds["x"])
+    for i in range(3):
+        w = RNG.standard_normal((8, 8, 3, 3)).astype("f4")
+        y = emit(g, "convolution", [y, g.constant(w)], f"c{i}", pre=(1, 1), post=(1, 1)).output
+        y = emit(g, "pooling", [y], f"p{i}", fn="max", window=(2, 2), stride=(1, 1)).output
+        want = torch.nn.functional.conv2d(want, torch.from_numpy(w), padding=1)
+        want = torch.nn.functional.max_pool2d(want, 2, 1)
+    g.outputs = [y]
+    ranges = ProfileSettings({})
+    program, report = compile_network(g, BuildSettings(optimization_level=1, profiles=(ranges,)))
+    reformats = [s for s in program.steps if s.name.startswith("reformat")]
+    assert len(reformats) <= 2 and not report.reference
+    (got,), _ = run(g, feeds)
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-4 * float(want.abs().max()))

@@ -287,7 +287,8 @@ class Contraction:
             acc = [[g.load(self.vec, p, self.lanes * self.size) for p in row] for row in start]
         else:
             acc = [[zero] * nv for _ in range(mr)]
-        acc = self._k_loop(acc, a_rows, a_step, b_base, b_step)
+        whole = mr == self.tile.mr and nv == self.tile.nv
+        acc = self._k_loop(acc, a_rows, a_step, b_base, b_step, whole)
         if self.last is True:
             self._finish(acc, i, rows, j, cols)
             return
@@ -347,8 +348,18 @@ class Contraction:
             return direct, g.mul(self.b.k_stride, size)
         return g.at(g.scratch, self.b_at // size, size), width * size
 
+    def _even(self, unroll: int) -> bool:
+        """Whether every block of k is a multiple of ``unroll``."""
+        return all(isinstance(x, int) and x % unroll == 0 for x in (self.k, self.kc))
+
     def _k_loop(
-        self, acc: Accumulators, a_rows: list[ir.Value], a_step: Num, b: ir.Value, b_step: Num
+        self,
+        acc: Accumulators,
+        a_rows: list[ir.Value],
+        a_step: Num,
+        b: ir.Value,
+        b_step: Num,
+        whole: bool,
     ) -> Accumulators:
         g = self.g
         nv = len(acc[0])
@@ -368,18 +379,19 @@ class Contraction:
                     out.append(self._fma(x, cols[v], sums[r * nv + v]))
             return out
 
-        unroll = max(1, self.tile.unroll)
-        left = g.mod(self.kn, unroll)
-        whole = g.sub(self.kn, left)
-        if g.test(">", whole, 0) is not False:
-            with g.loop(0, whole, unroll, carried=flat) as k:
+        # Edge tiles run seldom: less code serves them better than more speed.
+        unroll = max(1, self.tile.unroll if whole else min(2, self.tile.unroll))
+        left = 0 if self._even(unroll) else g.mod(self.kn, unroll)
+        steps = g.sub(self.kn, left)
+        if g.test(">", steps, 0) is not False:
+            with g.loop(0, steps, unroll, carried=flat) as k:
                 sums = k.carried
                 for u in range(unroll):
                     sums = step(g.add(k.index, u), sums)
                 k.next = sums
             flat = k.results
         if not (isinstance(left, int) and left == 0):
-            with g.loop(whole, self.kn, 1, carried=flat) as k:
+            with g.loop(steps, self.kn, 1, carried=flat) as k:
                 k.next = step(k.index, k.carried)
             flat = k.results
         return [flat[r * nv : (r + 1) * nv] for r in range(len(acc))]

@@ -192,7 +192,10 @@ def grain(tile: Tile, m: DimLike, n: DimLike, k: DimLike) -> int:
 
 
 def _known(d: DimLike) -> int:
-    return _ASSUMED if isinstance(d, D.Dim) else int(d)
+    """A size to block for: the size itself, or a guess from what is known of it."""
+    if not isinstance(d, D.Dim):
+        return int(d)
+    return max(_ASSUMED, D.evaluate(d, dict.fromkeys(D.symbols(d), 1)))
 
 
 def _pack_constant(
@@ -248,7 +251,7 @@ def _waste(m: int, mr: int) -> float:
 def _k_choices(p: Problem) -> list[int]:
     if isinstance(p.k, D.Dim):
         return [384]
-    return [0] if p.k <= 512 else [384, 0] if p.k <= 1024 else [384, 768]
+    return [0] if p.k <= 1024 else [768, 384]
 
 
 def _block(p: Problem, isa: Isa, threads: int, mr: int, nv: int, kc: int, lanes: int) -> list[Tile]:

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 import peers
-from tactician.runtime.easy import Engine
 
 from tactician.cli.building import Options, open_engine
 from tactician.cli.common import logger
 from tactician.cli.measure import Call, alternate, engine_call
 from tactician.cli.tensors import complete
+from tactician.runtime.easy import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 

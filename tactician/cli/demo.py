@@ -179,7 +179,7 @@ def show_table(out: Console, results: dict[str, Result], total: int, batch: int)
         )
     out.print(table)
     if "onnxruntime" not in results:
-        out.print("pip install onnxruntime to see the same by onnxruntime", style="dim")
+        out.print("install onnxruntime beside tactician to see the same by it", style="dim")
     else:
         both = [results[n].probabilities for n in ("tactician", "onnxruntime")]
         gap = float(abs(both[0] - both[1]).max())

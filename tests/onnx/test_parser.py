@@ -257,3 +257,66 @@ def test_types_of_outputs() -> None:
     network = built(model([node("Cast", ["x"], ["y"], to=I64)], [tensor("x", [2], F32)],
                           [tensor("y", [2], I64)]))
     assert network.get_output(0).dtype == trt.int64
+
+
+# --- plugins ----------------------------------------------------------------------------------
+
+
+class Scale(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
+    """Multiplies by a factor."""
+
+    def __init__(self, factor: float):
+        trt.IPluginV3.__init__(self)
+        self.factor = factor
+        self.num_outputs = 1
+        self.plugin_name, self.plugin_version, self.plugin_namespace = "ScaleBy", "1", ""
+
+    def get_capability_interface(self, type: Any) -> Any:
+        return self
+
+    def get_output_data_types(self, input_types: Any) -> Any:
+        return [input_types[0]]
+
+    def get_output_shapes(self, inputs: Any, shape_inputs: Any, exprs: Any) -> Any:
+        return [trt.DimsExprs(inputs[0])]
+
+    def supports_format_combination(self, pos: int, in_out: Any, num_inputs: int) -> bool:
+        return True
+
+    def configure_plugin(self, inp: Any, out: Any) -> None: ...
+
+    def on_shape_change(self, inp: Any, out: Any) -> None: ...
+
+    def attach_to_context(self, context: Any) -> Any:
+        return self
+
+    def clone(self) -> Any:
+        return Scale(self.factor)
+
+    def get_fields_to_serialize(self) -> Any:
+        return trt.PluginFieldCollection([trt.PluginField("factor", np.float32([self.factor]))])
+
+
+class ScaleCreator(trt.IPluginCreatorV3One):
+    def __init__(self) -> None:
+        trt.IPluginCreatorV3One.__init__(self)
+        self.name, self.plugin_version, self.plugin_namespace = "ScaleBy", "1", ""
+        self.field_names = trt.PluginFieldCollection([])
+
+    def create_plugin(self, name: str, fc: Any, phase: Any) -> Any:
+        return Scale(float(next(f for f in fc if f.name == "factor").data[0]))
+
+
+def test_plugin() -> None:
+    m = model([node("ScaleBy", ["x"], ["y"], name="twice", factor=2.0, domain="my")],
+              [tensor("x", ["n", 2])], [tensor("y", None)], domains=["my"])
+    assert "no plugin called 'ScaleBy'" in errors(m)
+    creator = ScaleCreator()
+    assert trt.get_plugin_registry().register_creator(creator, "")
+    try:
+        network = built(m)
+        layer = network.get_layer(0)
+        assert isinstance(layer, trt.IPluginV3Layer) and layer.plugin.factor == 2
+        assert layer.name == "twice" and network.graph.outputs[0].dims == (sym("n"), 2)
+    finally:
+        trt.get_plugin_registry().deregister_creator(creator)

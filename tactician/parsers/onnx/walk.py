@@ -121,6 +121,10 @@ def _results(c: Context, proto: Any, index: int) -> Sequence[Value | None]:
         from .functions import call_local
 
         return call_local(c, node, local)
+    if c.state.plugins is not None and c.state.plugins.override:
+        plugin = _call_plugin(c, node)
+        if plugin is not None:
+            return plugin
     row = table.find(domain, proto.op_type, opset)
     if row is not None:
         result = row.fn(c, node)

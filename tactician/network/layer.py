@@ -85,12 +85,9 @@ class Emitter:
         else:
             before = self.old[k] if k < len(self.old) else None
             node = ops.create(self.graph, name, inputs, self.layer._state["name"],
-                              before=before, subgraphs=subgraphs, **attrs)
+                              before=before, subgraphs=subgraphs, meta=meta, **attrs)
             if before is not None:
                 node.source = before.source
-            if meta:
-                node.meta.update(meta)
-                infer_node(node)
             self.created.append(node)
         self.nodes.append(node)
         return node

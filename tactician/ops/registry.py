@@ -136,6 +136,7 @@ def emit(
     before: Node | None = None,
     source: str = "",
     subgraphs: Sequence[Graph] = (),
+    meta: dict[str, Any] | None = None,
     **attrs: Any,
 ) -> Node:
     """Adds a node with inferred output types. Operand errors raise at once.
@@ -144,7 +145,7 @@ def emit(
         OpError: If inference fails; the message names the layer.
     """
     node = create(graph, op, inputs, name, before=before, source=source, subgraphs=subgraphs,
-                  **attrs)
+                  meta=meta, **attrs)
     if node.error:
         graph.remove(node)
         raise OpError(node.error)
@@ -160,6 +161,7 @@ def create(
     before: Node | None = None,
     source: str = "",
     subgraphs: Sequence[Graph] = (),
+    meta: dict[str, Any] | None = None,
     **attrs: Any,
 ) -> Node:
     """Like `emit`, but an invalid node stays, with ``node.error`` set and untyped outputs; the
@@ -168,6 +170,7 @@ def create(
     node = Node(op, inputs, decl.Attrs(**attrs), name)
     node.source = source or (before.source if before is not None else "")
     node.subgraphs = tuple(subgraphs)
+    node.meta.update(meta or {})
     for i in range(decl.num_outputs(node)):
         _add_output(node, i)
     graph.insert(node, before)

@@ -57,7 +57,8 @@ class PluginFinder:
         name, version, namespace = runner.identity(plugin)
         node = registry.emit(c.graph, "plugin", n.present(), source=c.source, plugin=name,
                              version=version, namespace=namespace,
-                             outputs=runner.count_outputs(plugin), data=runner.state(plugin))
+                             outputs=runner.count_outputs(plugin),
+                             meta={"plugin": plugin, "plugin_inputs": len(n.inputs)})
         c.emitted.append(("plugin", node))
         return list(node.outputs)
 

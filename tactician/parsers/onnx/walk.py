@@ -103,7 +103,8 @@ def _import_one(c: Context, proto: Any, index: int) -> bool:
     except RecursionError:
         report(c, proto, index, NodeProblem("functions or subgraphs are nested without end"))
     except Exception as e:  # a defect of an importer must not hide the model's other problems
-        report(c, proto, index, ImportProblem(f"{type(e).__name__}: {e}", "INTERNAL_ERROR"))
+        defect = ImportProblem(f"{type(e).__name__}: {e}", "INTERNAL_ERROR")
+        report(c, proto, index, defect.with_traceback(e.__traceback__))
     for name in proto.output:
         if name and not c.scope.defines(name):
             c.scope.define(name, POISON)

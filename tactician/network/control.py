@@ -8,6 +8,7 @@ is cloned into a subgraph, and every outer value it reads becomes an explicit ca
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -250,7 +251,7 @@ class _LoopBody(_Body):
 
 
 def _one(graph: Graph, op: str, inputs: Sequence[Value | None], name: str,
-         **attrs: object) -> Value:
+         **attrs: Any) -> Value:
     return ops.create(graph, op, inputs, name, **attrs).outputs[0]
 
 

@@ -38,7 +38,7 @@ class Dims:
 
     def __init__(self, shape: Iterable[int] = (), *rest: int):
         if rest or not isinstance(shape, Iterable):
-            shape = (shape, *rest)  # type: ignore[assignment]
+            shape = (shape, *rest)  # type: ignore[assignment,arg-type]
         self._d = [as_int(d) for d in shape]
         if self._length is not None and len(self._d) != self._length:
             if self._d:

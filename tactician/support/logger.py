@@ -27,6 +27,7 @@ class Severity(ApiEnum):
 
 
 Severity.__qualname__ = "ILogger.Severity"
+_Severity = Severity  # inside the class the name is a member
 
 
 class ILogger:
@@ -42,7 +43,7 @@ class ILogger:
     def __init__(self) -> None:
         pass
 
-    def log(self, severity: Severity, msg: str) -> None:
+    def log(self, severity: _Severity, msg: str) -> None:
         """Takes one message; subclasses implement it."""
         raise NotImplementedError(
             f"{type(self).__name__} must implement log(severity, msg) to be used as a logger"

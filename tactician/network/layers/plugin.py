@@ -26,8 +26,8 @@ class _PluginLayer(ILayer):
         name, version, namespace = runner.identity(plugin)
         k = len(e.nodes)
         outputs = runner.count_outputs(plugin)
-        attrs = {"plugin": name, "version": version, "namespace": namespace, "outputs": outputs}
-        meta = {"plugin": plugin, "plugin_inputs": self._state["count"]}
+        attrs: dict[str, Any] = {"plugin": name, "version": version, "namespace": namespace, "outputs": outputs}
+        meta: dict[str, Any] = {"plugin": plugin, "plugin_inputs": self._state["count"]}
         if self._net._off:
             meta["implicit_batch"] = 1
         if k < len(e.old) and e.old[k].op == "plugin":
@@ -99,7 +99,7 @@ class PluginAdders(NetworkCore):
         """Adds a plugin: ``(inputs, plugin)`` as up to version 7, or a quick plugin as a tuple
         ``(inputs, shape_inputs, plugin)``."""
         if "inputs" in kwargs or (len(args) == 2 and isinstance(args[0], (list, tuple))):
-            inputs = kwargs.get("inputs", args[0] if args else None)
+            inputs: Any = kwargs.get("inputs", args[0] if args else None)
             plugin = kwargs.get("plugin", args[-1])
             if runner.is_v3(plugin):
                 return self.add_plugin_v3(inputs, [], plugin)

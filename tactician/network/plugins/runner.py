@@ -137,7 +137,7 @@ class Runner:
         return _run_dynamic(plugin, node, arrays)
 
 
-def _exprs(shape: Sequence[D.DimLike]) -> DimsExprs:
+def _exprs(shape: Any) -> DimsExprs:
     return DimsExprs([IDimensionExpr(d) for d in shape])
 
 

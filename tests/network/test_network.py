@@ -357,7 +357,7 @@ def test_every_class_of_the_network_half_is_complete(file):
         if not (isinstance(entry, dict) and entry.get("kind") == "class" and ours):
             continue
         cls = getattr(trt, name)
-        known = {k for c in cls.__mro__ for k in c.__dict__.get("__annotations__", ())}
+        known = {k for c in cls.__mro__ for k in vars(c).get("__annotations__", ())}
         missing += [f"{name}.{m}" for m in entry["members"]
                     if m not in known and not hasattr(cls, m)]
     assert not missing

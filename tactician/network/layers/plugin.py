@@ -26,7 +26,8 @@ class _PluginLayer(ILayer):
         name, version, namespace = runner.identity(plugin)
         k = len(e.nodes)
         outputs = runner.count_outputs(plugin)
-        attrs: dict[str, Any] = {"plugin": name, "version": version, "namespace": namespace, "outputs": outputs}
+        attrs: dict[str, Any] = {"plugin": name, "version": version, "namespace": namespace,
+                                 "outputs": outputs}
         meta: dict[str, Any] = {"plugin": plugin, "plugin_inputs": self._state["count"]}
         if self._net._off:
             meta["implicit_batch"] = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +23,10 @@ def unary(fn: str, x: Any) -> Any:
     """
     if fn == "neg":
         return _each(lambda v: -v, x)
-    if fn in ("floor", "ceil", "round", "trunc"):
-        return x
+    if fn in _ROUND:
+        return _each(lambda v: float(_ROUND[fn](v)) if isinstance(v, float) else v, x)
+    if fn in ("sqrt", "recip"):
+        return _each(lambda v: v**0.5 if fn == "sqrt" else 1 / v, _floats(x))
     if fn in ("abs", "sign"):
         signs = _each(lambda v: order(v, 0), x)
         if any(s is None for s in signs.reshape(-1)):
@@ -33,8 +37,45 @@ def unary(fn: str, x: Any) -> Any:
     raise TypeError(f"{fn} of symbolic numbers")
 
 
-def binary(fn: str, a: Any, b: Any) -> Any:
-    """``fn`` of every pair, broadcast.
+_ROUND: dict[str, Callable[[float], float]] = {
+    "floor": math.floor, "ceil": math.ceil, "round": round, "trunc": math.trunc,
+}
+
+
+def _floats(x: Any) -> Any:
+    return _each(lambda v: float(_plain(v)) if not isinstance(v, float) else v, x)
+
+
+def _whole(v: Any) -> Any:
+    """A float as the int it is, so that it combines with symbols.
+
+    Raises:
+        TypeError: If it has a fraction.
+    """
+    if isinstance(v, float):
+        if not v.is_integer():
+            raise TypeError(f"{v} times or plus a symbolic number")
+        return int(v)
+    return v
+
+
+def _in_floats(fn: str, a: Any, b: Any) -> Any:
+    """``fn`` of two floats, one of which may be a symbol that stands for a whole number."""
+    if D.is_static(a, b):
+        a, b = float(a), float(b)
+        if fn in ("div", "pow", "fmod"):
+            return {"div": operator.truediv, "pow": operator.pow, "fmod": math.fmod}[fn](a, b)
+        return _BINARY[fn](a, b)
+    a, b = _whole(a), _whole(b)
+    if fn == "div" and (b == 0 or D.modulo(a, b) != 0):
+        raise TypeError(f"{a} / {b} may have a fraction")
+    if fn not in ("add", "sub", "mul", "div", "min", "max"):
+        raise TypeError(f"{fn} of symbolic floats")
+    return _BINARY[fn](a, b)
+
+
+def binary(fn: str, a: Any, b: Any, floats: bool = False) -> Any:
+    """``fn`` of every pair, broadcast; ``floats``: of floats, as far as they are known.
 
     Raises:
         TypeError: If it is not known for symbolic operands.
@@ -44,23 +85,31 @@ def binary(fn: str, a: Any, b: Any) -> Any:
     a, b = np.broadcast_arrays(np.asarray(a, dtype=object), np.asarray(b, dtype=object))
     out = np.empty(a.shape, dtype=object)
     for i in np.ndindex(a.shape):
-        out[i] = _BINARY[fn](a[i], b[i])
+        compared = fn in ("eq", "ne", "lt", "le", "gt", "ge")
+        if floats and compared:
+            out[i] = _BINARY[fn](_whole(a[i]), _whole(b[i]))
+        else:
+            out[i] = _in_floats(fn, a[i], b[i]) if floats else _BINARY[fn](a[i], b[i])
     return out
 
 
 def cast(x: Any, to: DType) -> Any:
-    """Integer conversion; symbolic numbers are assumed to fit.
+    """Conversion between integers and floats; symbolic numbers are assumed to fit.
 
     Raises:
-        TypeError: For conversions to floats.
+        TypeError: If it is not known for symbolic operands.
     """
     if to.kind == "b":
-        return _each(lambda v: _known(order(v, 0)) != 0, x)
+        return _each(lambda v: v != 0 if isinstance(v, float) else _known(order(v, 0)) != 0, x)
+    if to.is_float and to.bits >= 16:
+        return _each(lambda v: v if isinstance(v, D.Dim) else float(v), x)
     if not to.is_int:
         raise TypeError(f"cast of symbolic numbers to {to}")
     low, high = M.limits(to)
 
     def wrap(v: Any) -> Any:
+        if isinstance(v, float) and not low <= v <= high:
+            raise TypeError(f"{v} is out of range for {to}")
         return v if isinstance(v, D.Dim) else (int(v) - low) % (high - low + 1) + low
 
     return _each(wrap, x)

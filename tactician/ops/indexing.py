@@ -57,6 +57,7 @@ class Gather(Op):
     kind = Kind.INDEX_MAP
     Attrs = GatherAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, idx, batch = S.operand(node, 0), _index_operand(node, 1), node.attrs.batch_dims

@@ -79,6 +79,7 @@ class Concat(Op):
     kind = Kind.INDEX_MAP
     Attrs = ConcatAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         xs = [S.operand(node, i) for i in range(len(node.inputs))]

@@ -52,6 +52,7 @@ class Unary(Op):
     kind = Kind.POINTWISE
     Attrs = UnaryAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, fn = S.operand(node, 0), node.attrs.fn
@@ -113,6 +114,7 @@ class Binary(Op):
     kind = Kind.POINTWISE
     Attrs = BinaryAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         a, b, fn = S.operand(node, 0), S.operand(node, 1), node.attrs.fn
@@ -123,7 +125,7 @@ class Binary(Op):
     def reference(self, node: Node, *inputs: Any) -> Any:
         (a, b), fn = inputs, node.attrs.fn
         if a.dtype == object or b.dtype == object:
-            return Y.binary(fn, a, b)
+            return Y.binary(fn, a, b, S.operand(node, 0).dtype.is_float)
         if fn == "pow" and a.dtype != b.dtype:
             dt = _pow_dtype(T.dtype(a.dtype), T.dtype(b.dtype)).np
             with np.errstate(all="ignore"):
@@ -159,6 +161,7 @@ class Select(Op):
     name = "select"
     kind = Kind.POINTWISE
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         cond, a, b = (S.operand(node, i) for i in range(3))
@@ -198,6 +201,7 @@ class Cast(Op):
     kind = Kind.POINTWISE
     Attrs = CastAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         return [TensorType(node.attrs.to, S.operand(node, 0).dims)]
@@ -238,6 +242,7 @@ class Identity(Op):
     name = "identity"
     kind = Kind.VIEW
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x = S.operand(node, 0)

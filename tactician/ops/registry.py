@@ -51,6 +51,8 @@ class Op:
             `DType`, None, tuples of these, and numpy arrays, so that plans can carry them.
         symbolic: True if `reference` also works on object arrays that hold `Dim`s. Results on
             small integer tensors are then known symbolically and can be shapes.
+        symbolic_floats: True if that holds for floats too (Python floats, and `Dim`s as whole
+            numbers); sizes computed in floats are then known as well.
         pure: What `is_pure` says of every node of this op, unless the op overrides it.
     """
 
@@ -58,6 +60,7 @@ class Op:
     kind: ClassVar[Kind]
     Attrs: ClassVar[type] = NoAttrs
     symbolic: ClassVar[bool] = False
+    symbolic_floats: ClassVar[bool] = False
     pure: ClassVar[bool] = True
 
     def num_outputs(self, node: Node) -> int:
@@ -197,8 +200,7 @@ def infer_node(node: Node) -> bool:
         if untyped is not None:
             raise OpError(f"its input {untyped.name!r} has no valid shape")
         types = list(decl.infer(node))
-        if decl.symbolic:
-            types = _with_content(decl, node, types)
+        contents = _contents(decl, node, types) if decl.symbolic else None
         node.error = None
     except (OpError, *D_ERRORS) as e:
         node.error = f"{node.describe()}: {e}"
@@ -208,7 +210,22 @@ def infer_node(node: Node) -> bool:
         return changed
     for i in range(len(node.outputs), len(types)):
         _add_output(node, i)
-    return any([v.set_type(t) for v, t in zip(node.outputs, types, strict=True)])
+    contents = contents or [None] * len(types)
+    return any([_set(v, t, c) for v, t, c in zip(node.outputs, types, contents, strict=True)])
+
+
+def _set(v: Value, t: TensorType, content: Any) -> bool:
+    """Gives a value its type and known content; float content is kept aside, because only
+    integers can be sizes. Returns whether anything changed."""
+    if not t.dtype.is_float:
+        return v.set_type(t if content is None else TensorType(t.dtype, t.shape, content))
+    old = v.meta.pop(_NUMBERS, None)
+    if content is not None:
+        v.meta[_NUMBERS] = content
+    same = old is content or (
+        old is not None and content is not None and old.tolist() == content.tolist()
+    )
+    return v.set_type(t) or not same
 
 
 D_ERRORS = (TypeError, ValueError, IndexError, ZeroDivisionError)
@@ -224,27 +241,54 @@ def update(node: Node) -> None:
 
 
 _MAX_CONTENT = 1024
+_MAX_FLOATS = 64
+_NUMBERS = "numbers"  # key of known float contents in `Value.meta`
 
 
-def _with_content(decl: Op, node: Node, types: list[TensorType]) -> list[TensorType]:
-    """Adds known contents to integer outputs whose inputs are all known."""
-    if any(not t.dtype.is_int and t.dtype.kind != "b" for t in types):
-        return types
-    known = [None if v is None else v.known_ints() for v in node.inputs]
+def _known(v: Value | None, floats: bool) -> Any:
+    """Contents of an operand as an object array, or None if they are not known."""
+    if v is None or not v.dtype.is_float:
+        return None if v is None else v.known_ints()
+    if not floats:
+        return None
+    if v.const is not None and v.const.size <= _MAX_FLOATS:
+        return v.const.astype(np.float64).astype(object)
+    return v.meta.get(_NUMBERS)
+
+
+def _contents(decl: Op, node: Node, types: list[TensorType]) -> list[Any] | None:
+    """Contents of outputs, if those of all inputs are known and the arithmetic is symbolic."""
+    floats = decl.symbolic_floats
+    if any(t.dtype.kind not in ("iubf" if floats else "iub") for t in types):
+        return None
+    known = [_known(v, floats) for v in node.inputs]
     if any(k is None and v is not None for k, v in zip(known, node.inputs, strict=True)):
-        return types
-    if any(not D.is_static(*t.shape) or np.prod(t.shape, dtype=int) > _MAX_CONTENT
+        return None
+    if any(not D.is_static(*t.shape) or int(D.product(t.shape)) > _MAX_CONTENT  # type: ignore
            for t in types):
-        return types
+        return None
     try:
         results = decl.reference(node, *known)
-    except (TypeError, ValueError):
-        return types  # the arithmetic is not symbolic after all (e.g. a comparison of Dims)
-    results = results if isinstance(results, tuple) else (results,)
-    return [
-        TensorType(t.dtype, t.shape, np.asarray(r, dtype=object).reshape(t.shape))
-        for t, r in zip(types, results, strict=True)
+        results = results if isinstance(results, tuple) else (results,)
+        return [_exact(r, t) for r, t in zip(results, types, strict=True)]
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return None  # the arithmetic is not symbolic after all (e.g. a comparison of Dims)
+
+
+def _exact(result: Any, t: TensorType) -> Any:
+    """A result as content of its type: floats rounded to it, at most a few of them."""
+    out = np.asarray(result, dtype=object).reshape(t.shape)
+    if not t.dtype.is_float:
+        return out
+    if out.size > _MAX_FLOATS:
+        raise ValueError("too many floats to keep track of")
+    rounded = [
+        x if isinstance(x, D.Dim) else float(np.asarray(x, np.float64).astype(t.dtype.np))
+        for x in out.reshape(-1)
     ]
+    out = np.empty(len(rounded), dtype=object)
+    out[:] = rounded
+    return out.reshape(t.shape)
 
 
 def evaluate(node: Node, *inputs: Any) -> tuple[np.ndarray[Any, Any], ...]:

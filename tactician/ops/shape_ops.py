@@ -31,6 +31,7 @@ class Constant(Op):
     kind = Kind.INDEX_MAP
     Attrs = ConstantAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         value = np.asarray(node.attrs.value)
@@ -132,6 +133,7 @@ class Reshape(Op):
     kind = Kind.VIEW
     Attrs = ReshapeAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, shape = S.operand(node, 0), S.operand(node, 1)
@@ -154,6 +156,7 @@ class Squeeze(Op):
     name = "squeeze"
     kind = Kind.VIEW
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, axes = S.operand(node, 0), S.optional(node, 1)
@@ -181,6 +184,7 @@ class Unsqueeze(Op):
     name = "unsqueeze"
     kind = Kind.VIEW
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x = S.operand(node, 0)
@@ -202,6 +206,7 @@ class Expand(Op):
     name = "expand"
     kind = Kind.INDEX_MAP
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, shape = S.operand(node, 0), S.operand(node, 1)

@@ -65,6 +65,7 @@ class Slice(Op):
     kind = Kind.INDEX_MAP
     Attrs = SliceAttrs
     symbolic = True
+    symbolic_floats = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         x, size = S.operand(node, 0), S.operand(node, 2)
@@ -203,6 +204,7 @@ class StridedSlice(Op):
     name = "strided_slice"
     kind = Kind.INDEX_MAP
     symbolic = True
+    symbolic_floats = True
 
     def _axes_steps(self, node: Node) -> tuple[list[int], list[int]]:
         x, starts = S.operand(node, 0), S.operand(node, 1)

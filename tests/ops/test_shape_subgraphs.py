@@ -6,7 +6,7 @@ import pytest
 from tactician.ir import dims as D
 from tactician.ir.dtypes import f32, i64
 from tactician.ir.graph import Graph
-from tactician.ops import emit
+from tactician.ops import emit, update
 
 N, T = D.sym("n"), D.sym("t")
 
@@ -104,3 +104,46 @@ def test_extremes_are_absorbed():
     assert nested == D.dim_max(3, N, T) and D.evaluate(nested, {"n": 2, "t": 1}) == 3
     assert D.parse_dim(str(nested)) == nested
     assert D.evaluate(D.dim_max(D.dim_min(N, 5), T), {"n": 9, "t": 1}) == 5
+
+
+@pytest.mark.parametrize("dims,scale,fn,expected", [
+    ((7, 9), 0.5, "floor", [3, 4]), ((7, 9), 0.5, "ceil", [4, 5]), ((7, 10), 0.7, None, [4, 7]),
+    ((N, 3), 2.0, "floor", [N * 2, 6]), ((N * 4, 8), 0.5, "floor", None),
+    ((N, T), 1.0, "round", [N, T]),
+])  # fmt: skip
+def test_sizes_computed_in_floats(g, dims, scale, fn, expected):
+    """Shape, cast, times scale, floor, cast: what exporters make of a scale factor."""
+    y = op(g, "cast", op(g, "shape", g.add_input("x", f32, dims)), to=f32)
+    y = op(g, "binary", y, g.constant(np.float32(scale)), fn="mul")
+    if fn is not None:
+        y = op(g, "unary", y, fn=fn)
+    assert y.known_ints() is None  # floats are no sizes
+    got = op(g, "cast", y, to=i64).known_ints()
+    assert (None if got is None else list(got)) == expected
+
+
+@pytest.mark.parametrize("fn,expected", [(None, [N * 2, 3]), ("ceil", [N * 2, 4])])
+def test_sizes_divided_in_floats(g, fn, expected):
+    y = op(g, "cast", op(g, "shape", g.add_input("x", f32, (N * 6, 10))), to=f32)
+    y = op(g, "binary", y, g.constant(np.float32(3)), fn="div")
+    y = y if fn is None else op(g, "unary", y, fn=fn)
+    assert list(op(g, "cast", y, to=i64).known_ints()) == expected
+
+
+def test_division_by_zero_is_unknown(g):
+    y = op(g, "cast", op(g, "shape", g.add_input("x", f32, (4,))), to=f32)
+    y = op(g, "binary", y, g.constant(np.float32(0)), fn="div")
+    assert op(g, "cast", y, to=i64).known_ints() is None
+
+
+def test_float_content_follows_changes(g):
+    x = g.add_input("x", f32, (4,))
+    y = op(g, "cast", op(g, "shape", x), to=f32)
+    z = op(g, "cast", op(g, "binary", y, g.constant(np.float32(0.5)), fn="mul"), to=i64)
+    assert z.known_ints()[0] == 2
+    x.shape = (8,)
+    update(g.nodes[0])
+    assert z.known_ints()[0] == 4
+    x.shape = (N,)
+    update(g.nodes[0])
+    assert z.known_ints() is None

@@ -8,11 +8,15 @@ Layout of a pool (bytes; 64-byte aligned):
     16    i64 workers ready
     24    i64 offset of the mutex and condition (where there is no futex)
     64    job: function, args, dims, work items, parts, scratch, scratch stride (8 bytes each)
-    128w  mailbox of worker w = 1, 2, …: i32 ticket, i32 parked, i32 ready; at +64: i32 done
+    128w  mailbox of worker w = 1, 2, …: i32 ticket, i32 parked, i32 ready, i32 claim; at +64:
+          i32 done
 
 To start a job the owner of the lock writes it and increments the tickets of the workers that
-take part; each answers by copying its ticket to ``done``. Only workers that take part read
-the job, and the owner waits for all of them, so the job needs no lock.
+take part. A worker claims its part by bringing ``claim`` from the last ticket to this one, does
+it, and copies the ticket to ``done``. The owner does its own part, claims and does the parts
+whose workers have not come (asleep, or kept off their core by other programs), and waits for
+the rest. Only who has claimed a part reads the job, and the owner sees all parts done before it
+writes the next, so the job needs no lock.
 """
 
 from __future__ import annotations
@@ -105,8 +109,8 @@ define internal i64 @now() {
   ret i64 %x
 }
 
-; part %t of the job
-define internal void @slice(ptr %pool, i64 %t) {
+; part %t of the job, with the scratch memory of thread %s
+define internal void @slice(ptr %pool, i64 %t, i64 %s) {
   %p0 = getelementptr i8, ptr %pool, i64 64
   %p1 = getelementptr i8, ptr %pool, i64 72
   %p2 = getelementptr i8, ptr %pool, i64 80
@@ -126,7 +130,7 @@ define internal void @slice(ptr %pool, i64 %t) {
   %begin = udiv i64 %b0, %parts
   %e0 = mul i64 %work, %t1
   %end = udiv i64 %e0, %parts
-  %off = mul i64 %t, %stride
+  %off = mul i64 %s, %stride
   %mine = getelementptr i8, ptr %scratch, i64 %off
   call void %fn(ptr %args, ptr %dims, i64 %begin, i64 %end, ptr %mine)
   ret void
@@ -138,6 +142,7 @@ entry:
   %ticket = getelementptr i8, ptr %pool, i64 %off
   %parked = getelementptr i8, ptr %ticket, i64 4
   %ready = getelementptr i8, ptr %ticket, i64 8
+  %claim = getelementptr i8, ptr %ticket, i64 12
   %done = getelementptr i8, ptr %ticket, i64 64
   %stop.at = getelementptr i8, ptr %pool, i64 4
   %spin.at = getelementptr i8, ptr %pool, i64 8
@@ -145,7 +150,7 @@ entry:
   store atomic i32 1, ptr %ready seq_cst, align 4
   br label %wait
 wait:
-  %seen = phi i32 [ 0, %entry ], [ %got, %finish ]
+  %seen = phi i32 [ 0, %entry ], [ %got, %finish ], [ %got, %go ]
   %g0 = load atomic i32, ptr %ticket acquire, align 4
   %new0 = icmp ne i32 %g0, %seen
   br i1 %new0, label %go, label %spin.start
@@ -185,11 +190,16 @@ awake:
   br label %go
 go:
   %got = phi i32 [ %g0, %wait ], [ %g1, %spin.loop ], [ %g2, %awake ]
+  %before = sub i32 %got, 1
+  %cx = cmpxchg ptr %claim, i32 %before, i32 %got seq_cst seq_cst
+  %mine = extractvalue { i32, i1 } %cx, 1
+  br i1 %mine, label %claimed, label %wait
+claimed:
   %stop = load atomic i32, ptr %stop.at acquire, align 4
   %stopping = icmp ne i32 %stop, 0
   br i1 %stopping, label %leave, label %work
 work:
-  call void @slice(ptr %pool, i64 %w)
+  call void @slice(ptr %pool, i64 %w, i64 %w)
   br label %finish
 finish:
   store atomic i32 %got, ptr %done release, align 4
@@ -230,7 +240,8 @@ end:
   ret void
 }
 
-define internal void @await(ptr %pool, i64 %parts) {
+; waits until parts 1 … %parts-1 are done; with %help, does those that nobody has claimed
+define internal void @await(ptr %pool, i64 %parts, i1 %help) {
 entry:
   br label %next
 next:
@@ -239,9 +250,18 @@ next:
   %ticket.at = getelementptr i8, ptr %pool, i64 %off
   %done.at = getelementptr i8, ptr %ticket.at, i64 64
   %ticket = load atomic i32, ptr %ticket.at monotonic, align 4
-  br label %look
+  br i1 %help, label %try, label %look
+try:
+  %claim.at = getelementptr i8, ptr %ticket.at, i64 12
+  %before = sub i32 %ticket, 1
+  %cx = cmpxchg ptr %claim.at, i32 %before, i32 %ticket seq_cst seq_cst
+  %mine = extractvalue { i32, i1 } %cx, 1
+  br i1 %mine, label %do, label %look
+do:
+  call void @slice(ptr %pool, i64 %w, i64 0)
+  br label %ok
 look:
-  %i = phi i32 [ 0, %next ], [ %i1, %spin ], [ 0, %yield ]
+  %i = phi i32 [ 0, %next ], [ 0, %try ], [ %i1, %spin ], [ 0, %yield ]
   %done = load atomic i32, ptr %done.at acquire, align 4
   %same = icmp eq i32 %done, %ticket
   br i1 %same, label %ok, label %again
@@ -279,7 +299,7 @@ tell:
   store atomic i32 1, ptr %stop.at seq_cst, align 4
   %parts = add i64 %n, 1
   call void @summon(ptr %pool, i64 %parts)
-  call void @await(ptr %pool, i64 %parts)
+  call void @await(ptr %pool, i64 %parts, i1 false)
   store atomic i32 0, ptr %stop.at seq_cst, align 4
   br label %end
 end:
@@ -374,8 +394,8 @@ parallel:
   store i64 %work, ptr %p3
   store i64 %parts, ptr %p4
   call void @summon(ptr %pool, i64 %parts)
-  call void @slice(ptr %pool, i64 0)
-  call void @await(ptr %pool, i64 %parts)
+  call void @slice(ptr %pool, i64 0, i64 0)
+  call void @await(ptr %pool, i64 %parts, i1 true)
   br label %next
 call:
   %status = call i64 %callback(ptr %user, i64 %w6)

@@ -52,9 +52,12 @@ class Builder(LegacyBuilder):
         max_threads: Threads that engines use and kernels are tuned for; 0 means all cores.
     """
 
+    error_recorder: Any
+    max_threads: int
+
     def __init__(self, logger: Any):
         self._logger = log.set_active(logger)
-        self.error_recorder: Any = None
+        self.error_recorder = None
         self.max_threads = 0
         self._allocator: Any = None
         self._init_legacy()

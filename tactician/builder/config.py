@@ -60,6 +60,28 @@ class IBuilderConfig:
             no use for them.
     """
 
+    flags: int
+    quantization_flags: int
+    avg_timing_iterations: int
+    min_timing_iterations: int
+    max_num_tactics: int
+    default_device_type: DeviceType
+    engine_capability: EngineCapability
+    hardware_compatibility_level: HardwareCompatibilityLevel
+    runtime_platform: RuntimePlatform
+    profiling_verbosity: ProfilingVerbosity
+    tiling_optimization_level: TilingOptimizationLevel
+    l2_limit_for_tiling: int
+    max_aux_streams: int
+    profile_stream: int
+    DLA_core: int
+    plugins_to_serialize: list[str]
+    remote_auto_tuning_config: str
+    build_route: str
+    int8_calibrator: Any
+    algorithm_selector: Any
+    progress_monitor: Any
+
     def __init__(self, logger: log.ILogger | None = None):
         self._logger = logger
         self.reset()
@@ -90,12 +112,12 @@ class IBuilderConfig:
         self.max_aux_streams = -1
         self.profile_stream = 0
         self.DLA_core = -1
-        self.plugins_to_serialize: list[str] = []
+        self.plugins_to_serialize = []
         self.remote_auto_tuning_config = ""
         self.build_route = ""
-        self.int8_calibrator: Any = None
-        self.algorithm_selector: Any = None
-        self.progress_monitor: Any = None
+        self.int8_calibrator = None
+        self.algorithm_selector = None
+        self.progress_monitor = None
         self._level = 3
         self._pools = dict(_POOLS)
         self._profiles: list[IOptimizationProfile] = []

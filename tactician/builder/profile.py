@@ -20,6 +20,8 @@ class IOptimizationProfile:
         extra_memory_target: Kept and without effect: memory is taken as shapes need it.
     """
 
+    extra_memory_target: float
+
     def __init__(self) -> None:
         self._shapes: dict[str, Range] = {}
         self._values: dict[str, Range] = {}
@@ -122,7 +124,7 @@ def _batched(v: Value, most: int) -> Range:
     rest = v.dims[1:]
     if not D.is_static(*rest):
         raise BuildError(f"input {v.name!r}: shapes can't vary in an implicit-batch network")
-    return (1, *rest), (most, *rest), (most, *rest)  # type: ignore[return-value]
+    return (1, *rest), (most, *rest), (most, *rest)  # type: ignore[return-value, arg-type]
 
 
 def _shown(v: Value) -> str:

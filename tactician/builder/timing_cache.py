@@ -46,6 +46,9 @@ class TimingCacheValue:
         timingMSec: Its time in milliseconds.
     """
 
+    tacticHash: int
+    timingMSec: float
+
     def __init__(self, tacticHash: int = 0, timingMSec: float = float("inf")):
         self.tacticHash = int(tacticHash)
         self.timingMSec = float(timingMSec)

@@ -12,6 +12,8 @@ class ISerializationConfig:
         flags: Bits of `SerializationFlag`.
     """
 
+    flags: int
+
     def __init__(self) -> None:
         self.flags = 0
 

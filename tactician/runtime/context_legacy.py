@@ -14,6 +14,7 @@ class BindingsContextApi:
     """The part of `IExecutionContext` that speaks of bindings."""
 
     # of IExecutionContext
+    _addresses: dict[int, int]
     _engine: Any
     _core: Any
     _fail: Any

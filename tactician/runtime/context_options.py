@@ -28,6 +28,13 @@ class ContextOptions:
         unfused_tensors_debug_state: Whether debug tensors that weren't fused away are shown.
     """
 
+    name: str
+    enqueue_emits_profile: bool
+    debug_sync: bool
+    nvtx_verbosity: ProfilingVerbosity
+    persistent_cache_limit: int
+    temporary_allocator: Any
+
     # of IExecutionContext
     _core: Any
     _engine: Any
@@ -37,6 +44,7 @@ class ContextOptions:
     _tensor: Any
     _require_schedule: Any
     _stream_now: Any
+    _arena: Any
     _current: Any
     _ran: Any
     _addresses: Any
@@ -50,7 +58,7 @@ class ContextOptions:
         self.debug_sync = False
         self.nvtx_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.persistent_cache_limit = 0
-        self.temporary_allocator: Any = None
+        self.temporary_allocator = None
         self._profiler: Any = None
         self._times: list[float] = []
         self._allocators: dict[int, Any] = {}

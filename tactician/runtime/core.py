@@ -19,6 +19,7 @@ class EngineCore:
 
     Args:
         program: From `read_plan` or the compiler.
+        threads: Threads that runs use; 0: as the program says.
 
     Raises:
         PlanError: If the program is for another device or its code can't be linked.
@@ -30,7 +31,7 @@ class EngineCore:
         threads: Threads that runs use.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, threads: int = 0):
         check_device(program)
         self.program = program
         self.info = ProgramInfo(program)
@@ -40,13 +41,13 @@ class EngineCore:
         self.native = program.target == "cpu"
         self.code: dict[str, int] = {}
         self.pool: Any = None
-        self.threads = max(program.threads, 1)
+        self.threads = max(threads or program.threads, 1)
         if self.native and symbols:
-            self._link(symbols)
+            self._link(symbols, threads)
         self._layouts: OrderedDict[Any, Layout] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _link(self, symbols: list[str]) -> None:
+    def _link(self, symbols: list[str], threads: int) -> None:
         from ..targets.cpu.isa import Isa
         from ..targets.cpu.native import default_pool
         from ..targets.cpu.toolchain import link
@@ -54,7 +55,7 @@ class EngineCore:
         self._linked = link(self.program.code)
         self.code = self._linked.addresses(symbols)
         self.pool = default_pool()
-        self.threads = self.program.threads or Isa.host().cores
+        self.threads = threads or self.program.threads or Isa.host().cores
 
     def layout(self, shapes: dict[int, Extents], values: dict[int, Extents]) -> Layout:
         """The layout for shapes (and shape values) of the inputs; made once per set.

@@ -144,8 +144,8 @@ class Engine:
             if t in late:
                 context.set_output_allocator(t.name, grower)
             else:
-                shape = schedule.layout.shapes[t.id]
-                results[t.name] = out = np.empty(shape, t.ir.np)  # type: ignore[arg-type]
+                out = np.empty(schedule.layout.shapes[t.id] or (), t.ir.np)
+                results[t.name] = out
                 context._addresses[t.id] = out.ctypes.data
         context._checked = False
         if not context.execute_async_v3(0):

@@ -75,9 +75,12 @@ class ICudaEngine(BindingsApi, Reporter):
             in host memory, where kernels read them.
     """
 
+    weight_streaming_budget: int
+    weight_streaming_budget_v2: int
+
     def __init__(self, program: Program, *, plan: bytes | None = None, logger: Any = None,
-                 runtime: Any = None):
-        self._core = EngineCore(program)
+                 runtime: Any = None, threads: int = 0):
+        self._core = EngineCore(program, threads)
         self._plan = plan
         self._log_to = logger
         self._runtime = runtime

@@ -21,10 +21,12 @@ class EngineInspector(Reporter):
         execution_context: If set, dimensions that vary are shown as this context has them.
     """
 
+    execution_context: Any
+
     def __init__(self, engine: ICudaEngine):
         self._engine = engine
         self._log_to = engine._log_to
-        self.execution_context: Any = None
+        self.execution_context = None
 
     def get_layer_information(self, layer_index: int, format: LayerInformationFormat) -> str:
         """One step: its layers, tensors, tactic and measured alternatives; "" (and an error is

@@ -6,6 +6,7 @@ Both are immutable and shared by all contexts of an engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -154,7 +155,7 @@ def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
                 f"tensor {t.name!r} would have shape {shape} (from {_text(t.shape)}); "
                 "choose input shapes for which every dimension is at least 0"
             )
-        nbytes.append(-1 if shape is None else D.product(shape) * t.dtype.size)  # type: ignore
+        nbytes.append(-1 if shape is None else math.prod(shape) * t.dtype.size)
     layout = Layout(known, shapes, nbytes)
     _place(info, layout)
     late_steps, scratch = [], 0

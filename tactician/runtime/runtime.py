@@ -27,19 +27,26 @@ class Runtime(Reporter):
 
     Attributes:
         DLA_core: -1: there is no DLA.
-        max_threads: Most threads used while loading; loading takes one.
+        max_threads: Threads that engines loaded from now on use; 0: as their plan says.
         temporary_directory: Kept; the runtime writes no temporary files.
         tempfile_control_flags: Kept for the same reason.
         engine_host_code_allowed: Kept; plans of the CPU target are host code.
         dla_workspace_allocation_strategy: Kept; there is no DLA.
     """
 
+    DLA_core: int
+    max_threads: int
+    temporary_directory: str | None
+    tempfile_control_flags: int
+    engine_host_code_allowed: bool
+    dla_workspace_allocation_strategy: Any
+
     def __init__(self, logger: Any):
         self._log_to = log.set_active(logger)
         self._allocator: Any = None
         self.DLA_core = -1
-        self.max_threads = 1
-        self.temporary_directory: str | None = None
+        self.max_threads = 0
+        self.temporary_directory = None
         self.tempfile_control_flags = (
             1 << int(TempfileControlFlag.ALLOW_IN_MEMORY_FILES)
             | 1 << int(TempfileControlFlag.ALLOW_TEMPORARY_FILES)
@@ -109,7 +116,8 @@ class Runtime(Reporter):
         try:
             plan = self._bytes_of(source)
             engine = ICudaEngine(
-                read_plan(plan), plan=plan, logger=self._log_to, runtime=self  # type: ignore
+                read_plan(plan), plan=plan, logger=self._log_to, runtime=self,
+                threads=self.max_threads,
             )
         except TacticianError as e:
             self._fail(f"deserialize_cuda_engine: {e}", PLAN)

@@ -195,11 +195,25 @@ def floor_div(a: DimLike, b: DimLike) -> DimLike:
     return _from_atom(_Atom("floordiv", args=(a, b)))
 
 
+def _long_division(a: DimLike, b: Dim) -> DimLike | None:
+    """a / b as polynomials when nothing remains, by dividing leading terms."""
+    lead = Dim(dict(list(b.terms.items())[:1]))
+    quotient: DimLike = 0
+    for _ in range(2 * len(_terms(a)) + 2):
+        if not isinstance(a, Dim):
+            return quotient if a == 0 else None
+        term = _exact_quotient(Dim(dict(list(a.terms.items())[:1])), lead)
+        if term is None:
+            return None
+        quotient, a = quotient + term, a - term * b
+    return None
+
+
 def _exact_quotient(a: DimLike, b: DimLike) -> DimLike | None:
-    """a / b when b is a single term that divides every term of a."""
+    """a / b when nothing remains, as polynomials."""
     divisor = _terms(b)
     if len(divisor) != 1:
-        return None
+        return _long_division(a, b) if isinstance(b, Dim) else None
     (bm, bc), powers = next(iter(divisor.items())), {}
     powers = dict(bm)
     out: dict[_Monomial, int] = {}

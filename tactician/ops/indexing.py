@@ -33,6 +33,19 @@ def wrapped_index(at: E.Expr, size: D.DimLike) -> E.Expr:
     return E.binary("max", E.binary("min", at, E.idx(size - 1)), E.idx(0))
 
 
+def index_of(idx: Value, at: Sequence[E.Expr], size: D.DimLike) -> E.Expr:
+    """The index that ``idx[at]`` holds for an axis of ``size``: a constant if ``idx`` is one
+    number, a bare load if its contents are known to be in range, else `wrapped_index`."""
+    known = idx.const.reshape(-1) if idx.const is not None else None
+    if known is not None and known.size and D.is_static(size):
+        low, high = int(known.min()), int(known.max())
+        if low >= 0 and high < int(size):
+            return E.idx(low) if low == high else E.cast(E.load(idx, at), T.i64)
+        if low == high and -int(size) <= low < 0:
+            return E.idx(low + int(size))
+    return wrapped_index(E.load(idx, at), size)
+
+
 def wrapped_indices(at: Any, size: int) -> Any:
     """`wrapped_index` in numpy."""
     at = np.asarray(at).astype(np.int64)
@@ -91,8 +104,8 @@ class Gather(Op):
         axis = node.attrs.axis % x.rank
         vs = E.iter_vars(node.output.dims)
         inner = idx.rank - batch
-        at = E.load(idx, (*vs[:batch], *vs[axis:axis + inner]))
-        index = (*vs[:axis], wrapped_index(at, x.dims[axis]), *vs[axis + inner:])
+        at = index_of(idx, (*vs[:batch], *vs[axis:axis + inner]), x.dims[axis])
+        index = (*vs[:axis], at, *vs[axis + inner:])
         return [E.Stage(node.output, vs, E.load(x, index))]
 
 
@@ -136,7 +149,7 @@ class GatherElements(Op):
         axis = node.attrs.axis % x.rank
         vs = E.iter_vars(node.output.dims)
         at: list[E.Expr] = list(vs)
-        at[axis] = wrapped_index(E.load(idx, vs), x.dims[axis])
+        at[axis] = index_of(idx, vs, x.dims[axis])
         return [E.Stage(node.output, vs, E.load(x, at))]
 
 

@@ -45,6 +45,13 @@ def test_gather(axis, shape):
     same(check("gather", x, idx, axis=axis), np.take(x, idx, axis))
 
 
+@pytest.mark.parametrize("idx", [2, -1, [1], [0, 2, 1], [0, -1], [7, -9]])
+def test_gather_constant_indices(idx):
+    x = x32(3, 4)
+    got = check("gather", x, np.array(idx), const=(1,))
+    same(got, np.take(x, np.array(idx) if idx != [7, -9] else [2, 0], 0))
+
+
 def test_gather_batch_dims():
     x, idx = x32(2, 3, 4, 5), indices(4, 2, 3, 6)
     got = check("gather", x, idx, axis=2, batch_dims=2)

@@ -147,3 +147,19 @@ def test_float_content_follows_changes(g):
     x.shape = (N,)
     update(g.nodes[0])
     assert z.known_ints() is None
+
+
+def test_exact_division_of_sums():
+    a, b = N * 3 + T - 1, T * N + 2
+    assert (a * b) // a == b and (a * b) // b == a and (a * b) % b == 0
+    assert str((a * b + 1) // b).startswith("floordiv")
+    assert D.evaluate((N * N + 5) // (N + 1), {"n": 4}) == 4
+
+
+def test_merged_sizes_are_taken_apart(g):
+    """[b, past + t] to [b * (past + t)] and back."""
+    x = g.add_input("x", f32, (N, T + D.sym("past"), 8))
+    flat = op(g, "reshape", x, ints(g, -1, 8))
+    shape = op(g, "strided_slice", op(g, "shape", x), ints(g, 1), ints(g, 3))
+    y = op(g, "reshape", flat, op(g, "concat", ints(g, -1), shape))
+    assert y.shape == x.shape

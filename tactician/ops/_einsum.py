@@ -184,9 +184,9 @@ def decompose_einsum(node: Node, graph: Graph) -> list[Value] | None:
             w.squeeze_ones(_Operand(x, t), sizes) for x, t in zip(xs, terms, strict=True)
         ]
         total = operands[0]
-        for k, x in enumerate(operands[1:], 2):
+        for k, other in enumerate(operands[1:], 2):
             later = "".join(o.labels for o in operands[k:])
-            total = w.product(total, x, result + later)
+            total = w.product(total, other, result + later)
         total = w.drop(total, result)
         if set(total.labels) != set(result):
             raise _Refused

@@ -11,7 +11,8 @@ from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.dtypes import DType, dtype, f32, i64, u64
 from ..ir.expr import Expr
-from ..ir.graph import Value
+from ..ir.graph import Node, Value
+from ._shapes import operand, optional
 
 Array = np.ndarray[Any, Any]
 
@@ -67,3 +68,14 @@ def broadcast_index(
         else:
             out.append(E.idx(0) if d == 1 else v)
     return out
+
+
+def operands(node: Node, required: int, count: int = 0) -> tuple[Any, ...]:
+    """The first inputs of a node: ``required`` ones, then optional ones up to ``count``, None
+    where absent.
+
+    Raises:
+        OpError: If a required one is absent.
+    """
+    found: list[Any] = [operand(node, i) for i in range(required)]
+    return (*found, *(optional(node, i) for i in range(required, count)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.graph import Graph, Node, Value
+from ._numeric import operands
 from .registry import emit
 
 MAX_STEPS = 16  # longer sequences stay one node: unrolled, they would be too many
@@ -21,9 +22,8 @@ def unroll(node: Node, graph: Graph, functions: dict[str, Any]) -> list[Value] |
         functions: ``gates`` of the cell, its default ``activations``, and ``parameters``, which
             gives an activation's alpha and beta.
     """
-    x, w, r, b, lens, _, _, p = (*node.inputs, None, None, None, None, None)[:8]
+    x, w, r, b, lens, _, _, p = operands(node, 3, 8)
     a = node.attrs
-    assert x is not None and w is not None and r is not None
     steps = x.dims[1 if a.layout else 0]
     weights = [v for v in (w, r, b, p) if v is not None]
     if lens is not None or any(v.const is None for v in weights):
@@ -39,7 +39,7 @@ class _Unroller:
     def __init__(self, node: Node, graph: Graph, functions: dict[str, Any], steps: int):
         self.node, self.graph, self.functions, self.steps = node, graph, functions, steps
         self.a, self.count = node.attrs, 0
-        self.inputs = (*node.inputs, None, None, None, None, None)[:8]
+        self.inputs = operands(node, 3, 8)
 
     # --- emitting ---------------------------------------------------------------------------
 
@@ -70,7 +70,6 @@ class _Unroller:
 
     def run(self) -> list[Value]:
         x = self.inputs[0]
-        assert x is not None
         if self.a.layout:
             x = self.make("transpose", [x], perm=(1, 0, 2))
         rows: list[list[Value]] = [[] for _ in range(self.steps)]

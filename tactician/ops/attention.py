@@ -14,7 +14,7 @@ from ..ir.dtypes import DType, b1, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Graph, Node, TensorType, Value
 from . import _shapes as S
-from ._numeric import Array, accumulator, broadcast_index, shape_text, widen
+from ._numeric import Array, accumulator, broadcast_index, operands, shape_text, widen
 from .registry import Kind, Op, OpError, emit, register, temp
 
 
@@ -79,9 +79,8 @@ class Attention(Op):
         return int(node.attrs.outputs)
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        q, k, v, mask, past_k, past_v = (*node.inputs, None, None, None)[:6]
+        q, k, v, mask, past_k, past_v = operands(node, 3, 6)
         a = node.attrs
-        assert q is not None and k is not None and v is not None
         if any(x.dtype is not q.dtype for x in (k, v)) or not q.dtype.is_float:
             raise OpError(f"q, k, v must have one floating-point type, but are {shape_text(q)}, "
                           f"{shape_text(k)}, {shape_text(v)}")
@@ -188,9 +187,8 @@ def _softmax_rows(x: Array) -> Array:
 
 def _decompose_attention(node: Node, graph: Graph) -> list[Value] | None:
     """Two matrix products around a `masked_softmax`; heads that share keys become rows."""
-    q, k, v, mask, past_k, past_v, lens = (*node.inputs, None, None, None, None)[:7]
+    q, k, v, mask, past_k, past_v, lens = operands(node, 3, 7)
     a = node.attrs
-    assert q is not None and k is not None and v is not None
     heads, kv_heads = (_split_heads(x, n, "")[1] for x, n in ((q, a.q_heads), (k, a.kv_heads)))
     size = _split_heads(q, a.q_heads, "q")[3]
     if not D.is_static(heads, kv_heads) or (a.scale is None and not D.is_static(size)):
@@ -260,8 +258,7 @@ class MaskedSoftmax(Op):
     Attrs = MaskedSoftmaxAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x = node.inputs[0]
-        assert x is not None
+        x = S.operand(node, 0)
         if x.rank != 4 or not x.dtype.is_float:
             raise OpError(f"scores {shape_text(x)} must be floating-point [batch, heads, queries, "
                           f"keys]")
@@ -280,8 +277,7 @@ class MaskedSoftmax(Op):
 
 
 def _masked_softmax_stages(node: Node) -> list[Stage]:
-    x, out = node.inputs[0], node.output
-    assert x is not None
+    x, out = S.operand(node, 0), node.output
     work = accumulator(x.dtype)
     top, total = (temp(node, s, work, x.dims[:3]) for s in ("max", "sum"))
     lowest, zero = E.const(-float("inf"), work), E.const(0.0, work)
@@ -296,16 +292,15 @@ def _masked_softmax_stages(node: Node) -> list[Stage]:
     rv, t = E.iter_vars(x.dims[:3]), Var(i64, "t", x.dims[3])
     second = Stage(total, rv, E.reduce_("sum", (t,), shifted(rv, t)))
     ov = E.iter_vars(out.dims)
-    norm = E.load(total, ov[:3])
+    norm: Expr = E.load(total, ov[:3])
     norm = E.select(E.compare("eq", norm, zero), E.const(1.0, work), norm)
     return [first, second, Stage(out, ov, E.cast(E.div(shifted(ov[:3], ov[3]), norm), out.dtype))]
 
 
 def _masked_score(node: Node, at: Sequence[Expr], work: DType) -> Expr:
     """The score at ``[batch, head, query, key]`` after softcap and masking."""
-    x, mask, lens, past = (*node.inputs, None, None, None)[:4]
+    x, mask, lens, past = operands(node, 1, 4)
     a = node.attrs
-    assert x is not None
     score = E.cast(E.load(x, at), work)
     if a.softcap > 0:
         cap = E.const(a.softcap, work)
@@ -377,8 +372,7 @@ class RotaryEmbedding(Op):
     Attrs = RotaryEmbeddingAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, cos, sin, ids = (*node.inputs, None)[:4]
-        assert x is not None and cos is not None and sin is not None
+        x, cos, sin, ids = operands(node, 3, 4)
         if not x.dtype.is_float:
             raise OpError(f"x {shape_text(x)} must be floating-point")
         size = _split_heads(x, node.attrs.num_heads, "x")[3]
@@ -405,6 +399,8 @@ class RotaryEmbedding(Op):
         cos, sin = cos[:, None], sin[:, None]  # over heads
         turned = node.attrs.rotary_dim or x.shape[3]
         y = x.copy()
+        first: Any
+        second: Any
         if node.attrs.interleaved:
             first, second = np.s_[..., 0:turned:2], np.s_[..., 1:turned:2]
         else:
@@ -414,8 +410,7 @@ class RotaryEmbedding(Op):
         return y.transpose(0, 2, 1, 3).reshape(shape) if flat else y
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, cos, sin, ids = (*node.inputs, None)[:4]
-        assert x is not None and cos is not None and sin is not None
+        x, cos, sin, ids = operands(node, 3, 4)
         a, out = node.attrs, node.output
         size = int(_split_heads(x, a.num_heads, "x")[3])
         turned = a.rotary_dim or size
@@ -431,7 +426,7 @@ class RotaryEmbedding(Op):
         else:
             first = E.compare("lt", d, E.idx(step))
         inside = E.compare("lt", d, E.idx(turned))
-        at = [ov[0], length]
+        at: list[Expr] = [ov[0], length]
         if ids is not None:
             at = [E.cast(E.load(ids, at), i64)]
         zero = E.const(0.0, cos.dtype)

@@ -15,7 +15,7 @@ from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Graph, Node, TensorType, Value
 from . import _shapes as S
 from ._einsum import decompose_einsum, parse_equation
-from ._numeric import Array, accumulator, broadcast_index, shape_text, widen
+from ._numeric import Array, accumulator, broadcast_index, operands, shape_text, widen
 from .registry import Kind, Op, OpError, register
 
 MATRIX_FLAGS = ("none", "transpose", "vector")
@@ -42,7 +42,7 @@ class Matmul(Op):
     Attrs = MatmulAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        a, b = node.inputs[:2]
+        a, b = operands(node, 2)
         if a.dtype is not b.dtype or a.dtype.kind not in "iuf":
             raise OpError(
                 f"operands {shape_text(a)} and {shape_text(b)} must have one numeric type: cast one"
@@ -89,8 +89,7 @@ def _matrix(
 
 
 def _check_inner(node: Node, inner_a: D.DimLike, inner_b: D.DimLike) -> None:
-    a, b = node.inputs[:2]
-    assert a is not None and b is not None
+    a, b = operands(node, 2)
     if D.is_static(inner_a, inner_b) and inner_a != inner_b:
         flags = f" ({node.attrs.ta}, {node.attrs.tb})" if node.op == "matmul" else ""
         raise OpError(
@@ -102,7 +101,7 @@ def _check_inner(node: Node, inner_a: D.DimLike, inner_b: D.DimLike) -> None:
 
 def matmul_stages(node: Node) -> list[Stage]:
     """The product as a naive sum: what a loop code generator can always run."""
-    (a, b), out, attrs = node.inputs[:2], node.output, node.attrs
+    (a, b), out, attrs = operands(node, 2), node.output, node.attrs
     work = accumulator(out.dtype)
     _, rows, inner = _matrix(a, attrs.ta, "a")
     _, cols, _ = _matrix(b, attrs.tb, "b", second=True)
@@ -135,7 +134,7 @@ class IntMatmul(Op):
     kind = Kind.CONTRACTION
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        a, b = node.inputs[:2]
+        a, b = operands(node, 2)
         if a.dtype.kind not in "iu" or b.dtype.kind not in "iu":
             raise OpError(f"operands must be integers, not {shape_text(a)} and {shape_text(b)}")
         batch_a, rows, inner_a = _matrix(a, _int_flag(a), "a")
@@ -168,8 +167,7 @@ def exact_i32(y: Array) -> Array:
 
 
 def _int_matmul_stages(node: Node) -> list[Stage]:
-    a, b, za, zb = (*node.inputs, None, None)[:4]
-    assert a is not None and b is not None
+    a, b, za, zb = operands(node, 2, 4)
     out = node.output
     _, rows, inner = _matrix(a, _int_flag(a), "a")
     _, cols, _ = _matrix(b, _int_flag(b), "b", second=True)

@@ -13,7 +13,7 @@ from ..ir import expr as E
 from ..ir.dtypes import i32, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
-from ._numeric import Array, accumulator, shape_text, widen
+from ._numeric import Array, accumulator, operands, shape_text, widen
 from ._windows import Axis, per_axis, resolve, windows
 from .contraction import exact_i32
 from .pooling import inside_guard, window_positions
@@ -102,8 +102,7 @@ class Convolution(Op):
     Attrs = ConvolutionAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, w, b = (*node.inputs, None)[:3]
-        assert x is not None and w is not None
+        x, w, b = operands(node, 2, 3)
         check_ranks(x, w)
         check_groups(x, w, node.attrs.groups)
         check_bias(b, w.dims[0], x)
@@ -157,8 +156,7 @@ def _channel_split(
 
 def convolution_stages(node: Node) -> list[Stage]:
     """The convolution as a naive sum over channels and window."""
-    x, w, b = (*node.inputs, None)[:3]
-    assert x is not None and w is not None
+    x, w, b = operands(node, 2, 3)
     out, groups = node.output, node.attrs.groups
     work = accumulator(out.dtype)
     axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
@@ -235,8 +233,7 @@ class Deconvolution(Op):
     Attrs = DeconvolutionAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, w, b = (*node.inputs, None)[:3]
-        assert x is not None and w is not None
+        x, w, b = operands(node, 2, 3)
         groups = node.attrs.groups
         check_ranks(x, w, deconv=True)
         if groups < 1 or (D.is_static(w.dims[0]) and int(w.dims[0]) % groups):
@@ -289,8 +286,7 @@ def _spread(x: Array, w: Array, axes: Sequence[Axis], groups: int) -> Array:
 
 def deconvolution_stages(node: Node) -> list[Stage]:
     """Gathers: every output element sums the window positions that reach it."""
-    x, w, b = (*node.inputs, None)[:3]
-    assert x is not None and w is not None
+    x, w, b = operands(node, 2, 3)
     out, groups = node.output, node.attrs.groups
     work = accumulator(out.dtype)
     axes = deconv_axes(x.dims[2:], kernel_extents(w), node.attrs)
@@ -337,7 +333,7 @@ class IntConv(Op):
     Attrs = ConvolutionAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, w = node.inputs[:2]
+        x, w = operands(node, 2)
         if x.dtype.kind not in "iu" or w.dtype.kind not in "iu":
             raise OpError(f"operands must be integers, not {shape_text(x)} and {shape_text(w)}")
         if x.rank < 3 or w.rank != x.rank:
@@ -362,8 +358,7 @@ class IntConv(Op):
 
 
 def _int_conv_stages(node: Node) -> list[Stage]:
-    x, w, zx, zw = (*node.inputs, None, None)[:4]
-    assert x is not None and w is not None
+    x, w, zx, zw = operands(node, 2, 4)
     out, groups = node.output, node.attrs.groups
     axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
     ov, r = E.iter_vars(out.dims), Var(i64, "c", w.dims[1])

@@ -14,8 +14,8 @@ from ..ir import expr as E
 from ..ir.dtypes import DType, f32, f64, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
-from ._numeric import Array, shape_text
-from ._shapes import data_dim, ints
+from ._numeric import Array, operands, shape_text
+from ._shapes import data_dim, ints, operand
 from .reduce import check_axes
 from .registry import Kind, Op, OpError, register, temp
 
@@ -127,9 +127,8 @@ class Resize(Op):
     Attrs = ResizeAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, sizes, scales, roi = (*node.inputs, None, None, None)[:4]
+        x, sizes, scales, roi = operands(node, 1, 4)
         a = node.attrs
-        assert x is not None
         for what, value, known in (("mode", a.mode, MODES), ("coordinate", a.coordinate,
                                    COORDINATES), ("nearest", a.nearest, NEAREST),
                                    ("keep_aspect", a.keep_aspect, POLICIES)):
@@ -171,7 +170,7 @@ class Resize(Op):
 
     def stages(self, node: Node) -> list[Stage] | None:
         plans = _known_plans(node)
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         if plans is None or x.dtype.kind not in "iuf":
             return None
         if a.coordinate == "tf_crop_and_resize" and _floats(node, 3) is None:
@@ -200,8 +199,7 @@ def _floats(node: Node, i: int) -> list[float] | None:
 
 def _known_plans(node: Node) -> list[Plan] | None:
     """Plans if sizes or scales are known while building."""
-    x, sizes = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
-    assert x is not None
+    x, sizes = operand(node, 0), node.inputs[1] if len(node.inputs) > 1 else None
     roi = _floats(node, 3)
     if sizes is None:
         scales = _floats(node, 2)
@@ -323,12 +321,12 @@ def _resize_array(x: Array, plans: Sequence[Plan], a: ResizeAttrs) -> Array:
 
 
 def _round(at: Array, how: str) -> Array:
-    rounded = {
+    table: dict[str, Any] = {
         "floor": np.floor, "ceil": np.ceil,
         "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
         "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
-    }[how](at)
-    return rounded.astype(np.int64)
+    }
+    return np.asarray(table[how](at)).astype(np.int64)
 
 
 def taps_of(p: Plan, a: ResizeAttrs) -> tuple[int, int, float]:
@@ -427,8 +425,7 @@ def _finish(y: Expr, out: Value, outside: Sequence[Expr], a: ResizeAttrs) -> Exp
 
 def _direct_stage(node: Node, plans: Sequence[Plan]) -> Stage:
     """Nearest, and linear over up to three axes: one read per corner."""
-    x, a, out = node.inputs[0], node.attrs, node.output
-    assert x is not None
+    x, a, out = operand(node, 0), node.attrs, node.output
     ov = E.iter_vars(out.dims)
     work = _work_type(x)
     outside: list[Expr] = []
@@ -450,7 +447,7 @@ def _direct_stage(node: Node, plans: Sequence[Plan]) -> Stage:
 
     def blend(k: int, index: dict[int, Expr]) -> Expr:
         if k == len(plans):
-            v = E.load(x, [index.get(i, ov[i]) for i in range(x.rank)])
+            v: Expr = E.load(x, [index.get(i, ov[i]) for i in range(x.rank)])
             return v if a.mode == "nearest" else E.cast(v, work)
         total: Expr | None = None
         for place, weight in corners[k]:
@@ -483,8 +480,7 @@ def kernel_expr(d: Expr, a: ResizeAttrs) -> Expr:
 
 def _separable_stages(node: Node, plans: Sequence[Plan]) -> list[Stage]:
     """One pass per axis, each a weighted sum of taps."""
-    x, a, out = node.inputs[0], node.attrs, node.output
-    assert x is not None
+    x, a, out = operand(node, 0), node.attrs, node.output
     work, source, stages = _work_type(x), x, []
     for k, p in enumerate(plans):
         last = k == len(plans) - 1

@@ -14,6 +14,7 @@ from ..ir.dtypes import DType, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
 from ._numeric import Array, accumulator, shape_text, widen
+from ._shapes import operand
 from .reduce import check_axes, size_as
 from .registry import Kind, Op, OpError, register, temp
 
@@ -46,7 +47,7 @@ class Normalization(Op):
     Attrs = NormalizationAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         if not x.dtype.is_float:
             raise OpError(f"x must be floating-point, not {shape_text(x)}: cast it first")
         axes = check_axes(x, a.axes)
@@ -153,7 +154,7 @@ class _Layout:
 
 
 def _normalization_stages(node: Node) -> list[Stage]:
-    x, a, out = node.inputs[0], node.attrs, node.output
+    x, a, out = operand(node, 0), node.attrs, node.output
     work = accumulator(x.dtype)
     lay = _Layout(x, check_axes(x, a.axes), a.groups)
     count = size_as(lay.count, work)
@@ -210,7 +211,7 @@ class Lrn(Op):
     Attrs = LrnAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x = node.inputs[0]
+        x = operand(node, 0)
         if not x.dtype.is_float or x.rank < 2:
             raise OpError(f"x must be floating-point [N, C, ...], not {shape_text(x)}")
         if node.attrs.size < 1:
@@ -227,7 +228,7 @@ class Lrn(Op):
         return x / (k + factor * total) ** np.asarray(a.beta, x.dtype)
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, a, out = node.inputs[0], node.attrs, node.output
+        x, a, out = operand(node, 0), node.attrs, node.output
         work = accumulator(x.dtype)
         ov, r = E.iter_vars(out.dims), Var(i64, "r", a.size)
         c = E.sub(E.add(ov[1], r), E.idx((a.size - 1) // 2))

@@ -14,6 +14,7 @@ from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
 from . import _math as M
 from ._numeric import Array, accumulator, lowest, mean_accumulator, shape_text, widen
+from ._shapes import operand
 from ._windows import Axis, resolve, windows
 from .registry import Kind, Op, OpError, register
 
@@ -86,7 +87,7 @@ class Pooling(Op):
     Attrs = PoolingAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         if a.fn not in POOL_FNS:
             raise OpError(f"fn {a.fn!r} is not one of {', '.join(POOL_FNS)}")
         if x.dtype.kind not in ("iuf" if a.fn in ("max", "average") else "f"):
@@ -122,7 +123,7 @@ def _average(view: Array, axes: Sequence[Axis], include_pad: bool, last: tuple[i
     for a in axes:  # the count is a product over dimensions
         at = np.arange(int(a.out))[:, None] * a.stride + np.arange(a.window) * a.dilation
         at -= int(a.pre)
-        low, high = (-a.pre, a.size + a.post) if include_pad else (0, a.size)
+        low, high = (-int(a.pre), int(a.size + a.post)) if include_pad else (0, int(a.size))
         count = np.multiply.outer(count, ((at >= low) & (at < high)).sum(axis=1))
     count = np.maximum(count, 1)
     if total.dtype.kind in "iu":
@@ -161,7 +162,7 @@ def inside_guard(at: Sequence[Expr], axes: Sequence[Axis], *, padded: bool = Fal
 
 
 def _pooling_stages(node: Node) -> list[Stage]:
-    x, a, out = node.inputs[0], node.attrs, node.output
+    x, a, out = operand(node, 0), node.attrs, node.output
     lead = check_pool_input(x, a.window)
     axes = pool_axes(x.dims[lead:], a)
     work = (mean_accumulator if a.fn == "average" else accumulator)(x.dtype)
@@ -266,7 +267,7 @@ class MaxPoolIndices(Op):
         return 2
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         if x.dtype.kind not in "iuf":
             raise OpError(f"max pooling does not take {x.dtype}: cast {x.name!r} to f32")
         lead = check_pool_input(x, a.window)

@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import dims as D
 from ..ir.graph import Graph, Node, TensorType, Value
 from . import _math as M
-from ._numeric import Array, shape_text, widen
+from ._numeric import Array, operands, shape_text, widen
 from ._rnn_unroll import unroll
 from .registry import Kind, Op, OpError, register
 
@@ -72,9 +72,8 @@ class Rnn(Op):
         return 3 if node.attrs.cell == "lstm" else 2
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, w, r, b, lens, h0, c0, p = (*node.inputs, None, None, None, None, None)[:8]
+        x, w, r, b, lens, h0, c0, p = operands(node, 3, 8)
         a = node.attrs
-        assert x is not None and w is not None and r is not None
         _check_attrs(a)
         if x.rank != 3 or not x.dtype.is_float:
             raise OpError(f"x {shape_text(x)} must be floating-point, [time, batch, size] (layout "

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..ir import dims as D
 from ..ir import expr as E
-from ..ir.dtypes import DType, b1, dtype, i64
+from ..ir.dtypes import DType, b1, dtype, f64, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
 from . import _math as M
@@ -24,6 +24,7 @@ from ._numeric import (
     shape_text,
     widen,
 )  # fmt: skip
+from ._shapes import operand
 from .registry import Kind, Op, OpError, register, temp
 
 REDUCE_FNS = (
@@ -105,7 +106,7 @@ class Reduce(Op):
     symbolic = True
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         if a.fn not in REDUCE_FNS:
             raise OpError(f"fn {a.fn!r} is not one of {', '.join(REDUCE_FNS)}")
         if x.dtype.kind == "b" and a.fn not in ("any", "all", "max", "min"):
@@ -122,7 +123,7 @@ class Reduce(Op):
         return reduce_array(a.fn, x, axes, a.keepdims)
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, a, out = node.inputs[0], node.attrs, node.output
+        x, a, out = operand(node, 0), node.attrs, node.output
         axes = check_axes(x, a.axes) or tuple(range(x.rank))
         if x.dtype.kind == "c":
             return None
@@ -200,13 +201,12 @@ def _simple(
     floats: bool = False,
     mean: bool = False,
 ) -> Callable[[Node, Value, tuple[int, ...], Value], list[Stage] | None]:
-    """Stages of ``finish(fn over body(x))``; ``floats`` refuses integers (they need f64 roots
-    and logarithms in between)."""
+    """Stages of ``finish(fn over body(x))``; with ``floats``, integers are f64 in between."""
 
     def build(node: Node, x: Value, axes: tuple[int, ...], out: Value) -> list[Stage] | None:
-        if floats and not x.dtype.is_float:
-            return None
-        work = b1 if to_bool else mean_accumulator(x.dtype) if mean else accumulator(x.dtype)
+        work = mean_accumulator(x.dtype) if mean else accumulator(x.dtype)
+        if to_bool or (floats and not x.dtype.is_float):
+            work = b1 if to_bool else f64
         ov = E.iter_vars(out.dims)
         index, over = reduction_indices(x.dims, axes, ov, node.attrs.keepdims)
         total = E.reduce_(fn, over, body(_loaded(x, index, work)))
@@ -227,10 +227,8 @@ def _square(v: Expr) -> Expr:
 
 def _log_sum_exp_stages(
     node: Node, x: Value, axes: tuple[int, ...], out: Value
-) -> list[Stage] | None:
-    if not x.dtype.is_float:
-        return None
-    work = accumulator(x.dtype)
+) -> list[Stage]:
+    work = accumulator(x.dtype) if x.dtype.is_float else f64
     ov = E.iter_vars(out.dims)
     index, over = reduction_indices(x.dims, axes, ov, node.attrs.keepdims)
     top = temp(node, "max", work, out.dims)
@@ -289,7 +287,7 @@ class ArgReduce(Op):
     Attrs = ArgReduceAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         if a.fn not in ("max", "min"):
             raise OpError(f"fn {a.fn!r} must be 'max' or 'min'")
         axes = check_axes(x, (a.axis,), "axis")
@@ -307,7 +305,7 @@ class ArgReduce(Op):
         return np.expand_dims(found, a.axis) if a.keepdims else found
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, a, out = node.inputs[0], node.attrs, node.output
+        x, a, out = operand(node, 0), node.attrs, node.output
         ov = E.iter_vars(out.dims)
         axes = check_axes(x, (a.axis,), "axis")
         index, over = reduction_indices(x.dims, axes, ov, a.keepdims)
@@ -336,7 +334,7 @@ class Softmax(Op):
     Attrs = SoftmaxAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x = node.inputs[0]
+        x = operand(node, 0)
         if not x.dtype.is_float:
             raise OpError(f"softmax needs a floating-point input, not {shape_text(x)}: cast it")
         if not check_axes(x, node.attrs.axes) and x.rank:
@@ -352,7 +350,7 @@ class Softmax(Op):
             return shifted - np.log(total) if node.attrs.log else e / total
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, out = node.inputs[0], node.output
+        x, out = operand(node, 0), node.output
         axes = check_axes(x, node.attrs.axes)
         work = accumulator(x.dtype)
         row_shape = reduced_shape(x.dims, axes, False)
@@ -384,7 +382,7 @@ class RaggedSoftmax(Op):
     kind = Kind.REDUCTION
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, bounds = node.inputs[0], node.inputs[1]
+        x, bounds = operand(node, 0), operand(node, 1)
         if not x.dtype.is_float or x.rank < 1:
             raise OpError(f"x must be floating-point with at least one dimension, "
                           f"not {shape_text(x)}")
@@ -409,7 +407,7 @@ class RaggedSoftmax(Op):
             return np.where(inside, e / total, 0)
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, bounds, out = node.inputs[0], node.inputs[1], node.output
+        x, bounds, out = operand(node, 0), operand(node, 1), node.output
         work = accumulator(x.dtype)
         rows, n = x.dims[:-1], x.dims[-1]
         top, total = (temp(node, s, work, rows) for s in ("max", "sum"))
@@ -455,7 +453,7 @@ class Cumulative(Op):
     Attrs = CumulativeAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, axis, a = node.inputs[0], node.inputs[1], node.attrs
+        x, axis, a = operand(node, 0), operand(node, 1), node.attrs
         if a.fn not in ("sum", "prod"):
             raise OpError(f"fn {a.fn!r} must be 'sum' or 'prod'")
         if x.dtype.kind not in "iuf" or x.rank < 1:
@@ -481,12 +479,13 @@ class Cumulative(Op):
         return np.flip(y, axis) if a.reverse else y
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, a, out = node.inputs[0], node.attrs, node.output
+        x, a, out = operand(node, 0), node.attrs, node.output
         known = None if node.inputs[1] is None else node.inputs[1].known_ints()
         if known is None or not D.is_static(known.flat[0]):
             return None
         (axis,) = check_axes(x, (int(known.flat[0]),), "axis")
-        if not D.is_static(x.dims[axis]) or x.dims[axis] > _MAX_NAIVE_SCAN:
+        extent = x.dims[axis]
+        if isinstance(extent, D.Dim) or extent > _MAX_NAIVE_SCAN:
             return None  # quadratic in the extent: a loop of its own does better
         work = accumulator(x.dtype)
         ov, r = E.iter_vars(out.dims), Var(i64, "r", x.dims[axis])

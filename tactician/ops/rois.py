@@ -14,7 +14,7 @@ from ..ir.dtypes import DType, f32, f64, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
 from . import _shapes as S
-from ._numeric import Array, shape_text, widen
+from ._numeric import Array, operands, shape_text, widen
 from .registry import Kind, Op, OpError, register
 
 
@@ -47,7 +47,7 @@ class RoiAlign(Op):
     Attrs = RoiAlignAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, rois, batch = node.inputs[:3]
+        x, rois, batch = operands(node, 3)
         a = node.attrs
         if a.mode not in ("avg", "max"):
             raise OpError(f"mode {a.mode!r} must be 'avg' or 'max'")
@@ -115,8 +115,7 @@ def _largest_corner(image: Array, rows: Array, cols: Array) -> Array:
 
 
 def _roi_align_stages(node: Node) -> list[Stage]:
-    x, rois, batch = node.inputs[:3]
-    assert x is not None and rois is not None and batch is not None
+    x, rois, batch = operands(node, 3)
     a, out = node.attrs, node.output
     work = f64 if x.dtype is f64 else f32
     ov = E.iter_vars(out.dims)
@@ -197,7 +196,7 @@ class MaxRoiPool(Op):
     Attrs = MaxRoiPoolAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, rois = node.inputs[:2]
+        x, rois = operands(node, 2)
         if x.rank != 4 or rois.rank != 2 or rois.dims[1] != 5 or not x.dtype.is_float:
             raise OpError(f"x {shape_text(x)} and rois {shape_text(rois)} must be floating-point "
                           f"[N, C, H, W] and [R, 5]")

@@ -13,8 +13,8 @@ from ..ir import expr as E
 from ..ir.dtypes import DType, f32, f64, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
-from ._numeric import Array, shape_text, widen
-from ._shapes import data_dims, ints
+from ._numeric import Array, operands, shape_text, widen
+from ._shapes import data_dims, ints, operand
 from .conv import ConvolutionAttrs, check_bias, check_groups, check_ranks, conv_axes, kernel_extents
 from .image import ResizeAttrs, kernel_expr, kernel_weights
 from .registry import Kind, Op, OpError, register
@@ -48,7 +48,7 @@ class GridSample(Op):
     Attrs = GridSampleAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, grid, a = node.inputs[0], node.inputs[1], node.attrs
+        x, grid, a = operand(node, 0), operand(node, 1), node.attrs
         if a.mode not in MODES or a.padding not in PADDINGS:
             raise OpError(f"mode {a.mode!r} must be one of {', '.join(MODES)}; padding "
                           f"{a.padding!r} one of {', '.join(PADDINGS)}")
@@ -78,7 +78,7 @@ class GridSample(Op):
         return y.reshape(*x.shape[:2], *grid.shape[1:-1]).astype(x.dtype)
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, grid, a, out = node.inputs[0], node.inputs[1], node.attrs, node.output
+        x, grid, a, out = operand(node, 0), operand(node, 1), node.attrs, node.output
         work = f64 if x.dtype is f64 else f32
         ov = E.iter_vars(out.dims)
         r = x.rank - 2
@@ -272,7 +272,7 @@ class AffineGrid(Op):
     Attrs = AffineGridAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        theta, size = node.inputs[:2]
+        theta, size = operands(node, 2)
         r = theta.dims[1] if theta.rank == 3 else None
         if r not in (2, 3) or theta.dims[2] != r + 1 or not theta.dtype.is_float:  # type: ignore[operator]
             raise OpError(f"theta {shape_text(theta)} must be floating-point [N, 2, 3] or [N, 3, "
@@ -301,7 +301,7 @@ class AffineGrid(Op):
         return y.astype(theta.dtype)
 
     def stages(self, node: Node) -> list[Stage] | None:
-        theta, out = node.inputs[0], node.output
+        theta, out = operand(node, 0), node.output
         if ints(node.inputs[1]) is None:
             return None
         work = f64 if theta.dtype is f64 else f32
@@ -351,8 +351,7 @@ class DeformConv(Op):
     Attrs = DeformConvAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, w, offset, b, mask = (*node.inputs, None, None)[:5]
-        assert x is not None and w is not None and offset is not None
+        x, w, offset, b, mask = operands(node, 3, 5)
         a = node.attrs
         check_ranks(x, w)
         check_groups(x, w, a.groups)
@@ -401,9 +400,8 @@ class DeformConv(Op):
 
 
 def _deform_stages(node: Node) -> list[Stage] | None:
-    x, w, offset, b, mask = (*node.inputs, None, None)[:5]
+    x, w, offset, b, mask = operands(node, 3, 5)
     a, out = node.attrs, node.output
-    assert x is not None and w is not None and offset is not None
     if not D.is_static(x.dims[1]):
         return None
     work = f64 if x.dtype is f64 else f32
@@ -425,11 +423,11 @@ def _deform_stages(node: Node) -> list[Stage] | None:
         whole = E.cast(E.sub(whole, E.idx(p.pre)), work)
         line = E.add(E.mul(row, E.idx(r)), E.idx(k))
         at.append(E.add(whole, E.cast(E.load(offset, [ov[0], line, *ov[2:]]), work)))
-    v = sample_expr(x, [ov[0], channel], at, _PLAIN, work)
+    term = sample_expr(x, [ov[0], channel], at, _PLAIN, work)
     if mask is not None:
-        v = E.mul(v, E.cast(E.load(mask, [ov[0], row, *ov[2:]]), work))
-    v = E.mul(v, E.cast(E.load(w, [ov[1], c, *over]), work))
-    y: Expr = E.reduce_("sum", (c, *over), v)
+        term = E.mul(term, E.cast(E.load(mask, [ov[0], row, *ov[2:]]), work))
+    term = E.mul(term, E.cast(E.load(w, [ov[1], c, *over]), work))
+    y: Expr = E.reduce_("sum", (c, *over), term)
     if b is not None:
         y = E.add(y, E.cast(E.load(b, [ov[1]]), work))
     return [Stage(out, ov, E.cast(y, out.dtype))]

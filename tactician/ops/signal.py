@@ -12,7 +12,7 @@ from ..ir import dims as D
 from ..ir.dtypes import DType, f32
 from ..ir.graph import Graph, Node, TensorType, Value
 from ._numeric import Array, shape_text, widen
-from ._shapes import axis_of, data_dims, optional, scalar_int
+from ._shapes import axis_of, data_dims, operand, optional, scalar_int
 from .registry import Kind, NoAttrs, Op, OpError, emit, register
 
 _MATRIX_LIMIT = 1 << 22  # elements of a transform matrix worth storing
@@ -41,7 +41,7 @@ class Dft(Op):
     Attrs = DftAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, a = node.inputs[0], node.attrs
+        x, a = operand(node, 0), node.attrs
         parts = _check_signal(x)
         if a.onesided and parts != (2 if a.inverse else 1):
             raise OpError(f"a one-sided {'inverse ' if a.inverse else ''}transform needs a "
@@ -95,8 +95,7 @@ def _check_signal(x: Value) -> int:
 
 
 def _axis(node: Node) -> int | None:
-    x, given = node.inputs[0], optional(node, 2)
-    assert x is not None
+    x, given = operand(node, 0), optional(node, 2)
     if given is None:
         return x.rank - 2
     known = scalar_int(given)
@@ -127,8 +126,7 @@ def transform_matrix(
 
 def _dft_as_matmul(node: Node, graph: Graph) -> list[Value] | None:
     """A product with a stored matrix, where lengths are known and the matrix is not too large."""
-    x, a, out = node.inputs[0], node.attrs, node.output
-    assert x is not None
+    x, a, out = operand(node, 0), node.attrs, node.output
     axis = _axis(node)
     if axis is None or not D.is_static(x.dims[axis], out.dims[axis], x.dims[-1]):
         return None
@@ -177,7 +175,7 @@ class Stft(Op):
     Attrs = StftAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, step = node.inputs[0], scalar_int(node.inputs[1])
+        x, step = operand(node, 0), scalar_int(operand(node, 1))
         if x.rank != 3:
             raise OpError(f"signal {shape_text(x)} must be [N, length, 1 or 2]")
         if _check_signal(x) == 2 and node.attrs.onesided:
@@ -212,18 +210,16 @@ class Stft(Op):
 
 
 def _frame_length(node: Node) -> D.DimLike | None:
-    x, window, given = node.inputs[0], optional(node, 2), optional(node, 3)
+    x, window, given = operand(node, 0), optional(node, 2), optional(node, 3)
     if given is not None:
         return scalar_int(given)
-    assert x is not None
     return x.dims[1] if window is None else window.dims[0]
 
 
 def _stft_as_convolution(node: Node, graph: Graph) -> list[Value] | None:
     """Every frequency's real and imaginary part is one output channel."""
-    x, step, window = node.inputs[0], scalar_int(node.inputs[1]), optional(node, 2)
+    x, step, window = operand(node, 0), scalar_int(operand(node, 1)), optional(node, 2)
     length = _frame_length(node)
-    assert x is not None
     if step is None or length is None or not D.is_static(step, length, x.dims[2]):
         return None
     if window is not None and window.const is None:
@@ -269,7 +265,7 @@ class MelWeightMatrix(Op):
     Attrs = MelWeightMatrixAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        bins, length = scalar_int(node.inputs[0]), scalar_int(node.inputs[1])
+        bins, length = scalar_int(node.inputs[0]), scalar_int(operand(node, 1))
         if bins is None or length is None:
             return [TensorType(node.attrs.to, data_dims(node, 2))]
         return [TensorType(node.attrs.to, (D.floor_div(length, 2) + 1, bins))]
@@ -300,7 +296,7 @@ class Det(Op):
     Attrs = NoAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x = node.inputs[0]
+        x = operand(node, 0)
         if x.rank < 2 or not x.dtype.is_float or (
             D.is_static(*x.dims[-2:]) and x.dims[-1] != x.dims[-2]
         ):

@@ -13,8 +13,8 @@ from ..ir import expr as E
 from ..ir.dtypes import i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType
-from ._numeric import accumulator, shape_text, widen
-from ._shapes import data_dims, ints, static_ints
+from ._numeric import accumulator, operands, shape_text, widen
+from ._shapes import data_dims, ints, operand, static_ints
 from ._windows import Axis, per_axis, resolve
 from .registry import Kind, Op, OpError, register
 
@@ -43,7 +43,7 @@ class Col2im(Op):
     Attrs = Col2imAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, image, block = node.inputs[:3]
+        x, image, block = operands(node, 3)
         if x.rank != 3:
             raise OpError(f"x {shape_text(x)} must be [N, C * prod(block), blocks]")
         window = static_ints(block, "block_shape")
@@ -84,8 +84,7 @@ class Col2im(Op):
         return full[(slice(None), slice(None), *cut)]
 
     def stages(self, node: Node) -> list[Stage] | None:
-        x, out = node.inputs[0], node.output
-        assert x is not None
+        x, out = operand(node, 0), node.output
         if ints(node.inputs[1]) is None:
             return None
         window = static_ints(node.inputs[2], "block_shape")  # type: ignore[arg-type]
@@ -131,8 +130,7 @@ class MaxUnpool(Op):
     Attrs = MaxUnpoolAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
-        x, indices, shape = (*node.inputs, None)[:3]
-        assert x is not None and indices is not None
+        x, indices, shape = operands(node, 2, 3)
         if x.rank != len(node.attrs.window) + 2:
             raise OpError(f"x {shape_text(x)} must be [N, C, ...] with one spatial dimension for "
                           f"each entry of the window {node.attrs.window}")

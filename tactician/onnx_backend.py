@@ -8,37 +8,41 @@ graph with the numpy interpreter instead of a built engine.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .ir.graph import Graph
 from .ir.verify import verify
+from .network.network import INetworkDefinition
 from .parsers.onnx.model import import_model
+from .parsers.onnx.plugins import PluginFinder
 from .support.errors import TacticianError
 
 Array = np.ndarray[Any, Any]
+_Runnable = Callable[[dict[str, Array]], tuple[Any, ...]]
 
 
 class ModelError(TacticianError, ValueError):
     """A model that cannot be imported; the text lists every problem."""
 
 
-def load_graph(
+def load_network(
     model: Any, folder: str | None = None, constants: dict[str, Array] | None = None
-) -> Graph:
-    """A verified graph from a ``ModelProto``; ``constants`` replaces inputs.
+) -> INetworkDefinition:
+    """A verified network from a ``ModelProto``; ``constants`` replaces inputs.
 
     Raises:
         ModelError: With all problems of the model.
     """
-    graph = Graph()
-    state = import_model(model, graph, folder, constants=constants)
+    network = INetworkDefinition()
+    state = import_model(model, network.graph, folder, plugins=PluginFinder(), network=network,
+                         constants=constants)
     if state.problems:
         raise ModelError("\n".join(p.text for p in state.problems))
-    verify(graph)
-    return graph
+    verify(network.graph)
+    return network
 
 
 class BackendRep:
@@ -50,33 +54,54 @@ class BackendRep:
     """
 
     def __init__(self, model: Any, target: str, folder: str | None = None):
+        if target not in ("engine", "reference"):
+            raise ValueError(f"target is {target!r}; expected engine or reference")
         self.model, self.target, self.folder = model, target, folder
         self.names = input_names(model)
-        self._built: dict[bytes, tuple[Graph, list[str]]] = {}
-        problems = import_model(model, graph := Graph(), folder).problems
+        self._built: dict[bytes, _Runnable] = {}
+        problems = import_model(model, Graph(), folder, plugins=PluginFinder()).problems
         self.fixed: list[str] = []
         if any(p.code == "UNSUPPORTED_NODE_DYNAMIC" for p in problems):
             self.fixed = small_inputs(model)
-        if not problems:
-            verify(graph)
-            self._built[b""] = graph, [v.name for v in graph.inputs]
-        elif not self.fixed:
-            raise ModelError("\n".join(p.text for p in problems))
+        if not self.fixed:
+            self._for({})
 
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
-        from .ops.interpreter import run_graph
-
         feeds = dict(zip(self.names, (np.asarray(a) for a in inputs), strict=False))
-        fixed = {n: feeds[n] for n in self.fixed if n in feeds}
-        graph, names = self._for(fixed)
-        return tuple(run_graph(graph, [feeds[n] for n in names]))
+        return self._for({n: feeds[n] for n in self.fixed if n in feeds})(feeds)
 
-    def _for(self, fixed: dict[str, Array]) -> tuple[Graph, list[str]]:
+    def _for(self, fixed: dict[str, Array]) -> _Runnable:
         key = b"".join(k.encode() + str(a.shape).encode() + a.tobytes() for k, a in fixed.items())
         if key not in self._built:
-            graph = load_graph(self.model, self.folder, fixed)
-            self._built[key] = graph, [v.name for v in graph.inputs]
+            network = load_network(self.model, self.folder, fixed)
+            make = _interpreted if self.target == "reference" else _engine
+            self._built[key] = make(network)
         return self._built[key]
+
+
+def _interpreted(network: INetworkDefinition) -> _Runnable:
+    from .ops.interpreter import run_graph
+
+    graph = network.graph
+
+    def run(feeds: dict[str, Array]) -> tuple[Any, ...]:
+        return tuple(run_graph(graph, [feeds[v.name] for v in graph.inputs]))
+
+    return run
+
+
+def _engine(network: INetworkDefinition) -> _Runnable:
+    from .builder import build
+
+    names = [v.name for v in network.graph.outputs]
+    needed = [v.name for v in network.graph.inputs]
+    engine = build(network, level=0)
+
+    def run(feeds: dict[str, Array]) -> tuple[Any, ...]:
+        results = engine({n: feeds[n] for n in needed})
+        return tuple(results[n] for n in names)
+
+    return run
 
 
 def input_names(model: Any) -> list[str]:

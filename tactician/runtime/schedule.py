@@ -312,6 +312,8 @@ class Schedule:
             return
         if tensor.kind == OUTPUT and t in self.allocate:
             self._allocate_output(t)
+            # settled: settling it again would ask for new, empty memory
+            self._todo_tensors = [u for u in self._todo_tensors if u != t]
         if result.size:
             np.copyto(self.array(t), result)
 

@@ -91,11 +91,11 @@ _TABLE: dict[str, str] = {
         NodeIndices OnnxParser OnnxParserRefitter ParserError SubGraphCollection
         get_nv_onnx_parser_version""",
     "builder": """
-        Builder IBuilderConfig IOptimizationProfile ITimingCache TimingCacheKey TimingCacheValue
-        build""",
+        Builder IBuilderConfig IOptimizationProfile ITimingCache Refitter TimingCacheKey
+        TimingCacheValue build""",
     "runtime": """
         Engine EngineInspector ICudaEngine IExecutionContext IRuntimeConfig ISerializationConfig
-        Refitter Runtime load""",
+        Runtime load""",
 }
 _WHERE = {name: module for module, names in _TABLE.items() for name in names.split()}
 _SUBMODULES = frozenset(

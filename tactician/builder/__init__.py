@@ -8,7 +8,7 @@ from typing import Any
 _WHERE = {
     "Builder": "builder", "IBuilderConfig": "config", "IOptimizationProfile": "profile",
     "ITimingCache": "timing_cache", "TimingCacheKey": "timing_cache",
-    "TimingCacheValue": "timing_cache", "build": "easy",
+    "TimingCacheValue": "timing_cache", "Refitter": "refitter", "build": "easy",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import traceback
+from dataclasses import replace
 from typing import Any
 
 from ..network.enums import DeviceType, NetworkDefinitionCreationFlag, TensorLocation
@@ -17,8 +18,10 @@ from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
 from .builder_legacy import LegacyBuilder
+from .compile import compile_network
 from .config import IBuilderConfig
 from .profile import IOptimizationProfile, settle_profiles
+from .rebuild import UsedTimings, keep_network
 from .settings import BuildSettings
 
 # Flags that the CPU target can't honour, with what happens instead.
@@ -33,10 +36,6 @@ _UNHONOURED = {
     BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
     BuilderFlag.REJECT_EMPTY_ALGORITHMS: "there is no algorithm selection",
     BuilderFlag.STRIP_PLAN: "the plan holds its weights",
-    BuilderFlag.VERSION_COMPATIBLE: "the plan runs with this version only",
-    BuilderFlag.REFIT: "weights of the engine can't be replaced",
-    BuilderFlag.REFIT_INDIVIDUAL: "weights of the engine can't be replaced",
-    BuilderFlag.REFIT_IDENTICAL: "weights of the engine can't be replaced",
 }
 _SHOWN = 10
 
@@ -215,8 +214,6 @@ class Builder(LegacyBuilder):
     def _run_compiler(
         self, network: INetworkDefinition, config: IBuilderConfig
     ) -> tuple[Program, Any]:
-        from .compile import compile_network
-
         graph = network.lower_control()
         profiles = settle_profiles(graph, config._profiles, self._batch_of(network))
         settings = config.settings(
@@ -228,6 +225,10 @@ class Builder(LegacyBuilder):
             max_batch_size=self.max_batch_size,
         )
         self._warn_unhonoured(config, settings)
+        carried = settings.refit != "none" or settings.version_compatible
+        timings = UsedTimings(settings.timing_cache)
+        if carried:
+            settings = replace(settings, timing_cache=timings)
         progress = Progress(config.progress_monitor)
         try:
             program, report = compile_network(graph, settings, network.name, progress.report)
@@ -243,6 +244,10 @@ class Builder(LegacyBuilder):
             sorted(v.name for v in graph.values() if v.meta.get("debug"))
         )
         program.settings["workspace"] = settings.workspace
+        if carried:
+            only = settings.refit == "individual"
+            marked = frozenset(network._refittable) if only else None
+            keep_network(program, graph, settings, timings, marked)
         return program, report
 
     def _batch_of(self, network: INetworkDefinition) -> int:

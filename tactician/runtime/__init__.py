@@ -8,7 +8,7 @@ from typing import Any
 _WHERE = {
     "Runtime": "runtime", "ICudaEngine": "engine", "IExecutionContext": "context",
     "EngineInspector": "inspector", "IRuntimeConfig": "config", "ISerializationConfig": "config",
-    "Refitter": "refitter", "Engine": "easy", "load": "easy",
+    "Engine": "easy", "load": "easy",
 }  # fmt: skip
 
 

@@ -41,9 +41,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._config = config
         self._lock = threading.RLock()  # shapes, addresses, schedules; held shortly
         self._running = threading.Lock()  # tables and memory; held while a run lasts
-        self._inputs = [t for t in engine._io if t.is_input]
-        self._outputs = [t for t in engine._io if not t.is_input]
-        self._ids = [t.id for t in engine._io]
+        self._take_tensors()
         self._profile_index = 0
         self._shapes: dict[int, Extents | None] = {}
         self._values: dict[int, Extents] = {}
@@ -60,9 +58,32 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             config.get_execution_context_allocation_strategy()
             == ExecutionContextAllocationStrategy.USER_MANAGED
         )
+        engine._contexts.add(self)
         self._init_options()
         self._weigh()
         self._reset_shapes()
+
+    def _take_tensors(self) -> None:
+        self._inputs = [t for t in self._engine._io if t.is_input]
+        self._outputs = [t for t in self._engine._io if not t.is_input]
+        self._ids = [t.id for t in self._engine._io]
+
+    def _reload(self) -> None:
+        """Goes on with the engine's new program: shapes, addresses and allocators stay."""
+        with self._running, self._lock:
+            names = {i: t.name for i, t in enumerate(self._core.program.tensors)}
+            self._core = self._engine._core
+            self._take_tensors()
+            now = {t.name: t.id for t in self._engine._io}
+
+            def moved(table: Any) -> Any:
+                return {now[names[i]]: x for i, x in table.items()}
+
+            self._shapes, self._values = moved(self._shapes), moved(self._values)
+            self._addresses = moved(self._addresses)
+            self._allocators = moved(self._allocators)
+            self._schedules.clear()
+            self._invalidate()
 
     def __enter__(self) -> IExecutionContext:
         return self

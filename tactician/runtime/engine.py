@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,8 @@ class ICudaEngine(BindingsApi, Reporter):
         self._plan = plan
         self._log_to = logger
         self._runtime = runtime
+        self._threads = threads
+        self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self._io = io_tensors(program)
         self._by_name = {t.name: t for t in self._io}
         self.weight_streaming_budget = 0
@@ -97,6 +100,15 @@ class ICudaEngine(BindingsApi, Reporter):
 
     def __del__(self) -> None:
         return None
+
+    def _replace(self, program: Program) -> None:
+        """Takes another program of the same network: what refitting does."""
+        self._core = EngineCore(program, self._threads)
+        self._plan = None
+        self._io = io_tensors(program)
+        self._by_name = {t.name: t for t in self._io}
+        for context in list(self._contexts):
+            context._reload()
 
     @property
     def _program(self) -> Program:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import time
+from importlib import import_module
 from typing import Any
 
 from ..network.enums_build import SeekPosition, TempfileControlFlag
@@ -12,6 +13,7 @@ from ..plan.container import MAGIC
 from ..plan.format import read_plan
 from ..support import logger as log
 from ..support.errors import PlanError, TacticianError
+from .core import check_device
 from .engine import ICudaEngine
 from .report import PLAN, Reporter
 
@@ -81,8 +83,6 @@ class Runtime(Reporter):
 
     def get_plugin_registry(self) -> Any:
         """The process's plugin registry."""
-        from importlib import import_module
-
         return import_module("tactician.network.plugins.registry").get_plugin_registry()
 
     def load_runtime(self, path: str) -> Runtime:
@@ -115,10 +115,7 @@ class Runtime(Reporter):
         start = time.perf_counter()
         try:
             plan = self._bytes_of(source)
-            engine = ICudaEngine(
-                read_plan(plan), plan=plan, logger=self._log_to, runtime=self,
-                threads=self.max_threads,
-            )
+            engine = self._load(plan)
         except TacticianError as e:
             self._fail(f"deserialize_cuda_engine: {e}", PLAN)
             raise
@@ -126,6 +123,22 @@ class Runtime(Reporter):
         log.info(f"Loaded engine {engine.name!r} ({len(plan)} bytes) in {took:.1f} ms",
                  self._log_to)
         return engine
+
+    def _load(self, plan: Any) -> ICudaEngine:
+        program = read_plan(plan)
+        kept: Any = plan
+        try:
+            check_device(program)
+        except PlanError as e:
+            if program.network is None or not program.settings.get("version_compatible"):
+                raise
+            self._warn(f"{e}. The plan is version compatible: building it again now")
+            # the builder stands above the runtime, so it is looked up only here
+            builder = import_module("tactician.builder.rebuild")
+            program, kept = builder.rebuild(program), None
+        return ICudaEngine(
+            program, plan=kept, logger=self._log_to, runtime=self, threads=self.max_threads
+        )
 
     def _bytes_of(self, source: Any) -> Any:
         if source is None:

@@ -211,8 +211,8 @@ def test_progress_monitor(builder):
     assert stopped.steps == 1 and not stopped.open
 
 
-@pytest.mark.parametrize("flag", ["REFIT", "STRIP_PLAN", "WEIGHT_STREAMING", "SPARSE_WEIGHTS",
-                                  "SAFETY_SCOPE", "GPU_FALLBACK", "VERSION_COMPATIBLE"])
+@pytest.mark.parametrize("flag", ["STRIP_PLAN", "WEIGHT_STREAMING", "SPARSE_WEIGHTS",
+                                  "SAFETY_SCOPE", "GPU_FALLBACK"])
 def test_flags_without_effect_say_so(builder, log, flag):
     config = builder.create_builder_config()
     config.builder_optimization_level = 0

@@ -1,0 +1,158 @@
+"""Programs that carry their network can be built again: with other weights, or elsewhere.
+
+With a refit flag or ``VERSION_COMPATIBLE`` a plan holds the network it was made from, the
+settings, and the timings behind its choices. Building it again with these measures nothing and
+takes a fraction of the first build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Graph, Value
+from ..plan.program import Program
+from .compile import compile_network
+from .settings import BuildSettings, ProfileSettings
+
+Array = np.ndarray[Any, Any]
+
+# Build settings that a later build of the same network repeats.
+_KEPT = (
+    "tf32", "strongly_typed", "precision_constraints", "optimization_level", "max_num_tactics",
+    "workspace", "threads", "refit", "version_compatible", "hardware_compatible", "strict_nans",
+    "verbosity", "max_batch_size",
+)  # fmt: skip
+# Settings of a program that its compiler doesn't set.
+_CARRIED = ("locations", "debug_tensors", "workspace")
+
+
+class UsedTimings(MutableMapping[str, Any]):
+    """A timing cache that remembers which entries a build used."""
+
+    def __init__(self, entries: MutableMapping[str, Any] | None):
+        self.entries = {} if entries is None else entries
+        self.used: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.used.add(key)
+        return self.entries[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.used.add(key)
+        self.entries[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def report(self) -> dict[str, Any]:
+        """The entries used, by sorted key."""
+        return {k: dict(self.entries[k]) for k in sorted(self.used) if k in self.entries}
+
+
+@dataclass(frozen=True)
+class Refittable:
+    """Weights that may be replaced.
+
+    Attributes:
+        value: The constant in the program's network.
+        layer, role: The layer that owns them and what for: ``kernel``, ``bias``, … or ``any``.
+    """
+
+    value: Value
+    layer: str
+    role: str
+
+
+def refittable(graph: Graph) -> dict[str, Refittable]:
+    """Weights by name: named constants of a floating-point or 8-bit type. Others (shapes, axes)
+    decide what the network is and can't be replaced."""
+    out: dict[str, Refittable] = {}
+    seen: dict[str, Value] = {}
+    for node in graph.nodes:
+        for v in node.present_inputs():
+            if v.const is None or not (v.dtype.is_float or v.dtype.bits <= 8):
+                continue
+            name = str(v.meta.get("weights_name") or v.name)
+            if seen.setdefault(name, v) is not v:
+                out.pop(name, None)  # two constants of one name: neither can be meant
+                continue
+            role = str(v.meta.get("weights_role", "any"))
+            out.setdefault(name, Refittable(v, node.name, role))
+    return out
+
+
+def keep_network(
+    program: Program, graph: Graph, settings: BuildSettings, timings: UsedTimings,
+    marked: frozenset[str] | None = None,
+) -> None:
+    """Makes a program carry what it takes to build it again.
+
+    Args:
+        graph: The network it was compiled from.
+        timings: The timing cache of that build.
+        marked: Names of weights that may be replaced; None: all.
+    """
+    program.network = graph
+    program.settings["rebuild"] = {
+        **{name: getattr(settings, name) for name in _KEPT},
+        "precisions": tuple(sorted(settings.precisions)),
+        "tactic_sources":
+            None if settings.tactic_sources is None else tuple(sorted(settings.tactic_sources)),
+        "timings": timings.report(),
+    }
+    if settings.refit != "none":
+        program.weights = {
+            name: (w.layer, w.role) for name, w in refittable(graph).items()
+            if marked is None or name in marked
+        }
+
+
+def rebuild(
+    program: Program, weights: Mapping[str, Array] | None = None, threads: int | None = None
+) -> Program:
+    """Builds a program's network again for this machine.
+
+    Args:
+        program: One that carries its network.
+        weights: Weights to replace, of the old ones' types and shapes.
+        threads: Threads to use; None: as before.
+
+    Raises:
+        BuildError: If the network can't be built here.
+    """
+    assert program.network is not None
+    graph, twin = program.network.clone()
+    named = refittable(program.network)
+    for name, array in (weights or {}).items():
+        twin[named[name].value].const = array
+    given = dict(program.settings["rebuild"])
+    timings = UsedTimings(given.pop("timings"))
+    sources = given.pop("tactic_sources")
+    settings = BuildSettings(
+        target=program.target,
+        precisions=frozenset(given.pop("precisions")),
+        tactic_sources=None if sources is None else frozenset(sources),
+        profiles=tuple(ProfileSettings(p.shapes, p.values) for p in program.profiles),
+        timing_cache=timings,
+        **given,
+    )
+    new, _ = compile_network(graph, settings, program.name)
+    new.implicit_batch = program.implicit_batch
+    for name in _CARRIED:
+        if name in program.settings:
+            new.settings[name] = program.settings[name]
+    if threads is not None:
+        new.threads = threads
+    marked = frozenset(program.weights) if program.weights else None
+    keep_network(new, graph, settings, timings, marked)
+    return new

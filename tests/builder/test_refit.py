@@ -1,0 +1,107 @@
+"""Engines that carry their network: other weights, other machines."""
+
+import numpy as np
+import pytest
+from networks import B1, W1, Log, conv_relu, conv_relu_numpy
+
+import tactician as trt
+from tactician.plan.format import read_plan, write_plan
+from tactician.support.errors import UsageError
+
+X = np.random.default_rng(0).standard_normal((1, 2, 6, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def log():
+    return Log()
+
+
+def plan_with(log, *flags, mark=()):
+    builder = trt.Builder(log)
+    network, config = conv_relu(builder), builder.create_builder_config()
+    network.get_layer(0).name = "conv"
+    for name, array in (("W", W1), ("B", B1)):
+        assert network.set_weights_name(array, name)
+    for name in mark:
+        assert network.mark_weights_refittable(name)
+    config.builder_optimization_level = 1
+    for flag in flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None, log.errors
+    return plan
+
+
+def run(context):
+    y = np.zeros((1, 4, 4, 4), np.float32)
+    assert context.execute_v2([X.ctypes.data, y.ctypes.data])
+    return y
+
+
+def test_refit(log):
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan_with(log, "REFIT"))
+    assert engine.refittable
+    context = engine.create_execution_context()
+    np.testing.assert_allclose(run(context), conv_relu_numpy(X), rtol=1e-4, atol=1e-4)
+    refitter = trt.Refitter(engine, log)
+    assert sorted(refitter.get_all_weights()) == ["B", "W"]
+    assert set(zip(*refitter.get_all(), strict=True)) == {
+        ("conv", trt.WeightsRole.KERNEL), ("conv", trt.WeightsRole.BIAS)}
+    assert refitter.get_missing() == ([], [])
+    assert refitter.get_weights_prototype("W").size == W1.size
+    assert refitter.set_named_weights("W", trt.Weights(-W1))
+    assert refitter.set_weights("conv", trt.WeightsRole.BIAS, np.zeros(4, np.float32))
+    assert np.array_equal(refitter.get_named_weights("W").numpy(), -W1)
+    assert refitter.refit_cuda_engine(), log.errors
+    windows = np.lib.stride_tricks.sliding_window_view(X, (3, 3), axis=(2, 3))
+    expected = np.maximum(np.einsum("nchwij,kcij->nkhw", windows, -W1), 0)
+    for c in (context, engine.create_execution_context()):
+        np.testing.assert_allclose(run(c), expected, rtol=1e-4, atol=1e-4)
+    again = trt.Runtime(log).deserialize_cuda_engine(engine.serialize())
+    np.testing.assert_allclose(run(again.create_execution_context()), expected, rtol=1e-4,
+                               atol=1e-4)
+    assert again.refittable and not log.errors
+
+
+def test_refitting_with_the_same_weights_changes_nothing(log):
+    plan = plan_with(log, "REFIT")
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    refitter = trt.Refitter(engine, log)
+    refitter.set_named_weights("W", W1)
+    assert refitter.refit_cuda_engine_async(0)
+    assert engine.serialize() == plan
+
+
+@pytest.mark.parametrize("name, weights, reason", [
+    ("Q", W1, "no refittable weights 'Q'"), ("W", W1[:1], "got 18 elements"),
+    ("W", W1.astype(np.float64), "DataType.FLOAT, got float64"), ("B", None, "got 0 elements"),
+    ("B", np.full(4, np.nan, np.float32), "NaN or infinite"),
+])
+def test_wrong_weights(log, name, weights, reason):
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan_with(log, "REFIT"))
+    assert trt.Refitter(engine, log).set_named_weights(name, weights) is False
+    assert reason in log.errors
+
+
+def test_only_marked_weights(log):
+    engine = trt.Runtime(log).deserialize_cuda_engine(
+        plan_with(log, "REFIT_INDIVIDUAL", mark=["B"])
+    )
+    refitter = trt.Refitter(engine, log)
+    assert refitter.get_all_weights() == ["B"] and not refitter.set_named_weights("W", W1)
+
+
+def test_engines_without_the_flag(log):
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan_with(log))
+    assert not engine.refittable and engine._program.network is None
+    with pytest.raises(UsageError, match=r"BuilderFlag\.REFIT"):
+        trt.Refitter(engine, log)
+
+
+def test_version_compatible_plans_rebuild_themselves(log):
+    program = read_plan(plan_with(log, "VERSION_COMPATIBLE"))
+    program.device = "x86_64-elsewhere-v512-000000000000"
+    engine = trt.Runtime(log).deserialize_cuda_engine(bytes(write_plan(program)))
+    assert "building it again now" in log.warnings
+    got = run(engine.create_execution_context())
+    np.testing.assert_allclose(got, conv_relu_numpy(X), rtol=1e-4, atol=1e-4)

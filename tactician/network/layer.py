@@ -452,16 +452,41 @@ def share(layer: ILayer, cls: type[ILayer]) -> ILayer:
     return view
 
 
+_L = LayerType
+_OP_TYPES = {
+    "activation": _L.ACTIVATION, "assertion": _L.ASSERTION, "attention": _L.ATTENTION_OUTPUT,
+    "binary": _L.ELEMENTWISE, "cast": _L.CAST, "concat": _L.CONCATENATION,
+    "constant": _L.CONSTANT, "convolution": _L.CONVOLUTION, "cumulative": _L.CUMULATIVE,
+    "deconvolution": _L.DECONVOLUTION, "dequantize": _L.DEQUANTIZE,
+    "dynamic_quantize": _L.DYNAMIC_QUANTIZE, "einsum": _L.EINSUM, "expand": _L.SLICE,
+    "fill": _L.FILL, "gather": _L.GATHER, "gather_elements": _L.GATHER, "gather_nd": _L.GATHER,
+    "grid_sample": _L.GRID_SAMPLE, "identity": _L.IDENTITY, "lrn": _L.LRN,
+    "matmul": _L.MATRIX_MULTIPLY, "max_pool_indices": _L.POOLING, "nms": _L.NMS,
+    "non_zero": _L.NON_ZERO, "normalization": _L.NORMALIZATION, "one_hot": _L.ONE_HOT,
+    "pad": _L.SLICE, "plugin": _L.PLUGIN_V3, "pooling": _L.POOLING,
+    "prelu": _L.PARAMETRIC_RELU, "quantize": _L.QUANTIZE, "reduce": _L.REDUCE,
+    "reshape": _L.SHUFFLE, "resize": _L.RESIZE, "reverse_sequence": _L.REVERSE_SEQUENCE,
+    "rotary_embedding": _L.ROTARY_EMBEDDING, "scale": _L.SCALE, "scatter_elements": _L.SCATTER,
+    "scatter_nd": _L.SCATTER, "select": _L.SELECT, "shape": _L.SHAPE, "slice": _L.SLICE,
+    "softmax": _L.SOFTMAX, "squeeze": _L.SQUEEZE, "strided_slice": _L.SLICE, "topk": _L.TOPK,
+    "transpose": _L.SHUFFLE, "unary": _L.UNARY, "unsqueeze": _L.UNSQUEEZE,
+}
+
+
 class OpLayer(ILayer):
-    """An operation of tactician's that TensorRT has no layer for; see
-    `INetworkDefinition.add_op`.
+    """An operation added by name; see `INetworkDefinition.add_op`.
 
     Attributes:
+        type: The layer type TensorRT has for it, or `LayerType.OP`.
         op: The op's name.
         node: The graph's node; its attributes can be changed with `set_attrs`.
     """
 
     op = Attr(str, "The op's name.")
+
+    @property
+    def type(self) -> LayerType:
+        return _OP_TYPES.get(self._state["op"], LayerType.OP)
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s = self._state

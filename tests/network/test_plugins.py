@@ -7,6 +7,7 @@ import pytest
 from netkit import const, network, run
 
 import tactician as trt
+import tactician.plugin as trtp
 from tactician.network.plugins.fields import pack_fields, unpack_fields
 from tactician.network.plugins.registry import IPluginRegistry
 from tactician.ops.interpreter import run_graph
@@ -286,3 +287,69 @@ def test_constant_inputs_reach_plugins():
     layer = net.add_plugin_v2([const(net, np.float32([[1, 2]]))], Doubler())
     net.mark_output(layer.get_output(0))
     assert run(net, [])[0].tolist() == [[2, 4]]
+
+
+@trtp.register("kit::affine")
+def describe_affine(x: trtp.TensorDesc, factor: float, bias: float = 1.0) -> trtp.TensorDesc:
+    out = x.like()
+    out.shape_expr[0] = x.shape_expr[0] * 2
+    return out
+
+
+@trtp.impl("kit::affine")
+def affine(x: trtp.Tensor, factor: float, bias: float, outputs, stream):
+    a = factor * np.asarray(x) + bias
+    np.asarray(outputs[0])[...] = np.concatenate([a, -a])
+
+
+@trtp.register("kit::nonzero")
+def describe_nonzero(x: trtp.TensorDesc):
+    count = trtp.size_tensor(x.numel() // 2, x.numel())
+    return trtp.from_shape_expr((count.expr(), 1), trt.float32), count
+
+
+@trtp.impl("kit::nonzero")
+def nonzero(x, outputs, stream):
+    found = np.asarray(x)[np.asarray(x) != 0]
+    np.asarray(outputs[0]).reshape(-1)[:found.size] = found
+    np.asarray(outputs[1])[...] = found.size
+
+
+def test_quick_plugins():
+    net = network()
+    x = net.add_input("x", trt.float32, (-1, 2))
+    layer = net.add_plugin(trtp.op.kit.affine(x, factor=3.0), aot=False)
+    net.mark_output(layer.get_output(0))
+    assert str(layer.get_output(0)._v.shape[0]) == "2*x.0"
+    assert run(net, [np.float32([[1, 2]])])[0].tolist() == [[4, 7], [-4, -7]]
+    graph = net.lower_control()
+    graph.nodes[0].meta.pop("plugin")  # as after reading a plan
+    assert run_graph(graph, [np.float32([[0, 0]])])[0].tolist() == [[1, 1], [-1, -1]]
+
+
+def test_quick_plugins_with_sizes_from_data():
+    net = network()
+    layer = net.add_plugin(trtp.op.kit.nonzero(net.add_input("x", trt.float32, (4,))))
+    for i in (0, 1):
+        net.mark_output(layer.get_output(i))
+    y, n = run(net, [np.float32([0, 5, 0, 6])])
+    assert y.tolist() == [[5], [6]] and n == 2
+
+
+def test_quick_plugins_name_mistakes():
+    with pytest.raises(ValueError, match="namespace::name"):
+        trtp.register("noname")(lambda x: x)
+    with pytest.raises(ValueError, match="not registered"):
+        trtp.impl("kit::unknown")(affine)
+    net = network()
+    x = net.add_input("x", trt.float32, (2,))
+    with pytest.raises(TypeError, match="factor"):
+        trtp.op.kit.affine(x)
+    with pytest.raises(TypeError, match="no attribute other"):
+        trtp.op.kit.affine(x, factor=1.0, other=2)
+
+
+def test_tuning_combinations():
+    c = trtp.AutoTuneCombination("FP32|FP16, FP16", "LINEAR", [3])
+    assert c.allows(0, trt.float16) and not c.allows(1, trt.float32) and c.allows(2, trt.int8)
+    assert not trtp.AutoTuneCombination("FP32", "HWC8").allows(0, trt.float32)

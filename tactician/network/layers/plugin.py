@@ -25,7 +25,7 @@ class _PluginLayer(ILayer):
         inputs = [self._x(i) for i in range(len(self._inputs))]
         name, version, namespace = runner.identity(plugin)
         k = len(e.nodes)
-        outputs = runner.count_outputs(plugin)
+        outputs = runner.count_outputs(plugin, inputs)
         attrs: dict[str, Any] = {"plugin": name, "version": version, "namespace": namespace,
                                  "outputs": outputs}
         meta: dict[str, Any] = {"plugin": plugin, "plugin_inputs": self._state["count"]}

@@ -12,7 +12,7 @@ from ...ir.graph import Graph, Node, TensorType, Value
 from ...ops import OpError
 from ...ops.plugin import set_plugin_runner
 from ..enums import DataType, TensorFormat, from_ir, to_ir
-from ..enums_build import PluginCapabilityType, TensorRTPhase
+from ..enums_build import PluginCapabilityType, QuickPluginCreationRequest, TensorRTPhase
 from ..values import Dims
 from .exprs import (
     DimsExprs,
@@ -23,7 +23,13 @@ from .exprs import (
     dim_of,
 )
 from .fields import pack_fields, unpack_fields
-from .interfaces import IPlugin, IPluginCreator, IPluginV2, IPluginV2DynamicExt
+from .interfaces import (
+    IPlugin,
+    IPluginCreator,
+    IPluginCreatorV3Quick,
+    IPluginV2,
+    IPluginV2DynamicExt,
+)
 from .registry import get_plugin_registry
 
 
@@ -54,8 +60,10 @@ def identity(plugin: Any) -> tuple[str, str, str]:
         plugin, "plugin_namespace", "") or ""
 
 
-def count_outputs(plugin: Any) -> int:
-    """How many outputs a plugin has."""
+def count_outputs(plugin: Any, inputs: Sequence[Value] = ()) -> int:
+    """How many outputs a plugin has, given its inputs."""
+    if hasattr(plugin, "prime") and inputs:
+        plugin.prime(inputs)
     owner = capability(plugin, PluginCapabilityType.BUILD) if is_v3(plugin) else plugin
     return int(owner.num_outputs)
 
@@ -88,6 +96,9 @@ def restore(node: Node) -> Any:
     data = a.data.tobytes()
     if isinstance(creator, IPluginCreator) or hasattr(creator, "deserialize_plugin"):
         plugin = creator.deserialize_plugin(a.plugin, data)
+    elif isinstance(creator, IPluginCreatorV3Quick):
+        plugin = creator.create_plugin(a.plugin, a.namespace, unpack_fields(data),
+                                       TensorRTPhase.RUNTIME, QuickPluginCreationRequest.UNKNOWN)
     else:
         plugin = creator.create_plugin(a.plugin, unpack_fields(data), TensorRTPhase.RUNTIME)
     if plugin is None:

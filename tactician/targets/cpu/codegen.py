@@ -60,15 +60,19 @@ class Gen:
             self.function.args[i].add_attribute("noalias")
         entry = self.function.append_basic_block("entry")
         self._body = self.function.append_basic_block("body")
-        self._head = ir.IRBuilder(entry)
+        self._entry = entry
         self.b = ir.IRBuilder(self._body)
         self.dims: list[DimLike] = []
         self._sizes: dict[DimLike, ir.Value] = {}
 
+    def _head(self) -> ir.IRBuilder:
+        """Adds to the entry block, which others add to as well."""
+        return ir.IRBuilder(self._entry)
+
     def finish(self) -> str:
         """Ends the function; the module's text."""
         self.b.ret_void()
-        self._head.branch(self._body)
+        self._head().branch(self._body)
         return str(self.module)
 
     # --- sizes ---------------------------------------------------------------------------
@@ -78,15 +82,15 @@ class Gen:
         if not isinstance(d, D.Dim):
             return int(d)
         if d not in self._sizes:
-            at = self._head.gep(self.dim_values, [I64(len(self.dims))], source_etype=I64)
-            self._sizes[d] = self._head.load(at, typ=I64)
+            at = self._head().gep(self.dim_values, [I64(len(self.dims))], source_etype=I64)
+            self._sizes[d] = self._head().load(at, typ=I64)
             self.dims.append(d)
         return self._sizes[d]
 
     def arg(self, index: int) -> ir.Value:
         """Pointer argument ``index``."""
-        at = self._head.gep(self.args, [I64(index)], source_etype=PTR)
-        return self._head.load(at, typ=PTR)
+        at = self._head().gep(self.args, [I64(index)], source_etype=PTR)
+        return self._head().load(at, typ=PTR)
 
     def value(self, x: Num) -> ir.Value:
         return I64(x) if isinstance(x, int) else x

@@ -1,8 +1,8 @@
 """LSTM, GRU and plain RNN layers as one kernel: the loop over time runs inside.
 
 Work items are sequences: one per direction and batch entry. In every step the gates are a
-vector-matrix product with transposed weights (contiguous along the gates), then the cell's
-formulas run along the hidden units. State and gates live in scratch memory.
+vector-matrix product with weights packed in blocks of columns that are read straight through,
+then the cell's formulas run along the hidden units. State and gates live in scratch memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RnnTactic(Tactic):
         return None
 
     def candidates(self, region: Region, device: Any) -> Sequence[int]:
-        return (4, 2)
+        return (4, 8, 2)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         assert region.anchor is not None
@@ -118,7 +118,9 @@ class _Layer:
         for v in outputs:
             self.frame.pointer(v)
         h = self.hidden
-        self.h, self.c, self.g, self.t = (self._scratch(n) for n in (h, h, self.rows, h))
+        pad = self.width
+        sizes = (h, h, self.rows + 2 * pad, h, h + pad)
+        self.h, self.c, self.g, self.t, self.u = (self._scratch(n) for n in sizes)
 
     def build(self) -> Kernel:
         dirs = 2 if self.attrs.direction == "bidirectional" else 1
@@ -162,6 +164,14 @@ class _Layer:
         self.arrays[v] = data
         return v
 
+    def blocked(self, array: np.ndarray[Any, Any]) -> Value:
+        """A [rows, columns] constant as [blocks, rows, lanes], the last block filled up."""
+        inner, columns = array.shape
+        blocks = -(-columns // self.width)
+        full = np.zeros((inner, blocks * self.width))
+        full[:, :columns] = array
+        return self.packed(full.reshape(inner, blocks, self.width).transpose(1, 0, 2))
+
 
 class _Direction:
     """One direction: sequences from the first step to the last, or backwards."""
@@ -172,22 +182,25 @@ class _Direction:
         self.reverse = a.direction == "reverse" or d == 1
         w, r, b, p = (_input(node, k) for k in (1, 2, 3, 7))
         assert w is not None and r is not None and w.const is not None and r.const is not None
-        self.w = layer.packed(w.const[d].astype(np.float64).T)
-        self.r = layer.packed(r.const[d].astype(np.float64).T)
         bias = np.zeros(2 * layer.rows) if b is None else np.asarray(b.const)[d]
         wb, rb = np.split(bias.astype(np.float64), 2)
-        if a.cell == "gru":  # the last gate's recurrent bias acts after the reset gate
-            keep = 2 * layer.hidden
-            rb, self.rb = np.concatenate([rb[:keep], 0 * rb[keep:]]), layer.packed(rb[keep:])
-        self.b = layer.packed(wb + rb)
+        weights, again = (np.asarray(m.const)[d].astype(np.float64).T for m in (w, r))
+        self.w = layer.blocked(weights)
+        if a.cell == "gru":  # the last gate's recurrent part acts after the reset gate
+            n = 2 * layer.hidden
+            self.last = layer.blocked(again[:, n:])
+            self.last_bias = layer.blocked(rb[None, n:])
+            again, rb = again[:, :n], np.concatenate([rb[:n], 0 * rb[n:]])
+        self.r = layer.blocked(again)
+        self.b = layer.blocked((wb + rb)[None])
         self.p = None if p is None else layer.packed(np.asarray(p.const)[d])
         per = len(DEFAULTS[a.cell])
         names = a.activations[d * per : (d + 1) * per] or DEFAULTS[a.cell]
         self.f = [(n, *parameters(a, d * per + k, n)) for k, n in enumerate(names)]
         self.n, self.at = Var(i64, "n", layer.batch), Var(i64, "t", layer.steps)
         self.j = Var(i64, "j", layer.hidden)
-        self.k = Var(i64, "k", layer.hidden)
-        self.row = Var(i64, "g", layer.rows)
+        self.block, self.lane = Var(i64, "b", layer.rows), Var(i64, "l", layer.width)
+        self.column = E.add(E.mul(self.block, E.idx(layer.width)), self.lane)
 
     # --- expressions ---------------------------------------------------------------------
 
@@ -203,23 +216,26 @@ class _Direction:
         lead: list[Expr | D.DimLike] = [self.d, self.n]
         return [*(lead if self.layer.attrs.layout == 0 else lead[::-1]), self.j]
 
-    def product(self, vector: Callable[[Var], Expr], weights: Value, column: Expr) -> Expr:
-        k = Var(i64, "k", weights.dims[0])
-        return E.reduce_("sum", (k,), E.mul(vector(k), E.load(weights, [k, column])))
+    def product(self, vector: Callable[[Var], Expr], weights: Value) -> Expr:
+        """One block of columns of a vector-matrix product."""
+        k = Var(i64, "k", weights.dims[1])
+        return E.reduce_("sum", (k,), E.mul(vector(k), E.load(weights, [self.block, k, self.lane])))
+
+    def bias(self, v: Value) -> Expr:
+        return E.load(v, [self.block, 0, self.lane])
 
     def gates(self) -> Expr:
-        """All gates before activation; without the recurrent part of a GRU's last gate."""
+        """All gates before activation; without the recurrent part of a GRU."""
         L = self.layer
-        g, total = self.row, E.load(self.b, [self.row])
 
         def x_at(k: Var) -> Expr:
             where = [self.at, self.n] if L.attrs.layout == 0 else [self.n, self.at]
             return E.cast(E.load(L.x, [*where, k]), L.work)
 
-        total = E.add(total, self.product(x_at, self.w, g))
+        total = E.add(self.bias(self.b), self.product(x_at, self.w))
         if L.attrs.cell == "gru":
             return total
-        return E.add(total, self.product(lambda k: E.load(L.h, [k]), self.r, g))
+        return E.add(total, self.product(lambda k: E.load(L.h, [k]), self.r))
 
     def gate(self, k: int) -> Expr:
         return E.load(self.layer.g, [E.add(self.j, E.idx(k * self.layer.hidden))])
@@ -269,8 +285,9 @@ class _Direction:
 
     def renew(self) -> None:
         """Scratch memory changes in this scope: loads of it stay inside."""
-        for v in (self.layer.h, self.layer.c, self.layer.g, self.layer.t):
-            self.layer.em.bind_local(v)
+        L = self.layer
+        for v in (L.h, L.c, L.g, L.t, L.u):
+            L.em.bind_local(v)
 
     def length(self) -> ir.Value:
         L = self.layer
@@ -295,6 +312,19 @@ class _Direction:
         width = lanes_for(var.extent, L.width)
         nest.vector_loop(L.em, var, I64(0), L.em.dim(var.extent), width, ([], []), body)
 
+    def blocks(self, columns: int, out: Value, e: Expr) -> None:
+        """Stores ``e`` for every block of columns; ``out`` has room for whole blocks."""
+        L = self.layer
+
+        def body(i: ir.Value, now: list[ir.Value]) -> list[ir.Value]:
+            L.em.bind(self.block, i)
+            L.em.bind(self.lane, I64(0), L.width)
+            at = L.em.lowerer.flat(out, [L.em.lowerer.lower(self.column)])
+            L.em.store_at(out, at, L.em.emit(e))
+            return now
+
+        nest.loop(L.em, I64(0), I64(-(-columns // L.width)), 1, [], body)
+
     def start(self) -> None:
         L = self.layer
         pairs = [(L.h, _input(L.node, 5)), (L.c, _input(L.node, 6))]
@@ -312,7 +342,7 @@ class _Direction:
         t = b.sub(b.sub(count, I64(1)), s) if self.reverse else s
         em.bind(self.at, t)
         self.renew()
-        self.along(self.row, [(L.g, [self.row], self.gates())])
+        self.blocks(L.rows, L.g, self.gates())
         if L.attrs.cell == "lstm":
             writes = self.lstm()
         elif L.attrs.cell == "rnn":
@@ -329,20 +359,29 @@ class _Direction:
         return []
 
     def gru_inner(self) -> Expr:
-        """Activates z and r, and leaves what the last gate gets from the state in scratch."""
+        """Activates z and r, and computes what the last gate gets from the state."""
         L = self.layer
-        n = 2 * L.hidden
-        zr = Var(i64, "g", n)
-        recurrent = self.product(lambda k: E.load(L.h, [k]), self.r, zr)
-        self.along(zr, [(L.g, [zr], self.act(0, E.add(E.load(L.g, [zr]), recurrent)))])
-        reset = E.load(L.g, [E.add(self.j, E.idx(L.hidden))])
-        column, bias = E.add(self.j, E.idx(n)), E.load(self.rb, [self.j])
+        recurrent = self.product(lambda k: E.load(L.h, [k]), self.r)
+        zr = self.act(0, E.add(E.load(L.g, [self.column]), recurrent))
+        self.gate_blocks(zr)
         if L.attrs.linear_before_reset:
-            inner = E.add(self.product(lambda k: E.load(L.h, [k]), self.r, column), bias)
-            self.along(self.j, [(L.t, [self.j], E.mul(reset, inner))])
-            return E.load(L.t, [self.j])
+            inner = E.add(self.product(lambda k: E.load(L.h, [k]), self.last),
+                          self.bias(self.last_bias))
+            reset = E.load(L.g, [E.add(self.column, E.idx(L.hidden))])
+            self.blocks(L.hidden, L.u, E.mul(reset, inner))
+            return E.load(L.u, [self.j])
+        reset = E.load(L.g, [E.add(self.j, E.idx(L.hidden))])
         self.along(self.j, [(L.t, [self.j], E.mul(reset, E.load(L.h, [self.j])))])
-        return E.add(self.product(lambda k: E.load(L.t, [k]), self.r, column), bias)
+        inner = E.add(self.product(lambda k: E.load(L.t, [k]), self.last),
+                      self.bias(self.last_bias))
+        self.blocks(L.hidden, L.u, inner)
+        return E.load(L.u, [self.j])
+
+    def gate_blocks(self, zr: Expr) -> None:
+        """Writes z and r; the last block may reach into the third gate, which stays as it is."""
+        L = self.layer
+        inside = E.compare("lt", self.column, E.idx(2 * L.hidden))
+        self.blocks(2 * L.hidden, L.g, E.select(inside, zr, E.load(L.g, [self.column])))
 
     def y_index(self) -> list[Any]:
         if self.layer.attrs.layout == 0:

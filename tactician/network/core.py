@@ -340,6 +340,11 @@ class NetworkCore:
         for v in found:
             v.name = name
             v.meta["weights_name"] = name
+        for layer in self._layers:  # constants lie in their node
+            if any(v in found for v in layer._weights.values()):
+                for node in layer._nodes:
+                    if node.op == "constant":
+                        node.meta["weights_name"] = name
         if not found:
             self._error(f"set_weights_name({name!r}): no layer of the network was made with these"
                         " weights")
@@ -356,13 +361,21 @@ class NetworkCore:
                         " set_weights_name")
             return False
         self._refittable.add(name)
+        self._mark_refittable(name, True)
         return True
 
     def unmark_weights_refittable(self, name: str) -> bool:
         """Undoes `mark_weights_refittable`."""
         known = name in self._refittable
         self._refittable.discard(name)
+        self._mark_refittable(name, False)
         return known
+
+    def _mark_refittable(self, name: str, on: bool) -> None:
+        for layer in self._layers:
+            for x in (*layer._weights.values(), *layer._nodes):
+                if x.meta.get("weights_name") == name:
+                    x.meta["refittable"] = on
 
     def are_weights_marked_refittable(self, name: str) -> bool:
         """Whether `mark_weights_refittable` was called for the weights of this name."""

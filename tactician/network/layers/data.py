@@ -169,7 +169,7 @@ class INMSLayer(ILayer):
 
     Attributes:
         bounding_box_format: How boxes are given.
-        topk_box_limit: Best boxes per class that are looked at.
+        topk_box_limit: Kept, not needed: all boxes are looked at.
         indices_type: INT32 or INT64.
     """
 
@@ -177,7 +177,7 @@ class INMSLayer(ILayer):
     _title = "NMS"
     _default_outputs = 2
     bounding_box_format = Attr(BoundingBoxFormat, "How boxes are given.")
-    topk_box_limit = Attr(as_int, "Best boxes per class that are looked at.")
+    topk_box_limit = Attr(as_int, "Kept, not needed: all boxes are looked at.")
     indices_type = Attr(DataType, "Element type of the indices.")
 
     def _max_inputs(self) -> int:

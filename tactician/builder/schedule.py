@@ -20,6 +20,7 @@ from ..plan.program import (
     OUTPUT,
     SIZES,
     VIEW,
+    Check,
     Program,
     Step,
     Tensor,
@@ -253,14 +254,27 @@ class Scheduler:
         """Adds output copies, drops unused symbols and plans the arena of a static program."""
         for v, out in self.copies:
             self.copy(self.tensor(v), out, f"output {v.name}")
+        self.program.checks = collect_checks(self.graph)
         canonical_symbols(self.program)
         used = dict.fromkeys(
             s for t in self.program.tensors for d in (*t.shape, *t.content) for s in D.symbols(d)
         )
+        self.program.checks = [
+            c for c in self.program.checks if (D.symbols(c.a) | D.symbols(c.b)) <= set(used)
+        ]
         self.program.symbols = {
             n: symbols.get(n, SymbolInfo(n, "data", "", 0)) for n in sorted(used)
         }
         plan_static(self.program)
+
+
+def collect_checks(graph: Graph) -> list[Check]:
+    """What shape inference assumed of sizes that are known only at run time."""
+    found: dict[tuple[str, D.DimLike, D.DimLike], Check] = {}
+    for node in graph.nodes:
+        for relation, a, b in node.meta.get("assumptions", ()):
+            found.setdefault((relation, a, b), Check(relation, a, b, node.describe()))
+    return list(found.values())
 
 
 def canonical_symbols(program: Program) -> None:
@@ -281,6 +295,8 @@ def canonical_symbols(program: Program) -> None:
     for t in program.tensors:
         t.shape, t.content = renamed(t.shape), renamed(t.content)
         t.offset = D.substitute(t.offset, names)
+    for check in program.checks:
+        check.a, check.b = renamed((check.a, check.b))
     for step in program.steps:
         step.dims = renamed(step.dims)
         step.work, step.scratch, step.flops = renamed((step.work, step.scratch, step.flops))

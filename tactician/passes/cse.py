@@ -12,7 +12,6 @@ from ..ops import get
 from ..ops.registry import Kind
 from .manager import Pass
 
-_IMPURE = frozenset({"fill", "multinomial", "bernoulli", "plugin", "assertion"})
 _SMALL = 4096  # constants up to this many bytes are compared by content
 
 
@@ -26,7 +25,7 @@ class CommonSubexpressions(Pass):
         dead: list[Node] = []
         outputs = set(graph.outputs)
         for node in graph.nodes:
-            if node.op in _IMPURE or get(node.op).kind is Kind.CONTROL:
+            if not get(node.op).is_pure(node) or get(node.op).kind is Kind.CONTROL:
                 continue
             first = seen.setdefault(_key(node), node)
             if first is node or any(v in outputs for v in node.outputs):

@@ -18,7 +18,6 @@ from .manager import Pass
 
 # A folded result this large must not be larger than what it is computed from.
 _LARGE = 1 << 20
-_NOT_FOLDED = frozenset({"multinomial", "bernoulli", "assertion", "plugin"})
 
 
 class FoldConstants(Pass):
@@ -37,7 +36,7 @@ class FoldConstants(Pass):
 
 
 def _unread(graph: Graph, node: Node) -> bool:
-    return node.op not in _NOT_FOLDED and not any(
+    return bool(node.outputs) and not any(
         v.users or any(v is o for o in graph.outputs) for v in node.outputs
     )
 
@@ -57,9 +56,7 @@ def _by_content(graph: Graph, node: Node) -> bool:
 
 
 def _foldable(node: Node) -> bool:
-    if node.op in _NOT_FOLDED or not node.outputs or get(node.op).kind is Kind.CONTROL:
-        return False
-    if node.op == "fill" and getattr(node.attrs, "fn", "").startswith("random"):
+    if not node.outputs or get(node.op).kind is Kind.CONTROL or not get(node.op).is_pure(node):
         return False
     inputs = node.present_inputs()
     if any(v.const is None for v in inputs) or not all(v.is_static for v in node.outputs):

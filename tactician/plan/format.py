@@ -14,11 +14,11 @@ from ..ir.serialize import BlobWriter, Decoder, Encoder, SerializeError, renumbe
 from ..support.errors import PlanError
 from .check import check_program
 from .container import Header, pack, read_header, unpack
-from .program import Profile, Program, Step, Tensor
+from .program import Check, Profile, Program, Step, Tensor
 
 __all__ = ["Header", "read_header", "read_plan", "write_plan"]
 
-_RECORDS = {cls.__name__: cls for cls in (Tensor, Step, Profile)}
+_RECORDS = {cls.__name__: cls for cls in (Tensor, Step, Profile, Check)}
 _PLAIN = {
     f.name for f in fields(Program)
 } - {"symbols", "code", "constants", "nodes", "network", "target", "device"}

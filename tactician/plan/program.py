@@ -81,6 +81,21 @@ class Step:
 
 
 @dataclass
+class Check:
+    """A relation between sizes that the build relied on and a context has to check.
+
+    Attributes:
+        relation: ``eq``; ``le`` (a <= b); ``broadcast`` (equal, or one of them 1).
+        layer: The layer that needs it, for the error message.
+    """
+
+    relation: str
+    a: DimLike
+    b: DimLike
+    layer: str
+
+
+@dataclass
 class Profile:
     """Shape ranges of one optimization profile: input name -> (min, opt, max) shapes, and the
     same for the values of shape-tensor inputs."""
@@ -103,6 +118,7 @@ class Program:
         inputs, outputs: Tensor ids of the I/O tensors, in network order.
         steps: The schedule.
         symbols: Where dimension symbols get their values.
+        checks: What run-time sizes must satisfy.
         code: Object files; every kernel symbol is defined in exactly one.
         constants: Arrays of ``const`` tensors.
         nodes: Holds the nodes of reference steps (and their subgraphs); not a runnable graph.
@@ -123,6 +139,7 @@ class Program:
     outputs: tuple[int, ...] = ()
     steps: list[Step] = field(default_factory=list)
     symbols: dict[str, SymbolInfo] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
     code: list[bytes] = field(default_factory=list)
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     nodes: Graph = field(default_factory=Graph)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..ir import dims as D
 from ..memory.arena import ALIGNMENT, lifetimes, plan_arena
-from ..plan.program import ARENA, DYNAMIC, OUTPUT, SIZES, VIEW, Program
+from ..plan.program import ARENA, DYNAMIC, OUTPUT, SIZES, VIEW, Check, Program
 from ..support.errors import ExecutionError
 
 Extents = tuple[int, ...]
@@ -148,6 +148,8 @@ def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
     p = info.program
     known = Evaluator(env)
     shapes = [known.all(t.shape) for t in p.tensors]
+    for c in p.checks:
+        check_sizes(c, known)
     nbytes = []
     for t, shape in zip(p.tensors, shapes, strict=True):
         if shape is not None and any(n < 0 for n in shape):
@@ -174,6 +176,24 @@ def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
         or known.get(info.owner[i][1]) is None or t.kind == DYNAMIC
     )
     return layout
+
+
+def check_sizes(c: Check, known: Evaluator) -> None:
+    """Checks a relation between sizes, as far as they are known.
+
+    Raises:
+        ExecutionError: If it does not hold, naming the layer and the sizes.
+    """
+    a, b = known.get(c.a), known.get(c.b)
+    if a is None or b is None:
+        return
+    holds = {"eq": a == b, "le": a <= b, "broadcast": a == b or 1 in (a, b)}[c.relation]
+    if not holds:
+        needs = {"eq": "must equal", "le": "must be at most", "broadcast": "must match or be 1:"}
+        raise ExecutionError(
+            f"{c.layer}: size {c.a} is {a}, which {needs[c.relation]} {c.b}, which is {b}; "
+            "choose input shapes that agree"
+        )
 
 
 def _place(info: ProgramInfo, layout: Layout) -> None:

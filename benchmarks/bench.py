@@ -1,13 +1,14 @@
 """Compare tactician with other runtimes on ONNX models: `make bench`, or
 
-    python benchmarks/bench.py [MODEL.onnx …] [--threads N] [--rounds N] [--json FILE]
+    python benchmarks/bench.py [MODEL …] [--threads N] [--rounds N] [--json FILE]
 
 Every runtime gets the same inputs and number of threads and takes its turns in one process,
 alternating, so that what disturbs the machine disturbs all of them. Reported are the best and
 the median latency of a call, and how many times as long as tactician each other runtime takes
-(medians). Without models, the shipped LeNet and the pretrained models kept beside the checkout
-are measured. A model's inputs are the `in::NAME` arrays of MODEL.onnx.npz if that is there, else
-random. Peers: onnxruntime; OpenVINO where installed; torch where peers.py has the model.
+(medians). A model is an ONNX file or the name of a network in zoo.py. Without models, the
+shipped LeNet and the pretrained models kept beside the checkout are measured. A model's inputs
+are the `in::NAME` arrays of MODEL.onnx.npz if that is there, else random. Peers: onnxruntime;
+OpenVINO where installed; torch where peers.py has the model.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import peak
 import peers
+import zoo
 
+import tactician
 from tactician.cli.building import Options, open_engine
 from tactician.cli.common import logger
 from tactician.cli.measure import Call, alternate, engine_call
@@ -45,12 +51,21 @@ def find_models() -> list[Path]:
     return found
 
 
+def located(model: str, folder: Path) -> Path:
+    """The file of a model; a network of zoo.py is written into `folder` first."""
+    if model not in zoo.MODELS:
+        return Path(model)
+    path = folder / f"{model}.onnx"
+    onnx.save(zoo.MODELS[model](), path)
+    return path
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What was measured on, and with what."""
     from tactician.targets.cpu.isa import Isa
 
-    versions = {}
-    for name in ("tactician", "numpy", "onnxruntime", "openvino", "torch"):
+    versions = {"tactician": tactician.__tactician_version__}
+    for name in ("numpy", "onnxruntime", "openvino", "torch"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -61,15 +76,16 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "peak": peak(),
+        "peak": peaks(),
     }
 
 
-def peak() -> dict[str, float]:
+def peaks() -> dict[str, float]:
     """What one core can do at most, measured now."""
-    from tactician.cli.peak import bandwidth, fma_peak
-
-    return {"gflops_per_core": round(fma_peak(), 1), "copy_gb_per_s": round(bandwidth(), 1)}
+    return {
+        "gflops_per_core": round(peak.peak_gflops(), 1),
+        "read_gbytes_per_core": round(peak.peak_gbytes(), 1),
+    }
 
 
 def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -134,7 +150,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("models", nargs="*", help="ONNX files, or names of zoo.py")
     parser.add_argument("--threads", "-t", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn")
@@ -147,13 +163,15 @@ def main() -> int:
     about = machine(args.threads)
     print(json.dumps(about, indent=2))
     results = {}
-    for model in args.models or find_models():
-        try:
-            results[model.name] = measure(model, args)
-        except Exception as error:  # the others are still worth measuring
-            text = (str(error).splitlines() or [""])[0]
-            results[model.name] = {"error": f"{type(error).__name__}: {text}"}
-        print(model.name, file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        models = [located(m, Path(folder)) for m in args.models] or find_models()
+        for model in models:
+            try:
+                results[model.name] = measure(model, args)
+            except Exception as error:  # the others are still worth measuring
+                text = (str(error).splitlines() or [""])[0]
+                results[model.name] = {"error": f"{type(error).__name__}: {text}"}
+            print(model.name, file=sys.stderr)
     show(results)
     if args.json:
         args.json.write_text(json.dumps({"machine": about, "models": results}, indent=2) + "\n")

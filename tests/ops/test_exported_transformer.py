@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 
-from tactician.onnx_backend import load_graph
+from tactician.onnx_backend import load_network
 from tactician.ops.interpreter import run_graph
 
 
@@ -42,7 +42,7 @@ def exported():
         torch.onnx.export(net, (torch.zeros(2, 7, dtype=torch.int64),), data, dynamo=False,
                           opset_version=17, input_names=["ids"],
                           dynamic_axes={"ids": {0: "b", 1: "t"}})
-    return net, load_graph(onnx.load_from_string(data.getvalue()))
+    return net, load_network(onnx.load_from_string(data.getvalue())).graph
 
 
 def test_all_sizes_are_known(exported):

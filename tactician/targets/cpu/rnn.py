@@ -28,6 +28,8 @@ from .codegen import Gen, Num
 from .isa import Isa
 
 _FUNCTIONS = frozenset(("sigmoid", "tanh", "relu"))
+_UNROLL = 4
+_CHAINS = 8  # independent sums that keep multiply-add units busy
 Array = np.ndarray[Any, Any]
 
 
@@ -359,14 +361,21 @@ class _Builder:
             return sums
 
         flat = [x for row in acc for x in row]
-        whole = k - k % 4
+        whole = k - k % _UNROLL
+        # Few sums would wait for each other's latency: then several partial sums take turns.
+        ways = max(1, min(_UNROLL, _CHAINS // len(flat)))
         if whole:
-            with g.loop(0, whole, 4, carried=flat) as i:
-                sums = i.carried
-                for u in range(4):
-                    sums = step(g.add(i.index, u), sums)
-                i.next = sums
-            flat = i.results
+            zero = V.const(self.vec, 0)
+            start = flat + [zero] * (len(flat) * (ways - 1))
+            with g.loop(0, whole, _UNROLL, carried=start) as i:
+                parts = [i.carried[w * len(flat) : (w + 1) * len(flat)] for w in range(ways)]
+                for u in range(_UNROLL):
+                    parts[u % ways] = step(g.add(i.index, u), parts[u % ways])
+                i.next = [x for part in parts for x in part]
+            flat = i.results[: len(flat)]
+            for w in range(1, ways):
+                part = i.results[w * len(flat) : (w + 1) * len(flat)]
+                flat = [g.b.fadd(x, y) for x, y in zip(flat, part, strict=True)]
         for rest in range(whole, k):
             flat = step(rest, flat)
         return [flat[r * n : (r + 1) * n] for r in range(len(acc))]
@@ -459,6 +468,7 @@ class Recurrent(Tactic):
 
     name = "rnn"
     target = "cpu"
+    priority = 10
 
     def refuse(self, region: Region, device: Any) -> str | None:
         node = region.anchor

@@ -373,7 +373,8 @@ class NetworkCore:
 
     def _mark_refittable(self, name: str, on: bool) -> None:
         for layer in self._layers:
-            for x in (*layer._weights.values(), *layer._nodes):
+            marked: list[Value | Node] = [*layer._weights.values(), *layer._nodes]
+            for x in marked:
                 if x.meta.get("weights_name") == name:
                     x.meta["refittable"] = on
 

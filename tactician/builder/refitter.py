@@ -115,7 +115,7 @@ class Refitter(Reporter):
             return False
         array = weights_array(weights)
         old = w.value
-        if array is None or array.size != np.prod(old.dims, dtype=int):
+        if array is None or array.size != old.numel:
             count = 0 if array is None else array.size
             return self._fail(
                 f"set_named_weights: {name!r} has shape {old.dims}, got {count} elements"

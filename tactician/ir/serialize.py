@@ -16,6 +16,7 @@ text.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -32,6 +33,7 @@ from .graph import Graph, Node, SymbolInfo, Value
 Json = Any
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
+_PLAIN = frozenset((type(None), bool, int, float, str))
 _DTYPES = {d.name: d for d in all_dtypes()}
 _DATA_SYMBOL = re.compile(r"%(\d+)\.(\d+)")
 
@@ -281,10 +283,10 @@ class Decoder:
         raise SerializeError(f"no dimension: {j!r}")
 
     def value(self, j: Json) -> Any:
-        if j is None or isinstance(j, (bool, int, float, str)):
+        if type(j) in _PLAIN:
             return j
         if isinstance(j, list):
-            return tuple(self.value(e) for e in j)
+            return tuple([e if type(e) in _PLAIN else self.value(e) for e in j])
         if not isinstance(j, dict) or len(j) != 1:
             raise SerializeError(f"unknown value {str(j)[:80]}")
         ((tag, x),) = j.items()
@@ -335,12 +337,14 @@ class Decoder:
         """A dataclass from its fields; absent ones take their defaults."""
         if not isinstance(j, dict):
             raise SerializeError(f"expected the fields of {cls.__name__}, found {str(j)[:80]}")
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(j) - known)
-        if unknown:
-            raise SerializeError(f"{cls.__name__} has no field {', '.join(unknown)}")
+        known = _field_names(cls)
+        if not j.keys() <= known:
+            unknown = ", ".join(sorted(j.keys() - known))
+            raise SerializeError(f"{cls.__name__} has no field {unknown}")
         try:
-            return cls(**{k: self.value(v) for k, v in j.items()})
+            return cls(**{
+                k: v if type(v) in _PLAIN else self.value(v) for k, v in j.items()
+            })
         except SerializeError:
             raise
         except (TypeError, ValueError) as e:
@@ -414,6 +418,11 @@ class Decoder:
 
     def _meta(self, e: dict[str, Json]) -> dict[str, Any]:
         return {k: self.value(v) for k, v in _expect(e.get("meta", []), list, "meta")}
+
+
+@functools.cache
+def _field_names(cls: type) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls))
 
 
 def _expect(x: Json, kind: type[T], what: str) -> T:

@@ -12,6 +12,7 @@ from ..network.enums import DeviceType, NetworkDefinitionCreationFlag, TensorLoc
 from ..network.enums_build import BuilderFlag, ErrorCodeTRT
 from ..network.network import INetworkDefinition
 from ..network.values import IHostMemory
+from ..plan.check import check_program
 from ..plan.format import write_plan
 from ..plan.program import Program
 from ..runtime.engine import ICudaEngine
@@ -20,6 +21,7 @@ from ..support.errors import TacticianError
 from .builder_legacy import LegacyBuilder
 from .compile import compile_network
 from .config import IBuilderConfig
+from .debug_tensors import expose, hide
 from .profile import IOptimizationProfile, settle_profiles
 from .rebuild import UsedTimings, keep_network
 from .settings import BuildSettings
@@ -229,21 +231,23 @@ class Builder(LegacyBuilder):
         timings = UsedTimings(settings.timing_cache)
         if carried:
             settings = replace(settings, timing_cache=timings)
+        debug, added = expose(graph)
         progress = Progress(config.progress_monitor)
         try:
             program, report = compile_network(graph, settings, network.name, progress.report)
         finally:
             progress.close()
+        hide(program, added)
         program.implicit_batch = self._batch_of(network)
         host = TensorLocation.HOST.value
         program.settings["locations"] = {
             v.name: "host" for v in (*graph.inputs, *graph.outputs)
             if v.meta.get("location") == host
         }
-        program.settings["debug_tensors"] = tuple(
-            sorted(v.name for v in graph.values() if v.meta.get("debug"))
-        )
+        program.settings["debug_tensors"] = tuple(debug)
         program.settings["workspace"] = settings.workspace
+        graph.outputs = graph.outputs[: len(graph.outputs) - len(added)]
+        check_program(program)
         if carried:
             only = settings.refit == "individual"
             marked = frozenset(network._refittable) if only else None

@@ -16,6 +16,7 @@ import numpy as np
 from ..ir.graph import Graph, Value
 from ..plan.program import Program
 from .compile import compile_network
+from .debug_tensors import expose, hide
 from .settings import BuildSettings, ProfileSettings
 
 Array = np.ndarray[Any, Any]
@@ -146,7 +147,10 @@ def rebuild(
         timing_cache=timings,
         **given,
     )
+    _, added = expose(graph)
     new, _ = compile_network(graph, settings, program.name)
+    hide(new, added)
+    graph.outputs = graph.outputs[: len(graph.outputs) - len(added)]
     new.implicit_batch = program.implicit_batch
     for name in _CARRIED:
         if name in program.settings:

@@ -256,9 +256,9 @@ class Scheduler:
             self.copy(self.tensor(v), out, f"output {v.name}")
         self.program.checks = collect_checks(self.graph)
         canonical_symbols(self.program)
-        used = dict.fromkeys(
-            s for t in self.program.tensors for d in (*t.shape, *t.content) for s in D.symbols(d)
-        )
+        sizes = [d for t in self.program.tensors for d in (*t.shape, *t.content, t.offset)]
+        sizes += [d for s in self.program.steps for d in (*s.dims, s.work, s.scratch)]
+        used = dict.fromkeys(s for d in sizes for s in D.symbols(d))
         self.program.checks = [
             c for c in self.program.checks if (D.symbols(c.a) | D.symbols(c.b)) <= set(used)
         ]

@@ -337,7 +337,7 @@ class Decoder:
         """A dataclass from its fields; absent ones take their defaults."""
         if not isinstance(j, dict):
             raise SerializeError(f"expected the fields of {cls.__name__}, found {str(j)[:80]}")
-        known = _field_names(cls)
+        known = _field_names(cls)  # type: ignore[arg-type]
         if not j.keys() <= known:
             unknown = ", ".join(sorted(j.keys() - known))
             raise SerializeError(f"{cls.__name__} has no field {unknown}")

@@ -74,7 +74,10 @@ def _program(header: Header, meta: Any, sections: Sequence[memoryview]) -> Progr
     expected = _PLAIN | {"symbols", "constants", "code", "nodes", "network"}
     if set(meta) != expected:
         odd = ", ".join(sorted(set(meta) ^ expected))
-        raise PlanError(f"the plan's metadata has unknown or missing entries: {odd}")
+        raise PlanError(
+            f"the plan was written by another version of tactician (its metadata has unknown or "
+            f"missing entries: {odd}); build the engine again with this version"
+        )
     decoder = Decoder(sections, _attrs_of, _RECORDS)
     plain = {name: decoder.value(meta[name]) for name in _PLAIN}
     return Program(

@@ -55,6 +55,8 @@ class Schedule:
         self.ticks: Array | None = None
         self._address = self._base_addresses(arena)
         self._arrays: dict[int, Array] = {}
+        self._todo_tensors: list[int] = []
+        self._todo_steps: list[int] = []
         self._held: dict[int, Array] = {}
         self._scratch = np.empty(0, np.uint8)
         self._scratch_stride = 0

@@ -414,3 +414,45 @@ def test_cache_combine_and_reset():
     assert a.combine(b, ignore_mismatch=False)
     assert a.entries["k"] == {"times": {"x(1)": 1.0}} and "m" in a.entries
     assert a.reset() and not len(a)
+
+
+def test_debug_tensors_survive_fusion(builder, log):
+    shown = {}
+
+    class Listener(trt.IDebugListener):
+        def process_debug_tensor(self, addr, location, type, shape, name, stream):
+            shown[name] = cuda.from_device(addr, tuple(shape), np.float32)
+
+    network = conv_relu(builder)
+    mid = network.get_layer(0).get_output(0)
+    mid.name = "mid"
+    assert network.mark_debug(mid)
+    engine = builder.build_engine_with_config(network, builder.create_builder_config())
+    assert [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)] == ["x", "y"]
+    assert engine.is_debug_tensor("mid")
+    engine = trt.Runtime(log).deserialize_cuda_engine(engine.serialize())
+    context, y = engine.create_execution_context(), np.zeros((1, 4, 4, 4), np.float32)
+    context.set_debug_listener(Listener())
+    assert context.set_all_tensors_debug_state(True)
+    assert context.execute_v2([X.ctypes.data, y.ctypes.data]) and list(shown) == ["mid"]
+    np.testing.assert_array_equal(np.maximum(shown["mid"], 0), y)
+    np.testing.assert_allclose(y, conv_relu_numpy(X), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_an_input_as_offsets(builder, log):
+    """An input decides where a slice starts but no shape: it still is read at every run."""
+    network = builder.create_network(1)
+    x = network.add_input("x", trt.float32, (6,))
+    start = network.add_input("start", trt.int32, (1,))
+    cut = network.add_slice(x, (0,), (2,), (1,))
+    cut.set_input(1, start)
+    cut.get_output(0).name = "y"
+    network.mark_output(cut.get_output(0))
+    engine = builder.build_engine_with_config(network, builder.create_builder_config())
+    assert engine is not None, log.errors
+    context = engine.create_execution_context()
+    x, y, start = np.arange(6, dtype=np.float32), np.zeros(2, np.float32), np.zeros(1, np.int32)
+    for i in (3, 0, 4):
+        start[:] = i
+        assert context.execute_v2([x.ctypes.data, start.ctypes.data, y.ctypes.data])
+        assert y.tolist() == [i, i + 1]

@@ -23,6 +23,7 @@ from .program import (
     OUTPUT,
     SIZES,
     VIEW,
+    Check,
     Profile,
     Program,
     Step,
@@ -30,6 +31,7 @@ from .program import (
 )
 
 KINDS = frozenset((INPUT, OUTPUT, CONST, ARENA, VIEW, DYNAMIC, SIZES))
+RELATIONS = frozenset(("eq", "le", "broadcast"))
 STEP_KINDS = frozenset(("kernel", "reference", "copy"))
 
 
@@ -39,7 +41,7 @@ def check_program(program: Program) -> None:
     Raises:
         PlanError: Naming the first tensor, step or symbol that is wrong.
     """
-    for table in (program.tensors, program.steps, program.profiles):
+    for table in (program.tensors, program.steps, program.profiles, program.checks):
         if not isinstance(table, list):
             _fail(f"expected a list, found {type(table).__name__}")
     for ids in (program.inputs, program.outputs):
@@ -56,6 +58,10 @@ def check_program(program: Program) -> None:
                 _fail(f"{what} {program.tensors[n].name!r} has kind {program.tensors[n].kind}")
     for i, step in enumerate(program.steps):
         _check_step(program, i, step)
+    for c in program.checks:
+        if not isinstance(c, Check) or c.relation not in RELATIONS:
+            _fail(f"a check of sizes is malformed: {c!r}")
+        _dims(program, (c.a, c.b), f"a check for {c.layer}")
     if not program.profiles or not all(isinstance(p, Profile) for p in program.profiles):
         _fail("there is no optimization profile")
 

@@ -26,6 +26,7 @@ class ProgramInfo:
         arena: Arena tensor -> itself, and views of arena tensors -> the arena tensor.
         value_inputs: Inputs whose contents decide shapes: id -> [(element, symbol)].
         has_data: Whether some sizes are known only while running.
+        late_checks: Relations between sizes of which some are known only while running.
     """
 
     def __init__(self, program: Program):
@@ -40,6 +41,9 @@ class ProgramInfo:
         used = self._used_symbols()
         self.data_symbols = {n for n, s in program.symbols.items() if s.kind == "data"}
         self.has_data = bool(used & self.data_symbols)
+        self.late_checks = [
+            c for c in program.checks if (D.symbols(c.a) | D.symbols(c.b)) & self.data_symbols
+        ]
         ids = {program.tensors[t].name: t for t in program.inputs}
         self.value_inputs: dict[int, list[tuple[int, str]]] = {}
         for name, info in program.symbols.items():
@@ -61,8 +65,7 @@ class ProgramInfo:
                 used.update(D.symbols(d))
 
         for t in self.program.tensors:
-            add(t.shape)
-            add(t.content)
+            add((*t.shape, *t.content, t.offset))
         for s in self.program.steps:
             add((*s.dims, s.work, s.scratch))
         return used

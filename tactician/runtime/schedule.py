@@ -17,7 +17,7 @@ from ..ir import dims as D
 from ..plan.program import ARENA, CONST, DYNAMIC, OUTPUT, SIZES
 from ..support.errors import ExecutionError
 from .buffers import Array, aligned_block, array_at, copy_bytes, weakly
-from .layout import Extents, Layout
+from .layout import Extents, Layout, check_sizes
 
 if TYPE_CHECKING:
     from .core import EngineCore
@@ -341,6 +341,8 @@ class Schedule:
     def _settle(self) -> bool:
         """Sizes what is known by now; returns whether scratch memory had to grow."""
         grew = False
+        for check in self._info.late_checks:
+            check_sizes(check, self._known)
         waiting = []
         for t in self._todo_tensors:
             if not self._settle_tensor(t):

@@ -193,6 +193,7 @@ def put(*path):
     (put("symbols", 0, "kind", "guess"), "origin"),
     (put("symbols", []), "depends on n"),
     (put("code", [99]), "section 99"),
+    (put("checks", {"l": [3]}), "check of sizes"),
     (put("constants", [{"a": [0, "f32", [10**12]]}]), "does not fit"),
     (put("nodes", "nodes", 0, "op", "no_such_op"), "no_such_op"),
     (put("network", 3), "expected dict"),

@@ -182,6 +182,10 @@ def _guarded_vector(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
     def lane_by_lane() -> ir.Value:
         if uniform:
             return other
+        _, step, lanes = em.lane_split(e.at)
+        masked = (step == 1 or not lanes) and e.value.dtype.size >= 4
+        if em.mask is None and not masked:
+            return _one_by_one(em, e, width)
         ok = em._emit(e.guard)
         raw = _raw(em, e.value, e.at, ok)
         x = convert.from_memory(em.builder, raw, e.value.dtype)
@@ -195,6 +199,32 @@ def _guarded_vector(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
     out.add_incoming(x, x_end)
     out.add_incoming(y, y_end)
     return out
+
+
+def _one_by_one(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
+    """A loop over the lanes: little code, for what is rarely run."""
+    from .nest import loop
+
+    var, wide = em.lane_binding(e)
+    slot = V.entry_alloca(em.builder, convert.register_type(e.dtype, width))
+
+    def lane(k: ir.Value, now: list[ir.Value]) -> list[ir.Value]:
+        em.bind(var, em.builder.add(wide.value, k))
+        x = em._emit(e)
+        if e.dtype.kind == "b":
+            x = em.builder.zext(x, V.I8)
+        em.builder.store(x, em.builder.gep(slot, [k], source_etype=x.type))
+        return now
+
+    packed = em.row_width
+    em.row_width = 0
+    loop(em, I64(0), I64(width), 1, [], lane)
+    em.row_width = packed
+    em.rebind(var, wide)
+    if e.dtype.kind == "b":
+        raw = em.builder.load(slot, typ=ir.VectorType(V.I8, width))
+        return em.builder.trunc(raw, ir.VectorType(I1, width))
+    return em.builder.load(slot, typ=convert.register_type(e.dtype, width))
 
 
 def _holds_everywhere(em: Emitter, guard: Expr, width: int) -> ir.Value:

@@ -106,6 +106,16 @@ class Emitter:
         spread over that many lanes, starting at ``value``."""
         self._vars[var] = Binding(value, self.scopes[-1], width)
 
+    def lane_binding(self, e: Expr) -> tuple[Var, Binding]:
+        """The variable that ``e`` has along the lanes."""
+        return next(
+            (k, self._vars[k]) for k in self.needs(e) if isinstance(k, Var) and self._vars[k].width
+        )
+
+    def rebind(self, var: Var, binding: Binding) -> None:
+        """Takes a variable back to an earlier binding."""
+        self._vars[var] = binding
+
     def bind_result(self, value: Value, register: ir.Value) -> None:
         """Every load of ``value``, at whatever index, gives ``register``."""
         self._results[value] = register, self.scopes[-1]

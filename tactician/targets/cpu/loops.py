@@ -59,10 +59,21 @@ class LoopTactic(Tactic):
         return refusal(region.stages)
 
     def candidates(self, region: Region, device: Any) -> Sequence[LoopCandidate]:
-        return (LoopCandidate(2), LoopCandidate(4), LoopCandidate(1))
+        return [LoopCandidate(n) for n in _unrolls(region.stages)]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         return build_loops(region.stages, region.outputs, device.isa, candidate)
+
+
+def _unrolls(stages: Sequence[E.Stage]) -> tuple[int, ...]:
+    """Unrolling worth trying, best guess first: wide for reductions, which need independent
+    accumulators; narrow where lanes are loaded under guards; plain copies don't care."""
+    nodes = [x for s in stages for x in E.walk(s.expr)]
+    if any(isinstance(x, E.Load) and x.guard is not None for x in nodes):
+        return (1, 2)
+    if any(isinstance(x, E.Reduce) for x in nodes):
+        return (4, 2)
+    return (2,)
 
 
 def refusal(stages: Sequence[E.Stage]) -> str | None:
@@ -295,7 +306,8 @@ class _Builder:
             em.row_width = 0
             return []
 
-        nest.vector_loop(em, self.lane, start, stop, self.width, ([], []), body)
+        extent = em.dim(self.lane.extent)
+        nest.vector_loop(em, self.lane, start, stop, self.width, ([], []), body, extent)
         return []
 
     def _tile(self, now: list[ir.Value]) -> None:
@@ -350,9 +362,8 @@ class _Builder:
                 return now
 
             width = lanes_for(var.extent, self.width)
-            nest.vector_loop(
-                em, var, I64(0), em.dim(var.extent), width, ([], []), element
-            )
+            stop = em.dim(var.extent)
+            nest.vector_loop(em, var, I64(0), stop, width, ([], []), element, stop)
             return
 
         def body(i: ir.Value, now: list[ir.Value]) -> list[ir.Value]:

@@ -81,11 +81,16 @@ def vector_loop(
     width: int,
     carried: tuple[Carried, Carried],
     body: Callable[[int, Carried], Carried],
+    overlap: ir.Value | None = None,
 ) -> tuple[Carried, Carried]:
     """Runs ``var`` over a range, ``width`` lanes at a time and the rest one by one.
 
     ``body(lanes, carried)`` emits for a vector (``lanes`` = width) or a scalar (0); the two have
     carried values of their own.
+
+    Args:
+        overlap: If doing elements twice does no harm: the variable's whole extent. The last
+            vector then overlaps the one before it, unless the extent is less than a vector.
     """
 
     def run(lanes: int) -> Body:
@@ -96,6 +101,8 @@ def vector_loop(
         return one
 
     b = em.builder
+    if overlap is not None and width > 1:
+        return _overlapping(em, start, stop, width, carried, run, overlap)
     middle: ir.Value
     first, last = known(start), known(stop)
     if first is not None and last is not None:
@@ -105,6 +112,33 @@ def vector_loop(
         middle = b.add(start, count)
     wide = loop(em, start, middle, width, carried[0], run(width)) if width > 1 else carried[0]
     narrow = loop(em, middle if width > 1 else start, stop, 1, carried[1], run(0))
+    return wide, narrow
+
+
+def _overlapping(
+    em: Emitter,
+    start: ir.Value,
+    stop: ir.Value,
+    width: int,
+    carried: tuple[Carried, Carried],
+    run: Callable[[int], Body],
+    extent: ir.Value,
+) -> tuple[Carried, Carried]:
+    n, b = known(extent), em.builder
+    last = b.sub(stop, I64(width)) if known(stop) is None else I64(known(stop) - width)
+
+    def clamped(i: ir.Value, now: Carried) -> Carried:
+        b = em.builder
+        return run(width)(b.select(b.icmp_signed("<", i, last), i, last), now)
+
+    even = n is not None and known(stop) is not None and n % width == 0
+    vector = run(width) if even else clamped
+    if n is not None and n >= width:
+        return loop(em, start, stop, width, carried[0], vector), carried[1]
+    enough = b.icmp_signed(">=", extent, I64(width))
+    wide = loop(em, start, b.select(enough, stop, start), width, carried[0], vector)
+    b = em.builder
+    narrow = loop(em, start, b.select(enough, start, stop), 1, carried[1], run(0))
     return wide, narrow
 
 

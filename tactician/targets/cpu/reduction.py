@@ -85,9 +85,10 @@ def _nest(
         return rule.step(em, totals[0]), []
     var, rest = order[0], order[1:]
     if var is lane:
+        stop = em.dim(var.extent)
         return nest.vector_loop(
-            em, var, I64(0), em.dim(var.extent), own, totals,
-            lambda _lanes, now: rule.step(em, now),
+            em, var, I64(0), stop, own, totals, lambda _lanes, now: rule.step(em, now),
+            stop if rule.idempotent else None,
         )  # fmt: skip
     split = len(totals[0])
 
@@ -115,6 +116,7 @@ class _Rule:
         self.dt: DType = e.body.dtype
         self.arg = e.fn.startswith("arg")
         self.last = e.fn.endswith("_last")
+        self.idempotent = e.fn not in ("sum", "prod")
         self.extreme = e.fn[3:6] if self.arg else e.fn
 
     def identity(self, width: int) -> list[ir.Value]:

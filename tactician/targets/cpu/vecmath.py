@@ -123,6 +123,7 @@ def entry_alloca(b: ir.IRBuilder, t: ir.Type) -> ir.Value:
         eb.position_before(block.instructions[0])
     slot = eb.alloca(t)
     slot.align = 64
+    slot.type = PTR  # llvmlite gives it a typed pointer, which opaque ones do not mix with
     return slot
 
 

@@ -115,6 +115,8 @@ def _affine_load(v: Value, x: Value, ov: Sequence[Expr], groups: int, work: DTyp
             index.append(E.idx(0))
         elif groups > 1 and at == 1 and d == groups and x.dims[1] != groups:
             index.append(E.binary("floordiv", ov[1], E.idx(D.floor_div(x.dims[1], groups))))
+        elif isinstance(d, D.Dim) and d != x.dims[at]:
+            index.append(E.binary("mod", ov[at], E.idx(d)))  # itself if equal, 0 if d is 1
         else:
             index.append(ov[at])
     return E.cast(E.load(v, index), work)

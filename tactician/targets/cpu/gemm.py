@@ -317,6 +317,10 @@ class Gemm(Tactic):
         p = problem(anchor)
         if any(not isinstance(d, D.Dim) and d == 0 for d in (*p.batch, p.m, p.n, p.k)):
             return "an extent is zero"
+        for x in (p.a, p.b):
+            full = p.batch[len(p.batch) - len(x.batch) :]
+            if any(isinstance(d, D.Dim) and d != f for d, f in zip(x.batch, full, strict=True)):
+                return "a batch size known only at run time may be broadcast"
         return epi.refuse(region)
 
     def candidates(self, region: Region, device: Any) -> Sequence[Tile]:

@@ -89,8 +89,9 @@ def _independent(stages: Sequence[E.Stage]) -> list[list[E.Stage]]:
     groups: list[list[E.Stage]] = []
     for s in stages:
         mine = [s]
-        for v in {ld.value for ld in E.loads(s.expr)} & group_of.keys():
-            other = group_of[v]
+        # in order of loading: the code must be the same in every build
+        for v in dict.fromkeys(ld.value for ld in E.loads(s.expr)):
+            other = group_of.get(v, mine)
             if other is not mine:
                 mine = other + mine if len(mine) == 1 else mine[:-1] + other + mine[-1:]
                 groups.remove(other)

@@ -100,6 +100,12 @@ def test_one_and_three_dimensions(x, w):
     check(x, w)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_trailing_axis_of_one_position(residual):
+    check((2, 8, 20, 1), (16, 8, 5, 1), pre=(2, 0), post=(1, 0), residual=residual, act="relu")
+    check((1, 5, 4, 9, 1), (16, 5, 3, 3, 1), dynamic=(0,), residual=residual)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pointwise_convolution(stride):
     check((2, 16, 9, 10), (40, 16, 1, 1), stride=(stride, stride), act="relu")

@@ -101,8 +101,13 @@ class _Problem:
         self.x, self.w, self.y = x, w, node.outputs[0]
         self.bias = node.inputs[2] if len(node.inputs) > 2 else None
         self.groups = node.attrs.groups
-        window = kernel_extents(w)
-        self.axes = conv_axes(x.dims[2:], window, node.attrs)
+        axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
+        # Register tiles lie along the last axis: a trailing axis of one position goes first,
+        # which changes neither memory nor the order of taps.
+        self.order = sorted(range(len(axes)), key=lambda d: not _single(axes[d]))
+        self.axes = [axes[d] for d in self.order]
+        self.x_dims = [x.dims[2 + d] for d in self.order]
+        window = tuple(a.window for a in self.axes)
         self.k = int(w.dims[0])  # type: ignore[arg-type]
         self.c = int(w.dims[1])  # type: ignore[arg-type]
         self.channels = int(x.dims[1])  # type: ignore[arg-type]
@@ -144,6 +149,11 @@ class _Problem:
             if ld.guard is not None or not (own or by_channel):
                 return False
         return not _bare_variables(self.stage.expr)
+
+
+def _single(a: Any) -> bool:
+    """Whether an axis has one position and one tap, without padding."""
+    return (a.size, a.out, a.window, a.pre) == (1, 1, 1, 0)
 
 
 def _bare_variables(e: E.Expr) -> bool:
@@ -307,7 +317,7 @@ class _Builder:
 
     def _input_geometry(self, size: Any) -> tuple[list[Any], list[Any], Any]:
         p = self.p
-        dims = list(p.x.dims[2:])
+        dims = p.x_dims
         if p.flat:
             ones = [I64(1)] * (self.rank - 1)
             return [*ones, self.width], [I64(0)] * self.rank, I64(0)
@@ -414,6 +424,7 @@ class _Builder:
         stage = p.stage or _identity(p)
         is_last = "logical" in stage.out.meta
         n, k, *space = (stage.vars[0], stage.vars[-1], *stage.vars[1:-1]) if is_last else stage.vars
+        space = [space[d] for d in p.order]
         em.bind(n, m.image)
         for v, x in zip(space[:-1], m.pixel[:-1], strict=True):
             em.bind(v, x)

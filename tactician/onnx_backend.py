@@ -1,13 +1,12 @@
 """The classic ONNX backend interface (`onnx.backend.base`) on top of tactician.
 
 ``prepare(model).run(inputs)``, `run_model`, `run_node` and `supports_device` behave as ONNX's own
-backend tests expect. ``target="reference"`` (or ``TACTICIAN_ONNX_BACKEND=reference``) runs the
-graph with the numpy interpreter instead of a built engine.
+backend tests expect. Models are built into engines; with ``target="reference"`` (or
+``TACTICIAN_ONNX_BACKEND=reference``) the numpy interpreter runs them instead.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from .ir.verify import verify
 from .network.network import INetworkDefinition
 from .parsers.onnx.model import import_model
 from .parsers.onnx.plugins import PluginFinder
+from .support import knobs
 from .support.errors import TacticianError
 
 Array = np.ndarray[Any, Any]
@@ -48,9 +48,9 @@ def load_network(
 class BackendRep:
     """A prepared model. ``run`` takes inputs in order and returns a tuple of outputs.
 
-    Where a model takes axes, sizes or the like as inputs and they must be known to build it,
-    the build waits for the first `run`, takes them from its arguments, and happens again
-    whenever their values change.
+    Where a model takes axes or the like as inputs and they must be known to build it, the build
+    waits for the first `run`, takes them from its arguments, and happens again whenever their
+    values change.
     """
 
     def __init__(self, model: Any, target: str, folder: str | None = None):
@@ -59,7 +59,9 @@ class BackendRep:
         self.model, self.target, self.folder = model, target, folder
         self.names = input_names(model)
         self._built: dict[bytes, _Runnable] = {}
-        problems = import_model(model, Graph(), folder, plugins=PluginFinder()).problems
+        graph = Graph()
+        problems = import_model(model, graph, folder, plugins=PluginFinder()).problems
+        self.sizes = {s.source for s in graph.symbols.values() if s.kind == "value"}
         self.fixed: list[str] = []
         if any(p.code == "UNSUPPORTED_NODE_DYNAMIC" for p in problems):
             self.fixed = small_inputs(model)
@@ -68,7 +70,10 @@ class BackendRep:
 
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         feeds = dict(zip(self.names, (np.asarray(a) for a in inputs), strict=False))
-        return self._for({n: feeds[n] for n in self.fixed if n in feeds})(feeds)
+        fixed = [n for n in self.fixed if n in feeds]
+        # 0 and -1 in a Reshape's target mean "keep" and "infer", not sizes
+        fixed += [n for n in self.sizes if n not in fixed and np.any(feeds[n] < 1)]
+        return self._for({n: feeds[n] for n in fixed})(feeds)
 
     def _for(self, fixed: dict[str, Array]) -> _Runnable:
         key = b"".join(k.encode() + str(a.shape).encode() + a.tobytes() for k, a in fixed.items())
@@ -134,7 +139,7 @@ def prepare(
     """
     if not supports_device(device):
         raise ValueError(f"device {device!r} is not supported; use CPU")
-    target = target or os.environ.get("TACTICIAN_ONNX_BACKEND", "reference")
+    target = target or knobs.onnx_backend()
     return BackendRep(model, target, folder)
 
 

@@ -4,11 +4,17 @@
 | --- | --- |
 | ``TACTICIAN_DEBUG`` | 1 plan summary, 2 time of each step, 3 tactic tables, 4 graphs after each pass, 5 LLVM text |
 | ``TACTICIAN_CHECK`` | 1: verify the graph after each pass |
+| ``TACTICIAN_ONNX_BACKEND`` | ``engine`` (default) or ``reference``: what `onnx_backend` runs models with |
 """  # noqa: E501
 
 from __future__ import annotations
 
 import os
+
+
+def onnx_backend() -> str:
+    """What `tactician.onnx_backend` runs models with."""
+    return os.environ.get("TACTICIAN_ONNX_BACKEND", "") or "engine"
 
 
 def debug_level() -> int:

@@ -26,9 +26,9 @@ OUT_OF_SCOPE: dict[str, str] = {
 NOT_PASSING: dict[str, str] = {
     r"test_bernoulli": "expects the random numbers of numpy's generator",
     r"test_training_dropout(_default)?(_mask)?$": "expects the random numbers of numpy's generator",
-    r"test_attention_4d_causal_fp16_expanded$":
-        "the expected f16 values were rounded after every step: 2 of 192 differ by one unit in "
-        "the last place, more than the case's tolerance",
+    r"test_attention_4d_causal_fp16(_expanded)?$":
+        "the expected f16 values were rounded after every step: 1 or 2 of 192 differ by one "
+        "unit in the last place, more than the case's tolerance",
     r"test_dft_inverse(_opset19)?$":
         "expects the f32 rounding errors (2e-7) of another transform where the exact value is 0",
 }

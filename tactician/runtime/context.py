@@ -408,7 +408,9 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             default_stream_barrier()
         with self._running:
             schedule = self._current
-            if schedule is None or bindings != self._bound or self._slow:
+            if schedule is None or self._slow or (
+                bindings != self._bound and not self._rebind(schedule, bindings)
+            ):
                 found = self._bind(bindings)
                 if found is None:
                     return False
@@ -418,6 +420,21 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             else:
                 schedule.run()
                 self._ran = schedule
+        return True
+
+    def _rebind(self, schedule: Schedule, bindings: Sequence[int]) -> bool:
+        """Patches the addresses that differ from the last run's; False if it takes more."""
+        last, new = self._bound, list(bindings)
+        if last is None or len(new) != len(last):
+            return False
+        for i, address in enumerate(new):
+            if address != last[i]:
+                if type(address) is not int or address <= 0:
+                    return False
+                t = self._ids[i]
+                self._addresses[t] = address
+                schedule.bind_one(t, address)
+                last[i] = address
         return True
 
     def _bind(self, bindings: Sequence[int]) -> Schedule | None:

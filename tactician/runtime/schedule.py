@@ -62,6 +62,8 @@ class Schedule:
         self._scratch_stride = 0
         self._records: list[tuple[str, int]] = []
         for i, s in enumerate(self._program.steps):
+            if self._program.target == "null":
+                continue  # everything is prepared and nothing runs
             self._records.append(("step", i))
             self._records.extend(("watch", t) for t in s.outputs if t in watched)
         self._make_tables()
@@ -169,6 +171,10 @@ class Schedule:
                 mine[i] = address
                 self._patch(i)
 
+    def bind_one(self, i: int, address: int) -> None:
+        self._address[i] = address
+        self._patch(i)
+
     def run(self) -> None:
         """Runs all steps with the addresses bound.
 
@@ -193,8 +199,11 @@ class Schedule:
         else:
             self._run_python(self.ticks)
         spans = np.diff(self.ticks) / 1e6
-        return [float(ms) for ms, (kind, _) in zip(spans, self._records, strict=True)
-                if kind == "step"]
+        times = [0.0] * len(self._program.steps)
+        for ms, (kind, i) in zip(spans, self._records, strict=True):
+            if kind == "step":
+                times[i] = float(ms)
+        return times
 
     def _run_native(self, timed: bool) -> None:
         start = 0

@@ -101,6 +101,13 @@ def test_tensor_api(log):
     assert context.get_tensor_strides("y") == (3, 1)
 
 
+def test_null_target_runs_nothing(log):
+    program = exp_sum_program()
+    program.target = "null"
+    context, y = load(program, log).create_execution_context(), np.zeros_like(X)
+    assert context.execute_v2([X.ctypes.data, y.ctypes.data]) and not y.any()
+
+
 def test_bindings_api(log):
     engine = load(exp_sum_program(), log)
     assert list(engine) == ["x", "y"] and len(engine) == engine.num_bindings == 2

@@ -14,15 +14,11 @@ import numpy as np
 from llvmlite import ir
 
 from ...ir import dims as D
-from ...ir import expr as E
-from ...ir.dtypes import f32
-from ...ir.graph import Node, Value
-from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
-from .conv_ir import F32, I64, PTR, ConvShape, Loop, MicroKernel, Tile, lane_mask
-from .emitter import Emitter
+from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
+from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
 
 _THREAD_FLOPS = 400_000  # some 10 µs of work
 _FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
@@ -37,139 +33,22 @@ class DirectConvolution(Tactic):
     priority = 50
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return _unsuited(region, device) is None
+        return unsuited(region, device) is None
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        why = _unsuited(region, device)
-        if why is None and not all(map(_is_last, region.outputs)):
+        why = unsuited(region, device)
+        if why is None and not all(map(stored_last, region.outputs)):
             why = "the result is not stored channels-last"
         return why
 
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
-        return _tiles(_Problem(region), device)
+        return _tiles(Problem(region), device)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(_Problem(region), candidate).build()
+        return _Builder(Problem(region), candidate).build()
 
 
-def _is_last(v: Value) -> bool:
-    return "logical" in v.meta or v.dims[1] == 1 or all(d == 1 for d in v.dims[2:])
-
-
-def _unsuited(region: Region, device: Any) -> str | None:
-    node = region.anchor
-    if node is None or node.op != "convolution":
-        return "not a convolution"
-    x, w = node.inputs[0], node.inputs[1]
-    assert x is not None and w is not None
-    if x.dtype is not f32 or w.const is None:
-        return "needs f32 and constant weights"
-    if not isinstance(x.dims[1], int):
-        return "the number of channels must be fixed"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and bias.const is None:
-        return "the bias must be constant"
-    groups = node.attrs.groups
-    lanes = device.isa.lanes(32)
-    per_group = int(w.dims[0]) // groups  # type: ignore[arg-type]
-    if groups > 1 and per_group % lanes and not _is_depthwise(node):
-        return f"{per_group} channels per group are no multiple of {lanes}"
-    if len(region.outputs) != 1:
-        return "the epilogue has more than one result"
-    axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
-    if not all(isinstance(a.pre, int) for a in axes):
-        return "the padding depends on a size known only at run time"
-    return None
-
-
-def _is_depthwise(node: Node) -> bool:
-    x, w = node.inputs[0], node.inputs[1]
-    assert x is not None and w is not None
-    return 1 < node.attrs.groups == x.dims[1] == w.dims[0]
-
-
-class _Problem:
-    """The convolution's numbers, as the code generator needs them."""
-
-    def __init__(self, region: Region):
-        self.region = region
-        node = region.anchor
-        assert node is not None
-        self.node: Node = node
-        x, w = node.inputs[0], node.inputs[1]
-        assert x is not None and w is not None and w.const is not None
-        self.x, self.w, self.y = x, w, node.outputs[0]
-        self.bias = node.inputs[2] if len(node.inputs) > 2 else None
-        self.groups = node.attrs.groups
-        axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
-        # Register tiles lie along the last axis: a trailing axis of one position goes first,
-        # which changes neither memory nor the order of taps.
-        self.order = sorted(range(len(axes)), key=lambda d: not _single(axes[d]))
-        self.axes = [axes[d] for d in self.order]
-        self.x_dims = [x.dims[2 + d] for d in self.order]
-        window = tuple(a.window for a in self.axes)
-        self.k = int(w.dims[0])  # type: ignore[arg-type]
-        self.c = int(w.dims[1])  # type: ignore[arg-type]
-        self.channels = int(x.dims[1])  # type: ignore[arg-type]
-        last = x in region.physical or all(d == 1 for d in x.dims[2:])
-        space = D.product(x.dims[2:])
-        self.x_channel = 1 if last else int(space)  # type: ignore[arg-type]
-        self.x_pixel = self.channels if last else 1
-        self.shape = ConvShape(
-            c=self.c,
-            k=self.k,
-            window=window,
-            stride=tuple(a.stride for a in self.axes),
-            dilation=tuple(a.dilation for a in self.axes),
-            pre=tuple(_static(a.pre) for a in self.axes),
-            x_channel=self.x_channel,
-            x_pixel=self.x_pixel,
-            depthwise=_is_depthwise(node),
-        )
-        self.stage = region.stages[-1] if region.stages else None
-        self.out = region.outputs[0]
-        plain = self.shape.taps == 1 and set(self.shape.stride) == {1}
-        self.flat = (
-            plain and last and not any(self.shape.pre) and self._own_index_only()
-            and all(a.out == a.size for a in self.axes)
-        )
-
-    def _own_index_only(self) -> bool:
-        """Whether epilogue operands are read at the pixel's own place or by channel only, so
-        that pixels can be counted through all images and rows."""
-        if self.stage is None:
-            return True
-        variables = self.stage.vars
-        channel = variables[-1] if "logical" in self.out.meta else variables[1]
-        for ld in E.loads(self.stage.expr):
-            own = len(ld.index) == len(variables) and all(
-                i is v for i, v in zip(ld.index, variables, strict=True)
-            )
-            by_channel = all(i is channel or isinstance(i, E.Const) for i in ld.index)
-            if ld.guard is not None or not (own or by_channel):
-                return False
-        return not _bare_variables(self.stage.expr)
-
-
-def _single(a: Any) -> bool:
-    """Whether an axis has one position and one tap, without padding."""
-    return (a.size, a.out, a.window, a.pre) == (1, 1, 1, 0)
-
-
-def _bare_variables(e: E.Expr) -> bool:
-    """Whether an iteration variable is used otherwise than to address operands."""
-    if isinstance(e, E.Load):
-        return False
-    return isinstance(e, E.Var) or any(_bare_variables(c) for c in E.children(e))
-
-
-def _static(d: D.DimLike) -> int:
-    if isinstance(d, D.Dim):
-        raise ValueError(f"padding {d} depends on the input's size")
-    return int(d)
-
-
-def _tiles(p: _Problem, device: Any) -> list[Tile]:
+def _tiles(p: Problem, device: Any) -> list[Tile]:
     """Register tiles that fit the machine, most promising first."""
     lanes = device.isa.lanes(32)
     budget = 30 if device.isa.vector_registers >= 32 else 15
@@ -186,7 +65,7 @@ def _tiles(p: _Problem, device: Any) -> list[Tile]:
     return [Tile(mr, nv, lanes, rows, first) for (mr, nv), first in choices]
 
 
-def _cycles(p: _Problem, mr: int, nv: int, lanes: int) -> float:
+def _cycles(p: Problem, mr: int, nv: int, lanes: int) -> float:
     """Modelled cost of a row of outputs: multiply-adds or loads, whichever is more, for whole
     and partial tiles alike, with a penalty where too few sums hide the latency."""
     width = p.axes[-1].out
@@ -201,40 +80,25 @@ def _cycles(p: _Problem, mr: int, nv: int, lanes: int) -> float:
     return blocks * (whole * (tile(mr) + 1) + (tile(rest) + 1 if rest else 0))
 
 
-def _tails(p: _Problem, nv: int, lanes: int) -> range:
+def _tails(p: Problem, nv: int, lanes: int) -> range:
     """Channel remainders that a block may end in: any, but none if blocks lie in groups."""
     return range(nv * lanes) if p.groups == 1 or p.shape.depthwise else range(1)
 
 
-def _late(p: _Problem) -> bool:
+def _late(p: Problem) -> bool:
     """Whether weights are larger than the image: then they should be read once."""
     pixels = D.product(p.x.dims[2:])
     image = int(pixels) * p.channels if isinstance(pixels, int) else 1 << 30
     return p.w.const.size > image  # type: ignore[union-attr]
 
 
-class _Sizes:
-    """Run-time sizes: symbolic dimensions become entries of the kernel's ``dims``."""
-
-    def __init__(self) -> None:
-        self.dims: list[D.Dim] = []
-
-    def value(self, b: ir.IRBuilder, array: Any, d: D.DimLike) -> Any:
-        if not isinstance(d, D.Dim):
-            return I64(int(d))
-        if d not in self.dims:
-            self.dims.append(d)
-        at = b.gep(array, [I64(self.dims.index(d))], source_etype=I64)
-        return b.load(at, typ=I64)
-
-
 class _Builder:
     """Builds the kernel of one candidate."""
 
-    def __init__(self, problem: _Problem, tile: Tile):
+    def __init__(self, problem: Problem, tile: Tile):
         self.p, self.t = problem, tile
         self.module = ir.Module("conv_direct")
-        self.sizes = _Sizes()
+        self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
         self.packed = _pack(problem, tile)
         self.zeros = np.zeros(max(problem.c, tile.nr), np.float32)
@@ -245,6 +109,7 @@ class _Builder:
         self.args = [self.x, self.packed, self.zeros]
         self.args += [v for v in extra if v is not self.x]
         self.args.append(problem.out)
+        self.epilogue = Epilogue(problem, self.args, self.sizes)
         self.tiles: dict[tuple[int, int], MicroKernel] = {}
 
     def build(self) -> Kernel:
@@ -296,7 +161,7 @@ class _Builder:
         b = ir.IRBuilder(fn.append_basic_block("entry"))
         self.b, self.fn_args, self.fn_dims = b, args, dims
         size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
-        self.pointers = [self._argument(b, args, i) for i in range(3)]
+        self.pointers = [argument(b, args, i) for i in range(3)]
         blocks = -(-self.p.k // self.t.nr)
         row_blocks, rows = size(self._row_blocks()), size(self._row_count())
         self.row_sizes = [size(a.out) for a in self.p.axes]
@@ -308,12 +173,9 @@ class _Builder:
             else:
                 rb, kb = b.sdiv(item.index, I64(blocks)), b.srem(item.index, I64(blocks))
             first = b.mul(rb, I64(self.t.rows))
-            last = _least(b, b.add(first, I64(self.t.rows)), rows)
+            last = least(b, b.add(first, I64(self.t.rows)), rows)
             self._block(kb, blocks, first, last)
         b.ret_void()
-
-    def _argument(self, b: ir.IRBuilder, args: Any, i: int) -> Any:
-        return b.load(b.gep(args, [I64(i)], source_etype=PTR), typ=PTR)
 
     def _input_geometry(self, size: Any) -> tuple[list[Any], list[Any], Any]:
         p = self.p
@@ -352,7 +214,7 @@ class _Builder:
             if self.p.flat:
                 chunk = self.t.mr * _FLAT_TILES
                 start = b.mul(row.index, I64(chunk))
-                stop = _least(b, b.add(start, I64(chunk)), self.width)
+                stop = least(b, b.add(start, I64(chunk)), self.width)
                 self._columns(w, k, channels, I64(0), [I64(0)] * (self.rank - 1), start, stop)
             else:
                 image, outer = self._coordinates(row.index)
@@ -415,48 +277,17 @@ class _Builder:
 
     def _store(self, m: MicroKernel, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue: each accumulator through the stage's expression, then to memory."""
-        p, lanes = self.p, self.t.lanes
-        table = {v: self._argument(b, m.args, i) for i, v in enumerate(self.args)
-                 if isinstance(v, Value)}
-        em = Emitter(
-            b, pointer=table.__getitem__, size=lambda d: self.sizes.value(b, m.dims, d)
-        )
-        stage = p.stage or _identity(p)
-        is_last = "logical" in stage.out.meta
-        n, k, *space = (stage.vars[0], stage.vars[-1], *stage.vars[1:-1]) if is_last else stage.vars
-        space = [space[d] for d in p.order]
-        em.bind(n, m.image)
-        for v, x in zip(space[:-1], m.pixel[:-1], strict=True):
-            em.bind(v, x)
-        source = p.region.physical.get(p.y, p.y)
+        lanes = self.t.lanes
+        self.epilogue.enter(b, m.args)
+        em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
+            x = b.add(m.pixel[-1], I64(i))
             for j in range(m.nv):
-                em.push(b)
-                em.bind(space[-1], b.add(m.pixel[-1], I64(i)))
-                sums, left = acc[i * m.nv + j], channels - j * lanes
-                if p.k == 1:  # an extent of 1 is not spread over lanes
-                    em.bind(k, m.k)
-                    em.bind_result(source, b.extract_element(sums, ir.IntType(32)(0)))
-                else:
-                    em.bind(k, b.add(m.k, I64(j * lanes)), width=lanes)
-                    em.bind_result(source, sums)
-                    em.mask = lane_mask(left, lanes) if left < lanes else None
-                em.store(stage, em.emit(stage.expr))
-                em.pop()
+                k = b.add(m.k, I64(j * lanes))
+                self.epilogue.store(em, x, k, acc[i * m.nv + j], channels - j * lanes)
 
 
-def _identity(p: _Problem) -> E.Stage:
-    """The epilogue of a convolution without one."""
-    source = p.region.physical.get(p.y, p.y)
-    variables = E.iter_vars(p.out.dims)
-    return E.Stage(p.out, variables, E.load(source, variables))
-
-
-def _least(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-    return b.select(b.icmp_signed("<", x, y), x, y)
-
-
-def _pack(p: _Problem, t: Tile) -> np.ndarray[Any, Any]:
+def _pack(p: Problem, t: Tile) -> np.ndarray[Any, Any]:
     """Weights as ``[K / nr][bias nr +] [taps][C][nr]``, zero-padded; 64-byte aligned rows."""
     w = p.w.const
     assert w is not None

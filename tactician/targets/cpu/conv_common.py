@@ -1,0 +1,234 @@
+"""What the convolution tactics share: the problem's numbers and the epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from ...ir import dims as D
+from ...ir import expr as E
+from ...ir.dtypes import f32
+from ...ir.graph import Node, Value
+from ...ops.conv import conv_axes, kernel_extents
+from ...regions.region import Region
+from .conv_ir import I32, I64, PTR, ConvShape, lane_mask
+from .emitter import Emitter
+
+
+def stored_last(v: Value) -> bool:
+    """Whether the channels of a value are neighbours in memory."""
+    return "logical" in v.meta or v.dims[1] == 1 or all(d == 1 for d in v.dims[2:])
+
+
+def unsuited(region: Region, device: Any) -> str | None:
+    """Why no channels-last kernel can do the region whatever its layouts, or None."""
+    node = region.anchor
+    if node is None or node.op != "convolution":
+        return "not a convolution"
+    x, w = node.inputs[0], node.inputs[1]
+    assert x is not None and w is not None
+    if x.dtype is not f32 or w.const is None:
+        return "needs f32 and constant weights"
+    if not isinstance(x.dims[1], int):
+        return "the number of channels must be fixed"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.const is None:
+        return "the bias must be constant"
+    groups = node.attrs.groups
+    lanes = device.isa.lanes(32)
+    per_group = int(w.dims[0]) // groups  # type: ignore[arg-type]
+    if groups > 1 and per_group % lanes and not is_depthwise(node):
+        return f"{per_group} channels per group are no multiple of {lanes}"
+    if len(region.outputs) != 1:
+        return "the epilogue has more than one result"
+    axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
+    if not all(isinstance(a.pre, int) for a in axes):
+        return "the padding depends on a size known only at run time"
+    return None
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether every channel is convolved with a window of its own."""
+    x, w = node.inputs[0], node.inputs[1]
+    assert x is not None and w is not None
+    return 1 < node.attrs.groups == x.dims[1] == w.dims[0]
+
+
+class Problem:
+    """The convolution's numbers, as the code generator needs them."""
+
+    def __init__(self, region: Region):
+        self.region = region
+        node = region.anchor
+        assert node is not None
+        self.node: Node = node
+        x, w = node.inputs[0], node.inputs[1]
+        assert x is not None and w is not None and w.const is not None
+        self.x, self.w, self.y = x, w, node.outputs[0]
+        self.bias = node.inputs[2] if len(node.inputs) > 2 else None
+        self.groups = node.attrs.groups
+        axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
+        # Register tiles lie along the last axis: a trailing axis of one position goes first,
+        # which changes neither memory nor the order of taps.
+        self.order = sorted(range(len(axes)), key=lambda d: not _single(axes[d]))
+        self.axes = [axes[d] for d in self.order]
+        self.x_dims = [x.dims[2 + d] for d in self.order]
+        window = tuple(a.window for a in self.axes)
+        self.k = int(w.dims[0])  # type: ignore[arg-type]
+        self.c = int(w.dims[1])  # type: ignore[arg-type]
+        self.channels = int(x.dims[1])  # type: ignore[arg-type]
+        last = x in region.physical or all(d == 1 for d in x.dims[2:])
+        space = D.product(x.dims[2:])
+        self.x_channel = 1 if last else int(space)  # type: ignore[arg-type]
+        self.x_pixel = self.channels if last else 1
+        self.shape = ConvShape(
+            c=self.c,
+            k=self.k,
+            window=window,
+            stride=tuple(a.stride for a in self.axes),
+            dilation=tuple(a.dilation for a in self.axes),
+            pre=tuple(_static(a.pre) for a in self.axes),
+            x_channel=self.x_channel,
+            x_pixel=self.x_pixel,
+            depthwise=is_depthwise(node),
+        )
+        self.stage = region.stages[-1] if region.stages else None
+        self.out = region.outputs[0]
+        plain = self.shape.taps == 1 and set(self.shape.stride) == {1}
+        self.flat = (
+            plain and last and not any(self.shape.pre) and self._own_index_only()
+            and all(a.out == a.size for a in self.axes)
+        )
+
+    def _own_index_only(self) -> bool:
+        """Whether epilogue operands are read at the pixel's own place or by channel only, so
+        that pixels can be counted through all images and rows."""
+        if self.stage is None:
+            return True
+        variables = self.stage.vars
+        channel = variables[-1] if "logical" in self.out.meta else variables[1]
+        for ld in E.loads(self.stage.expr):
+            own = len(ld.index) == len(variables) and all(
+                i is v for i, v in zip(ld.index, variables, strict=True)
+            )
+            by_channel = all(i is channel or isinstance(i, E.Const) for i in ld.index)
+            if ld.guard is not None or not (own or by_channel):
+                return False
+        return not _bare_variables(self.stage.expr)
+
+
+def _single(a: Any) -> bool:
+    """Whether an axis has one position and one tap, without padding."""
+    return (a.size, a.out, a.window, a.pre) == (1, 1, 1, 0)
+
+
+def _bare_variables(e: E.Expr) -> bool:
+    """Whether an iteration variable is used otherwise than to address operands."""
+    if isinstance(e, E.Load):
+        return False
+    return isinstance(e, E.Var) or any(_bare_variables(c) for c in E.children(e))
+
+
+def _static(d: D.DimLike) -> int:
+    if isinstance(d, D.Dim):
+        raise ValueError(f"padding {d} depends on the input's size")
+    return int(d)
+
+
+class RuntimeSizes:
+    """Run-time sizes: symbolic dimensions become entries of the kernel's ``dims``."""
+
+    def __init__(self) -> None:
+        self.dims: list[D.Dim] = []
+
+    def value(self, b: ir.IRBuilder, array: Any, d: D.DimLike) -> Any:
+        if not isinstance(d, D.Dim):
+            return I64(int(d))
+        if d not in self.dims:
+            self.dims.append(d)
+        at = b.gep(array, [I64(self.dims.index(d))], source_etype=I64)
+        return b.load(at, typ=I64)
+
+
+class Epilogue:
+    """The region's stage on sums in registers, inside a function of the kernel.
+
+    Args:
+        problem: The convolution.
+        operands: What the kernel's pointer arguments are, in order.
+        sizes: Run-time sizes of the kernel.
+    """
+
+    def __init__(self, problem: Problem, operands: Sequence[Any], sizes: RuntimeSizes):
+        self.p, self.operands, self.sizes = problem, operands, sizes
+        self.stage = problem.stage or identity_stage(problem)
+        self.source = problem.region.physical.get(problem.y, problem.y)
+        self._pointers: dict[Value, Any] = {}
+
+    def enter(self, b: ir.IRBuilder, args: Any) -> None:
+        """Loads the operands' addresses; call it in the entry block of the function."""
+        self._pointers = {
+            v: argument(b, args, i) for i, v in enumerate(self.operands) if isinstance(v, Value)
+        }
+
+    def at(self, b: ir.IRBuilder, dims: Any, image: Any, outer: Sequence[Any]) -> Emitter:
+        """An emitter for pixels of which all coordinates but the last are known."""
+        em = Emitter(
+            b, pointer=self._pointers.__getitem__, size=lambda d: self.sizes.value(b, dims, d)
+        )
+        em.bind(self.stage.vars[0], image)
+        for v, x in zip(self._space()[:-1], outer, strict=True):
+            em.bind(v, x)
+        return em
+
+    def _space(self) -> tuple[E.Var, ...]:
+        """Spatial variables in the order that the problem counts its axes."""
+        variables = self.stage.vars
+        space = variables[1:-1] if self._last() else variables[2:]
+        return tuple(space[d] for d in self.p.order)
+
+    def _last(self) -> bool:
+        return "logical" in self.stage.out.meta
+
+    def store(self, em: Emitter, x: Any, k: Any, sums: Any, count: int) -> None:
+        """Computes and writes one vector of channels of a pixel.
+
+        Args:
+            em: From `at`.
+            x: The pixel's last coordinate.
+            k: The first channel.
+            sums: A vector of them.
+            count: How many of its lanes are channels.
+        """
+        b, lanes = em.builder, sums.type.count
+        channel = self.stage.vars[-1 if self._last() else 1]
+        em.push(b)
+        em.bind(self._space()[-1], x)
+        if self.p.k == 1:  # an extent of 1 is not spread over lanes
+            em.bind(channel, k)
+            em.bind_result(self.source, b.extract_element(sums, I32(0)))
+        else:
+            em.bind(channel, k, width=lanes)
+            em.bind_result(self.source, sums)
+            em.mask = lane_mask(count, lanes) if count < lanes else None
+        em.store(self.stage, em.emit(self.stage.expr))
+        em.pop()
+
+
+def identity_stage(p: Problem) -> E.Stage:
+    """The epilogue of a convolution without one."""
+    source = p.region.physical.get(p.y, p.y)
+    variables = E.iter_vars(p.out.dims)
+    return E.Stage(p.out, variables, E.load(source, variables))
+
+
+def argument(b: ir.IRBuilder, args: Any, i: int) -> Any:
+    """The address of the kernel's i-th operand."""
+    return b.load(b.gep(args, [I64(i)], source_etype=PTR), typ=PTR)
+
+
+def least(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """The smaller of two signed integers."""
+    return b.select(b.icmp_signed("<", x, y), x, y)

@@ -105,3 +105,37 @@ def test_version_compatible_plans_rebuild_themselves(log):
     assert "building it again now" in log.warnings
     got = run(engine.create_execution_context())
     np.testing.assert_allclose(got, conv_relu_numpy(X), rtol=1e-4, atol=1e-4)
+
+
+def test_refit_from_another_model(log, tmp_path):
+    """`OnnxParserRefitter` gives an engine the weights of a retrained model."""
+    onnx = pytest.importorskip("onnx")
+    from pathlib import Path
+
+    from onnx import numpy_helper
+
+    source = Path(trt.__file__).parent / "data" / "lenet_digits.onnx"
+    model = onnx.load(source)
+    for t in model.graph.initializer:
+        array = numpy_helper.to_array(t)
+        if array.dtype == np.float32:
+            t.CopyFrom(numpy_helper.from_array(array * np.float32(0.9), t.name))
+    onnx.save(model, tmp_path / "new.onnx")
+    builder = trt.Builder(log)
+    network, config = builder.create_network(1), builder.create_builder_config()
+    assert trt.OnnxParser(network, log).parse_from_file(str(source))
+    config.builder_optimization_level = 0
+    config.set_flag(trt.BuilderFlag.REFIT)
+    profile, name = builder.create_optimization_profile(), network.get_input(0).name
+    profile.set_shape(name, *[(1, 1, 28, 28)] * 3)
+    config.add_optimization_profile(profile)
+    engine = builder.build_engine_with_config(network, config)
+    assert engine is not None, log.errors
+    parser = trt.OnnxParserRefitter(trt.Refitter(engine, log), log)
+    assert parser.refit_from_file(str(tmp_path / "new.onnx")), log.errors
+    assert parser.refitter.refit_cuda_engine()
+    x = np.random.default_rng(0).random((1, 1, 28, 28), np.float32)
+    got = trt.runtime.easy.Engine(engine)(x)
+    fresh = trt.build(tmp_path / "new.onnx", level=0, logger=log)(x)
+    for key, value in fresh.items():
+        np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)

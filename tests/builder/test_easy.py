@@ -174,7 +174,7 @@ def test_implicit_batch(monkeypatch):
     monkeypatch.setenv("TACTICIAN_TRT_VERSION", "7.2")
     builder = trt.Builder(Log())
     builder.max_batch_size = 4
-    engine = tactician.runtime.easy.Engine(
+    engine = tactician.Engine(
         builder.build_cuda_engine(conv_relu(builder, (2, 6, 6), flags=0))
     )
     x = np.random.default_rng(1).standard_normal((3, 2, 6, 6)).astype(np.float32)

@@ -135,7 +135,7 @@ def test_refit_from_another_model(log, tmp_path):
     assert parser.refit_from_file(str(tmp_path / "new.onnx")), log.errors
     assert parser.refitter.refit_cuda_engine()
     x = np.random.default_rng(0).random((1, 1, 28, 28), np.float32)
-    got = trt.runtime.easy.Engine(engine)(x)
+    got = trt.Engine(engine)(x)
     fresh = trt.build(tmp_path / "new.onnx", level=0, logger=log)(x)
     for key, value in fresh.items():
         np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)

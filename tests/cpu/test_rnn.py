@@ -73,13 +73,14 @@ def test_cells(cell, direction, layout):
         ("lstm", {"lens": [5, 2, 0]}), ("gru", {"lens": [1, 5, 3], "direction": "bidirectional"}),
         ("lstm", {"hidden": 8, "batch": 1}), ("gru", {"hidden": 33, "size": 1, "batch": 5}),
         ("lstm", {"hidden": 3, "steps": 1}), ("lstm", {"dtype": "f64"}),
+        ("lstm", {"steps": 37, "direction": "bidirectional"}), ("gru", {"steps": 33, "batch": 1}),
     ],
 )  # fmt: skip
 def test_options(cell, options):
     check(*network(cell, **options))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
 def test_rows_per_item(rows):
     check(*network("lstm", batch=5), rows)
 

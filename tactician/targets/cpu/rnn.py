@@ -4,6 +4,10 @@ A work item runs one direction of a few batch entries through all steps. Units a
 vector at a time; the products of all gates of those units share the loop over inputs, so that
 each broadcast element feeds every gate, and the cell's update happens on registers. Weights are
 packed as ``[panel of units][k][gate][lane]``. States live in scratch, double buffered.
+
+Weights are often larger than the caches, and every step needs all of them. The part of the sums
+that comes from the inputs does not wait for the states, so it is made for a block of steps at
+once: those weights pass by once a block instead of once a step.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from .codegen import Gen, Num
 from .isa import Isa
 
 _FUNCTIONS = frozenset(("sigmoid", "tanh", "relu"))
+_BLOCK = 16  # steps whose inputs are multiplied together
 _UNROLL = 4
 _CHAINS = 8  # independent sums that keep multiply-add units busy
 Array = np.ndarray[Any, Any]
@@ -63,6 +68,11 @@ def groups_of(cell: str, linear_before_reset: bool) -> tuple[Group, ...]:
     if linear_before_reset:
         return (Group((0, 1, 2), (0, 1, 2), (0, 1, 2), (0, 1, 3)),)
     return (Group((0, 1), (0, 1), (0, 1), (0, 1)), Group((2,), (2,), (0,), (0,), True))
+
+
+def rows_at_once(isa: Isa) -> int:
+    """Rows whose sums for four gates fit the registers."""
+    return (isa.vector_registers - 2) // 5
 
 
 class Packed:
@@ -111,6 +121,10 @@ class Packed:
         return out
 
 
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
 def _interleaved(w: Array) -> Array:
     """``[dirs, gates, k, panels, lanes]`` -> ``[dirs, panels, k * gates * lanes]``."""
     dirs, _, _, panels, _ = w.shape
@@ -133,6 +147,7 @@ class _Builder:
         self.dirs = int(w.dims[0])  # type: ignore[arg-type]
         self.steps_dim, self.batch_dim = x.dims[:2] if not self.a.layout else x.dims[1::-1]
         self.steps, self.batch = g.size(self.steps_dim), g.size(self.batch_dim)
+        self.most = rows_at_once(isa)
         self.rows = min(rows, self.batch) if isinstance(self.batch, int) else rows
         self.args: list[Value | Array] = []
         self.x = self._take(x)
@@ -148,10 +163,19 @@ class _Builder:
         self.scalar = convert.register_type(self.dtype)
         self.vec = V.with_lanes(self.scalar, self.lanes if self.lanes > 1 else 0)
         self.padded = self.packed.panels * self.lanes
-        # scratch, in elements: two states, cell state, gated state, update gate
+        self._layout_scratch()
+
+    def _layout_scratch(self) -> None:
+        """Offsets in elements: two states, cell state, gated state, update gate, then for every
+        group ``[step of the block][row][panel][sum][lane]``."""
         plane = self.rows * self.padded
         self.at_c, self.at_gated, self.at_z = 2 * plane, 3 * plane, 4 * plane
-        self.scratch_bytes = 5 * plane * self.unit
+        at = 5 * plane
+        self.at_sums = []
+        for group in self.packed.groups:
+            self.at_sums.append(at)
+            at += _BLOCK * plane * group.sums
+        self.scratch_bytes = at * self.unit
 
     def _take(self, v: Value | Array) -> ir.Value:
         self.args.append(v)
@@ -222,24 +246,34 @@ class _Builder:
         for first, source in ((0, self.h0), (self.at_c, self.c0)):
             if first == 0 or self.a.cell == "lstm":
                 self._read_state(first, source)
-        with g.loop(0, self.steps) as step:
-            odd = g.mod(step.index, 2)
-            plane = self.rows * self.padded
-            self.h_old = g.mul(odd, plane)
-            self.h_new = g.sub(plane, self.h_old)
-            t = self._time(step.index)
-            self.live = self._live(t)
+        with g.loop(0, self.steps, _BLOCK) as block:
+            count = g.min(_BLOCK, g.sub(self.steps, block.index))
             for number, group in enumerate(self.packed.groups):
-                last = number == len(self.packed.groups) - 1
-                self._panels(
-                    lambda j, width, n=number, s=group, final=last: self._panel(
-                        n, s, j, width, t, final
-                    )
-                )
+                with g.loop(0, self.packed.panels) as j:
+                    self._inputs(number, group, j.index, block.index, count)
+            with g.loop(0, count) as step:
+                self._step(g.add(block.index, step.index), step.index)
         end = g.mul(g.mod(self.steps, 2), self.rows * self.padded)
         self._write_state(end, self.outs[1])
         if self.a.cell == "lstm":
             self._write_state(self.at_c, self.outs[2])
+
+    def _step(self, step: Num, in_block: Num) -> None:
+        """One step: what the states add to the sums, then the cells."""
+        g = self.g
+        plane = self.rows * self.padded
+        self.in_block = in_block
+        self.h_old = g.mul(g.mod(step, 2), plane)
+        self.h_new = g.sub(plane, self.h_old)
+        t = self._time(step)
+        self.live = self._live(t)
+        for number, group in enumerate(self.packed.groups):
+            last = number == len(self.packed.groups) - 1
+            self._panels(
+                lambda j, width, n=number, s=group, final=last: self._panel(
+                    n, s, j, width, t, final
+                )
+            )
 
     def _time(self, step: Num) -> Num:
         g = self.g
@@ -307,27 +341,60 @@ class _Builder:
     # --- sums ----------------------------------------------------------------------------
 
     def _panel(self, number: int, group: Group, j: Num, width: int, t: Num, final: bool) -> None:
-        acc = self._sums(number, group, j, t)
-        for r in range(self.rows):
-            if final:
-                self._update(acc[r], r, j, width, t)
-            else:
-                self._gate_state(acc[r], r, j)
+        for rows in _chunks(list(range(self.rows)), self.most):
+            for r, sums in zip(rows, self._sums(number, group, j, rows), strict=True):
+                if final:
+                    self._update(sums, r, j, width, t)
+                else:
+                    self._gate_state(sums, r, j)
 
-    def _sums(self, number: int, group: Group, j: Num, t: Num) -> list[list[ir.Value]]:
-        """Per row, the sums of a panel's units."""
+    def _weights_at(self, number: int, group: Group, j: Num) -> ir.Value:
+        """A panel's weights: those of the inputs, then those of the states."""
+        p = self.packed
+        panel = (p.size * len(group.x) + p.hidden * len(group.h)) * self.lanes
+        flat = self.g.add(self.g.mul(self.dir, p.weights[number].shape[1]), self.g.mul(j, panel))
+        return self.g.at(self.weights[number], flat, self.unit)
+
+    def _sum_at(self, number: int, group: Group, step: Num, r: int, j: Num) -> ir.Value:
+        """Where the inputs' part of a panel's sums is kept."""
+        g = self.g
+        row = g.add(g.mul(g.add(g.mul(step, self.rows), r), self.packed.panels), j)
+        flat = g.add(g.mul(row, group.sums * self.lanes), self.at_sums[number])
+        return g.at(g.scratch, flat, self.unit)
+
+    def _inputs(self, number: int, group: Group, j: Num, first: Num, count: Num) -> None:
+        """Bias and inputs of a panel for the steps of a block."""
+        g = self.g
+        bias = self._constant(self.biases[number], self.packed.biases[number], j, group.sums)
+        base = self._weights_at(number, group, j)
+        together = max(1, self.most // self.rows)
+        with g.loop(0, count, together) as s:
+            steps = [g.min(g.add(s.index, u), g.sub(count, 1)) for u in range(together)]
+            places = [(step, r) for step in steps for r in range(self.rows)]
+            for some in _chunks(places, self.most):
+                xs = [self._x_at(self._time(g.add(first, step)), r) for step, r in some]
+                acc = self._products(
+                    [list(bias) for _ in xs], xs, self.packed.size, base, group.x_to
+                )
+                for (step, r), sums in zip(some, acc, strict=True):
+                    at = self._sum_at(number, group, step, r, j)
+                    for k, x in enumerate(sums):
+                        g.store(x, g.at(at, k * self.lanes, self.unit), self.unit)
+
+    def _sums(self, number: int, group: Group, j: Num, rows: list[int]) -> list[list[ir.Value]]:
+        """For each of some rows, the sums of a panel's units."""
         g, p = self.g, self.packed
-        bias = self._constant(self.biases[number], p.biases[number], j, group.sums)
-        acc = [list(bias) for _ in range(self.rows)]
-        per_x, per_h = len(group.x) * self.lanes, len(group.h) * self.lanes
-        panel = p.size * per_x + p.hidden * per_h
-        flat = g.add(g.mul(self.dir, p.weights[number].shape[1]), g.mul(j, panel))
-        base = g.at(self.weights[number], flat, self.unit)
-        xs = [self._x_at(t, r) for r in range(self.rows)]
-        acc = self._products(acc, xs, p.size, base, group.x_to)
+        acc = []
+        for r in rows:
+            at = self._sum_at(number, group, self.in_block, r, j)
+            acc.append([
+                g.load(self.vec, g.at(at, k * self.lanes, self.unit), self.unit)
+                for k in range(group.sums)
+            ])  # fmt: skip
+        base = self._weights_at(number, group, j)
+        base = g.at(base, p.size * len(group.x) * self.lanes, self.unit)
         first = self.at_gated if group.gated else self.h_old
-        hs = [self._slot(first, r, 0) for r in range(self.rows)]
-        base = g.at(base, p.size * per_x, self.unit)
+        hs = [self._slot(first, r, 0) for r in rows]
         return self._products(acc, hs, p.hidden, base, group.h_to)
 
     def _constant(self, base: ir.Value, array: Array, j: Num, count: int) -> list[ir.Value]:
@@ -496,10 +563,11 @@ class Recurrent(Tactic):
         """Batch entries per work item."""
         assert region.anchor is not None and region.anchor.inputs[0] is not None
         batch = region.anchor.inputs[0].dims[1 - region.anchor.attrs.layout]
-        most = (device.isa.vector_registers - 2) // 5
+        most = rows_at_once(device.isa)
         if isinstance(batch, D.Dim):
             return (1, most)
-        return (min(int(batch), most),)
+        # More rows share one reading of the weights, fewer make more work items.
+        return tuple(dict.fromkeys(min(int(batch), rows) for rows in (most, 4 * most)))
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         return _Builder(region, candidate, device.isa).build()

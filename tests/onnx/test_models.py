@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,14 @@ def error(actual: Any, expected: Any) -> float:
     return float(np.abs(actual.astype(np.float64) - expected).max()) / span
 
 
+def compare(name: str, results: dict[str, Any], expected: dict[str, Any]) -> None:
+    for k, want in expected.items():
+        actual = results[k]
+        assert actual.dtype == want.dtype and actual.shape == want.shape
+        assert error(actual, want) <= TOLERANCE.get(name, 1e-4), k
+        assert (actual.argmax(-1) == want.argmax(-1)).all()
+
+
 @pytest.mark.models
 @pytest.mark.parametrize("name", MODELS)
 def test_interpreted(name: str) -> None:
@@ -55,11 +66,35 @@ def test_interpreted(name: str) -> None:
     for feeds, expected in recorded_runs(name):
         with np.errstate(all="ignore"):
             results = run_graph(graph, feeds)
-        for value, actual in zip(graph.outputs, results, strict=True):
-            want = expected[value.name]
-            assert actual.dtype == want.dtype and actual.shape == want.shape
-            assert error(actual, want) <= TOLERANCE.get(name, 1e-4), value.name
-            assert (actual.argmax(-1) == want.argmax(-1)).all()
+        compare(name, {v.name: r for v, r in zip(graph.outputs, results, strict=True)}, expected)
+
+
+QUICK = ("mnist_8", "micro_kws_m_static_qdq", "silero_vad")
+RUN_PLAN = """
+import sys
+import numpy as np
+from tactician.runtime.easy import load
+engine = load(sys.argv[1])
+feeds = {k[4:]: a for k, a in np.load(sys.argv[2]).items() if k.startswith("in::")}
+np.savez(sys.argv[3], **engine(feeds))
+"""
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", [
+    pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in MODELS])
+def test_engine_and_plan(name: str, tmp_path: Path) -> None:
+    """Through an engine here, and through its plan in a new process."""
+    engine = trt.build(str(shared_path("models", f"{name}.onnx")), level=0,
+                       logger=trt.Logger(trt.Logger.ERROR))
+    for feeds, expected in recorded_runs(name):
+        compare(name, engine(feeds), expected)
+    plan, out = tmp_path / "plan", tmp_path / "out.npz"
+    engine.save(plan)
+    run = shared_path("models", f"{name}.onnx.npz")
+    subprocess.run([sys.executable, "-c", RUN_PLAN, str(plan), str(run), str(out)], check=True,
+                   cwd=Path(__file__).resolve().parents[2])
+    compare(name, dict(np.load(out)), recorded_runs(name)[0][1])
 
 
 @pytest.mark.models

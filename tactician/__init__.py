@@ -87,6 +87,9 @@ _TABLE: dict[str, str] = {
         IPluginV3QuickAOTBuild IPluginV3QuickBuild IPluginV3QuickCore IPluginV3QuickRuntime""",
     "network.plugins.registry": """
         IPluginRegistry get_builder_plugin_registry get_plugin_registry init_libnvinfer_plugins""",
+    "parsers.caffe": """
+        CaffeParser IBlobNameToTensor ICaffePluginFactory ICaffePluginFactoryExt
+        ICaffePluginFactoryV2""",
     "parsers.onnx": """
         NodeIndices OnnxParser OnnxParserRefitter ParserError SubGraphCollection
         get_nv_onnx_parser_version""",

@@ -249,8 +249,10 @@ class IPoolingLayer(ILayer):
         n = len(s["window_size_nd"])
         if x.rank < n + 1 + self._net._off:
             raise OpError(f"a {n}-D window needs an input of {n + 2} dimensions, got {x!r}")
+        # Caffe leaves out windows that would start in the padding behind
+        clip = s["padding_mode"] is PaddingMode.CAFFE_ROUND_UP
         return [e.value("pooling", x, fn=_POOLING[s["type"]], window=tuple(s["window_size_nd"]),
-                        blend=s["blend_factor"],
+                        blend=s["blend_factor"], ceil=clip,
                         count_include_pad=not s["average_count_excludes_padding"],
                         **padding_attrs(s, n))]
 

@@ -1,0 +1,55 @@
+"""Layers that change the size of images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....ir.graph import Value
+from ..context import Context
+from ..errors import LayerProblem
+from ..node import CaffeLayer
+from ..table import importer
+
+
+@importer("Upsample", does="each element repeated",
+          notes="by scale (or scale_h and scale_w), or to height and width; not by a pooling mask")
+def upsample(c: Context, n: CaffeLayer) -> Value:
+    p, x = n.proto.upsample_param, n[0]
+    if x.rank != 4:
+        raise LayerProblem(f"needs four dimensions, the bottom has {x.rank}")
+    how = {"mode": "nearest", "coordinate": "asymmetric", "nearest": "floor", "axes": (2, 3)}
+    if p.height or p.width:
+        return c.op("resize", x, c.ints([p.height, p.width]), **how)
+    scales = np.float32([p.scale_h or p.scale, p.scale_w or p.scale])
+    if scales.min() < 1:
+        raise LayerProblem("upsample_param needs scale, at least 1")
+    return c.op("resize", x, None, c.const(scales), **how)
+
+
+@importer("Interp", inputs=(1, 2), does="bilinear, corners aligned",
+          notes="by zoom_factor and shrink_factor, to height and width, or to the size of the "
+                "second bottom; negative padding crops")
+def interp(c: Context, n: CaffeLayer) -> Value:
+    p, x = n.proto.interp_param, n[0]
+    if x.rank != 4:
+        raise LayerProblem(f"needs four dimensions, the bottom has {x.rank}")
+    if p.pad_beg > 0 or p.pad_end > 0:
+        raise LayerProblem("pad_beg and pad_end can't be positive: they crop")
+    sizes = [n.size(i, "its size") for i in (2, 3)]
+    for i in (0, 1):
+        if p.pad_beg or p.pad_end:
+            x = c.cut(x, 2 + i, -p.pad_beg, sizes[i] + p.pad_end)
+            sizes[i] += p.pad_beg + p.pad_end
+    if min(sizes) < 1 or p.shrink_factor < 1 or p.zoom_factor < 1:
+        raise LayerProblem("factors are at least 1, and cropping must leave something")
+    if len(n) == 2:
+        other = n[1].dims[2:]
+        if len(other) != 2 or not all(isinstance(d, int) for d in other):
+            raise LayerProblem("its second bottom needs four dimensions with a known size")
+        out = [int(d) for d in other if isinstance(d, int)]
+    elif p.height > 0 and p.width > 0:
+        out = [p.height, p.width]
+    else:
+        out = [(s - 1) // p.shrink_factor + 1 for s in sizes]
+        out = [s + (s - 1) * (p.zoom_factor - 1) for s in out]
+    return c.op("resize", x, c.ints(out), mode="linear", coordinate="align_corners", axes=(2, 3))

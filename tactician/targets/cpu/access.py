@@ -156,9 +156,10 @@ def _guarded(em: Emitter, e: A.FlatLoad) -> ir.Value:
 
 def _guarded_vector(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
     """Branches on whether the guard holds in all lanes; if so the load needs no guard."""
-    assert e.guard is not None and e.other is not None
-    uniform = not em.width(e.guard)
-    inside = em._emit(e.guard) if uniform else _holds_everywhere(em, e.guard, width)
+    guard = e.guard
+    assert guard is not None and e.other is not None
+    uniform = not em.width(guard)
+    inside = em._emit(guard) if uniform else _holds_everywhere(em, guard, width)
     # what both branches share is computed before they part
     other = V.splat(em.builder, em._emit(e.other), width)
     outer = em.scopes[-1]
@@ -186,7 +187,7 @@ def _guarded_vector(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
         masked = (step == 1 or not lanes) and e.value.dtype.size >= 4
         if em.mask is None and not masked:
             return _one_by_one(em, e, width)
-        ok = em._emit(e.guard)
+        ok = em._emit(guard)
         raw = _raw(em, e.value, e.at, ok)
         x = convert.from_memory(em.builder, raw, e.value.dtype)
         return em.builder.select(ok, x, other)

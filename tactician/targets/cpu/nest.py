@@ -125,13 +125,14 @@ def _overlapping(
     extent: ir.Value,
 ) -> tuple[Carried, Carried]:
     n, b = known(extent), em.builder
-    last = b.sub(stop, I64(width)) if known(stop) is None else I64(known(stop) - width)
+    end = known(stop)
+    last = b.sub(stop, I64(width)) if end is None else I64(end - width)
 
     def clamped(i: ir.Value, now: Carried) -> Carried:
         b = em.builder
         return run(width)(b.select(b.icmp_signed("<", i, last), i, last), now)
 
-    even = n is not None and known(stop) is not None and n % width == 0
+    even = n is not None and end is not None and n % width == 0
     vector = run(width) if even else clamped
     if n is not None and n >= width:
         return loop(em, start, stop, width, carried[0], vector), carried[1]
@@ -140,6 +141,20 @@ def _overlapping(
     b = em.builder
     narrow = loop(em, start, b.select(enough, start, stop), 1, carried[1], run(0))
     return wide, narrow
+
+
+def when(em: Emitter, condition: ir.Value, body: Callable[[], None]) -> None:
+    """Runs ``body`` where a condition (i1) holds."""
+    outer = em.scopes[-1]
+    inside, after = (outer.builder.append_basic_block() for _ in range(2))
+    outer.builder.cbranch(condition, inside, after)
+    closed = em.close(outer)
+    em.push(ir.IRBuilder(inside))
+    body()
+    em.builder.branch(after)
+    em.pop()
+    em.reopen(closed)
+    outer.builder.position_at_end(after)
 
 
 def unrolled(em: Emitter, var: Var, count: int, carried: Carried, body: Body) -> Carried:

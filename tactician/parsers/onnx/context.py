@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -220,9 +221,9 @@ class Context:
         """A scalar repeated to ``shape``; a constant if that is static and small."""
         known = shape.known_ints()
         if x.const is not None and known is not None and known.size <= 64:
-            dims = list(known.reshape(-1))
-            if D.is_static(*dims) and 0 <= D.product(int(d) for d in dims) <= 1 << 16:
-                return self.const(np.full([int(d) for d in dims], x.const, x.dtype.np))
+            dims = known.reshape(-1).tolist()
+            if D.is_static(*dims) and 0 <= math.prod(dims) <= 1 << 16:
+                return self.const(np.full(dims, x.const, x.dtype.np))
         return self.op("expand", x, self.index(shape))
 
     def cut(self, x: Value, axis: int, start: int, end: int, step: int = 1) -> Value:

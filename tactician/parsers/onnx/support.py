@@ -35,7 +35,8 @@ def _functions() -> list[Any]:
     from onnx import defs
 
     sequences = {"SequenceMap"}
-    return [s for s in defs.get_all_schemas()
+    schemas: Any = defs.get_all_schemas()
+    return [s for s in schemas
             if s.domain in ("", "ai.onnx.preview") and s.name not in sequences
             and (s.has_function or s.has_context_dependent_function)]
 

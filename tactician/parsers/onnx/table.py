@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ...ir.graph import Value
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Result = Value | Sequence[Value | None]
 ImporterFn = Callable[["Context", "OnnxNode"], Result]
+_Fn = TypeVar("_Fn", bound=ImporterFn)
 
 MICROSOFT = "com.microsoft"
 
@@ -58,14 +59,14 @@ _loaded = False
 
 def importer(
     *ops: str, since: int = 1, until: int | None = None, domain: str = "", note: str = ""
-) -> Callable[[ImporterFn], ImporterFn]:
+) -> Callable[[_Fn], _Fn]:
     """Registers the decorated function for ONNX operators of the same treatment.
 
     Raises:
         ValueError: If an opset of an operator is covered twice.
     """
 
-    def register(fn: ImporterFn) -> ImporterFn:
+    def register(fn: _Fn) -> _Fn:
         for op in ops:
             rows = _TABLE.setdefault((domain, op), [])
             new = Importer(op, domain, since, until, fn, note)

@@ -129,7 +129,7 @@ def _results(c: Context, proto: Any, index: int) -> Sequence[Value | None]:
     row = table.find(domain, proto.op_type, opset)
     if row is not None:
         result = row.fn(c, node)
-        results = list(result) if isinstance(result, (list, tuple)) else [result]
+        results: list[Any] = [result] if isinstance(result, Value) else list(result)
         _name_layers(c, node, results)
         _name_outputs(node, results)
         _warn_unused(c, node)

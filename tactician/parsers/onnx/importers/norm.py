@@ -96,7 +96,7 @@ def group_norm_per_group(c: Context, n: OnnxNode) -> Value:
     channels = x.dims[1]
     if not isinstance(channels, int) or channels % groups:
         raise NodeProblem(f"{channels} channels cannot be split into {groups} groups")
-    repeat = c.ints([np.int64(channels // groups)])
+    repeat = c.ints([channels // groups])
     params = []
     for i in (1, 2):
         spread = c.op("tile", c.unsqueeze(n[i], [1]), c.concat([c.ints([1]), repeat]))

@@ -22,19 +22,11 @@ def _placement(n: OnnxNode) -> dict[str, Any]:
     return {"axis": axis_of(axis, n[0].rank), "block_size": block}
 
 
-def _per_tensor(c: Context, v: Value | None) -> Value | None:
-    """One-element scales and zero points as scalars."""
-    if v is not None and v.rank == 1 and v.dims[0] == 1:
-        return c.reshape(v, ())
-    return v
-
-
 def _scale_and_zero(c: Context, n: OnnxNode) -> tuple[Value, Value | None]:
     scale, zero = n[1], n.get(2)
-    if not n.attr("block_size", 0):
-        scale, zero = _per_tensor(c, scale), _per_tensor(c, zero)
-    assert scale is not None
-    return scale, zero
+    if n.attr("block_size", 0):
+        return scale, zero
+    return _scalar(c, scale), None if zero is None else _scalar(c, zero)
 
 
 def _target(n: OnnxNode) -> T.DType:
@@ -92,7 +84,8 @@ def requantize(
 
 
 def _scalar(c: Context, v: Value) -> Value:
-    return v if v.rank != 1 else (c.reshape(v, ()) if v.dims[0] == 1 else v)
+    """A one-element vector as a scalar; anything else as it is."""
+    return c.reshape(v, ()) if v.rank == 1 and v.dims[0] == 1 else v
 
 
 @importer("QLinearMatMul", since=10)

@@ -82,11 +82,11 @@ def split_to_sequence(c: Context, n: OnnxNode) -> Any:
     if not n.has(1):
         parts = _split(c, x, axis, [1] * extent)
         return [parts if keep else [c.squeeze(p, [axis]) for p in parts]]
-    sizes = require_ints(n[1], "split")
-    if sizes.ndim == 0:
-        chunk = int(sizes[()])
-        sizes = [min(chunk, extent - i) for i in range(0, extent, chunk)]
-    return [_split(c, x, axis, [int(s) for s in sizes])]
+    given = require_ints(n[1], "split")
+    sizes = [int(s) for s in given.flat]
+    if given.ndim == 0:
+        sizes = [min(sizes[0], extent - i) for i in range(0, extent, sizes[0])]
+    return [_split(c, x, axis, sizes)]
 
 
 @importer("ConcatFromSequence", since=11, note=_NOTE)

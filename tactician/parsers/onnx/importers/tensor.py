@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 from ....ir import dims as D
@@ -94,7 +97,7 @@ def squeeze(c: Context, n: OnnxNode) -> Value:
     return _squeeze(c, n[0], axes)
 
 
-def _squeeze(c: Context, x: Value, axes: object) -> Value:
+def _squeeze(c: Context, x: Value, axes: Sequence[int] | None) -> Value:
     if axes is None:
         unknown = [d for d in x.dims if isinstance(d, D.Dim)]
         if unknown:
@@ -103,7 +106,7 @@ def _squeeze(c: Context, x: Value, axes: object) -> Value:
                 "unknown, so the rank is; give the axes", "UNSUPPORTED_NODE_DYNAMIC")
         chosen = tuple(i for i, d in enumerate(x.dims) if d == 1)
     else:
-        chosen = axes_of(axes, x.rank)  # type: ignore[arg-type]
+        chosen = axes_of(axes, x.rank)
     return c.op("squeeze", x, c.ints(chosen))
 
 
@@ -117,8 +120,7 @@ def unsqueeze(c: Context, n: OnnxNode) -> Value:
     return _unsqueeze(c, n[0], [int(a) for a in require_ints(n[1], "axes").reshape(-1)])
 
 
-def _unsqueeze(c: Context, x: Value, axes: object) -> Value:
-    axes = list(axes)  # type: ignore[call-overload]
+def _unsqueeze(c: Context, x: Value, axes: Sequence[int]) -> Value:
     rank = x.rank + len(axes)
     chosen = axes_of(axes, rank)
     if len(chosen) != len(axes):
@@ -199,23 +201,20 @@ def _even(n: OnnxNode, axis: int, count: int | None) -> list[D.DimLike]:
     return sizes
 
 
-def _split(c: Context, x: Value, axis: int, sizes: object) -> list[Value]:
-    sizes = list(sizes)  # type: ignore[call-overload]
+def _split(c: Context, x: Value, axis: int, sizes: Sequence[D.DimLike]) -> list[Value]:
     extent = x.dims[axis]
-    if D.is_static(extent, *sizes) and sum(sizes) != extent:
-        raise NodeProblem(f"split sizes {sizes} add up to {sum(sizes)}, but axis {axis} has "
+    known = [s for s in sizes if isinstance(s, int)]
+    if len(known) < len(sizes):
+        return _split_symbolic(c, x, axis, len(sizes), sizes)
+    if isinstance(extent, int) and sum(known) != extent:
+        raise NodeProblem(f"split sizes {known} add up to {sum(known)}, but axis {axis} has "
                           f"extent {extent}")
-    if D.is_static(*sizes):
-        out, start = [], 0
-        for s in sizes:
-            out.append(c.cut(x, axis, start, start + s))
-            start += s
-        return out
-    return _split_symbolic(c, x, axis, len(sizes), sizes)
+    ends = list(itertools.accumulate(known))
+    return [c.cut(x, axis, end - s, end) for s, end in zip(known, ends, strict=True)]
 
 
 def _split_symbolic(
-    c: Context, x: Value, axis: int, count: int, sizes: list[D.DimLike]
+    c: Context, x: Value, axis: int, count: int, sizes: Sequence[D.DimLike]
 ) -> list[Value]:
     """Equal parts of an axis whose extent is only known at run time."""
     if any(s != sizes[0] for s in sizes):

@@ -18,6 +18,7 @@ from ..plan.program import Program
 from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
+from ..targets.cpu.native import walker_code
 from .builder_legacy import LegacyBuilder
 from .compile import compile_network
 from .config import IBuilderConfig
@@ -246,6 +247,8 @@ class Builder(LegacyBuilder):
         }
         program.settings["debug_tensors"] = tuple(debug)
         program.settings["workspace"] = settings.workspace
+        if program.target == "cpu":
+            program.walker = walker_code()
         graph.outputs = graph.outputs[: len(graph.outputs) - len(added)]
         check_program(program)
         if carried:

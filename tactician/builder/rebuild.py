@@ -15,6 +15,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Value
 from ..plan.program import Program
+from ..targets.cpu.native import walker_code
 from .compile import compile_network
 from .debug_tensors import expose, hide
 from .settings import BuildSettings, ProfileSettings
@@ -157,6 +158,8 @@ def rebuild(
             new.settings[name] = program.settings[name]
     if threads is not None:
         new.threads = threads
+    if new.target == "cpu":
+        new.walker = walker_code()
     marked = frozenset(program.weights) if program.weights else None
     keep_network(new, graph, settings, timings, marked)
     return new

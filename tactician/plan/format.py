@@ -21,7 +21,7 @@ __all__ = ["Header", "read_header", "read_plan", "write_plan"]
 _RECORDS = {cls.__name__: cls for cls in (Tensor, Step, Profile, Check)}
 _PLAIN = {
     f.name for f in fields(Program)
-} - {"symbols", "code", "constants", "nodes", "network", "target", "device"}
+} - {"symbols", "code", "walker", "constants", "nodes", "network", "target", "device"}
 
 
 def write_plan(program: Program) -> bytearray:
@@ -37,6 +37,7 @@ def write_plan(program: Program) -> bytearray:
             "symbols": encoder.symbols(program.symbols),
             "constants": [encoder.array(np.asarray(c)) for c in program.constants],
             "code": [blobs.add(c) for c in program.code],
+            "walker": [program.walker[0], blobs.add(program.walker[1])] if program.walker else None,
             "nodes": encoder.graph(program.nodes),
             "network": encoder.graph(program.network) if program.network else None,
         }
@@ -71,7 +72,7 @@ def read_plan(data: Any) -> Program:
 def _program(header: Header, meta: Any, sections: Sequence[memoryview]) -> Program:
     if not isinstance(meta, dict):
         raise PlanError("the plan's metadata is no JSON object")
-    expected = _PLAIN | {"symbols", "constants", "code", "nodes", "network"}
+    expected = _PLAIN | {"symbols", "constants", "code", "walker", "nodes", "network"}
     if set(meta) != expected:
         odd = ", ".join(sorted(set(meta) ^ expected))
         raise PlanError(
@@ -86,6 +87,7 @@ def _program(header: Header, meta: Any, sections: Sequence[memoryview]) -> Progr
         symbols=decoder.symbols(meta["symbols"]),
         constants=[decoder.value(c) for c in meta["constants"]],
         code=[_section(sections, i) for i in meta["code"]],
+        walker=_walker(meta["walker"], sections),
         nodes=decoder.graph(meta["nodes"]),
         network=None if meta["network"] is None else _network(meta["network"], sections),
         **plain,
@@ -97,6 +99,13 @@ def _network(j: Any, sections: Sequence[memoryview]) -> Graph:
     graph = decoder.graph(j)
     renumber_data_symbols(graph, decoder.numbers)
     return graph
+
+
+def _walker(j: Any, sections: Sequence[memoryview]) -> tuple[str, bytes] | None:
+    if j is None:
+        return None
+    key, section = j
+    return str(key), _section(sections, section)
 
 
 def _section(sections: Sequence[memoryview], i: Any) -> bytes:

@@ -120,6 +120,8 @@ class Program:
         symbols: Where dimension symbols get their values.
         checks: What run-time sizes must satisfy.
         code: Object files; every kernel symbol is defined in exactly one.
+        walker: The native walker's object code and the key it was compiled under, or None; it
+            spares the process that loads the plan a compilation.
         constants: Arrays of ``const`` tensors.
         nodes: Holds the nodes of reference steps (and their subgraphs); not a runnable graph.
         arena_size: Bytes of the arena if all shapes are static, else -1.
@@ -141,6 +143,7 @@ class Program:
     symbols: dict[str, SymbolInfo] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     code: list[bytes] = field(default_factory=list)
+    walker: tuple[str, bytes] | None = None
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     nodes: Graph = field(default_factory=Graph)
     arena_size: int = -1

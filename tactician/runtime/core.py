@@ -49,11 +49,13 @@ class EngineCore:
 
     def _link(self, symbols: list[str], threads: int) -> None:
         from ..targets.cpu.isa import Isa
-        from ..targets.cpu.native import default_pool
+        from ..targets.cpu.native import adopt_walker, default_pool
         from ..targets.cpu.toolchain import link
 
         self._linked = link(self.program.code)
         self.code = self._linked.addresses(symbols)
+        if self.program.walker is not None:
+            adopt_walker(*self.program.walker)
         self.pool = default_pool()
         self.threads = threads or self.program.threads or Isa.host().cores
 

@@ -20,6 +20,7 @@ from tactician.support.errors import PlanError
 def program():
     p = exp_sum_program("n")
     p.code = [b"\x7fELF not really", b""]
+    p.walker = ("some key", b"\x7fELF neither")
     p.network = exp_sum_graph("n")
     p.device, p.settings = "x86_64-some-cpu", {"fp16": True, "level": 3}
     return p
@@ -34,7 +35,8 @@ def test_round_trip(program, plan):
     back = read_plan(plan)
     assert back.tensors == program.tensors and back.steps == program.steps
     assert back.profiles == program.profiles and back.symbols == program.symbols
-    assert back.code == program.code and back.settings == program.settings
+    assert back.code == program.code and back.walker == program.walker
+    assert back.settings == program.settings
     assert (back.inputs, back.outputs) == (program.inputs, program.outputs)
     assert (back.name, back.target, back.device) == ("exp_sum", "reference", "x86_64-some-cpu")
     assert str(back.nodes).count("exp") == str(program.nodes).count("exp") > 0
@@ -193,6 +195,8 @@ def put(*path):
     (put("symbols", 0, "kind", "guess"), "origin"),
     (put("symbols", []), "depends on n"),
     (put("code", [99]), "section 99"),
+    (put("walker", ["key", 99]), "section 99"),
+    (put("walker", 3), "makes no sense"),
     (put("checks", {"l": [3]}), "check of sizes"),
     (put("constants", [{"a": [0, "f32", [10**12]]}]), "does not fit"),
     (put("nodes", "nodes", 0, "op", "no_such_op"), "no_such_op"),

@@ -51,6 +51,19 @@ class _Functions:
         self.init = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(at["tact_init"])
 
 
+def walker_code() -> tuple[str, bytes]:
+    """The walker's object code under its `Toolchain.key`. Plans carry it, so that a process that
+    only runs plans compiles nothing."""
+    ir = native_ir.generate(Isa.host().triple)
+    return toolchain().key(ir), toolchain().compile(ir)
+
+
+def adopt_walker(key: str, code: bytes) -> None:
+    """Spares compiling the walker if ``code`` is what this process would compile."""
+    if key == toolchain().key(native_ir.generate(Isa.host().triple)):
+        toolchain().adopt(key, code)
+
+
 @functools.cache
 def functions(futex: bool | None = None) -> _Functions:
     """The linked walker; compiled at the first call (some 50 ms), then shared."""

@@ -44,17 +44,25 @@ class Toolchain:
         Raises:
             BuildError: If LLVM rejects the text, with LLVM's reason and the line.
         """
-        key = hashlib.sha256(f"{self.isa.fingerprint};{level};{ir}".encode()).hexdigest()
+        key = self.key(ir, level)
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         code: bytes = _emit(self.isa, ir, level, True)
+        self.adopt(key, code)
+        return code
+
+    def key(self, ir: str, level: Level = "kernel") -> str:
+        """Names a compilation: equal keys mean equal code."""
+        return hashlib.sha256(f"{self.isa.fingerprint};{level};{ir}".encode()).hexdigest()
+
+    def adopt(self, key: str, code: bytes) -> None:
+        """Takes code that was compiled before, e.g. in another process, under its `key`."""
         with self._lock:
             self._cache[key] = code
             while len(self._cache) > _CACHE_LIMIT:
                 self._cache.popitem(last=False)
-        return code
 
     def assembly(self, ir: str, level: Level = "kernel") -> str:
         """The same as text, for people."""

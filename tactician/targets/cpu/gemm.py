@@ -251,7 +251,8 @@ def _waste(m: int, mr: int) -> float:
 def _k_choices(p: Problem) -> list[int]:
     if isinstance(p.k, D.Dim):
         return [384]
-    return [0] if p.k <= 1024 else [768, 384]
+    few_rows = not isinstance(p.m, D.Dim) and p.m <= 8  # then nothing is read twice
+    return [0] if p.k <= 1024 or few_rows else [768, 384]
 
 
 def _block(p: Problem, isa: Isa, threads: int, mr: int, nv: int, kc: int, lanes: int) -> list[Tile]:

@@ -188,3 +188,21 @@ def test_damaged_code_with_right_checksums(engine, cut):
     program.code = [program.code[0][:cut], *program.code[1:]]
     with pytest.raises(PlanError):
         tactician.load(bytes(write_plan(program)), logger=Log())
+
+
+def test_loading_compiles_nothing(engine, digits, tmp_path):
+    import subprocess
+    import sys
+
+    x, expected = digits
+    engine.save(tmp_path / "m.plan")
+    np.save(tmp_path / "x.npy", x[:1])
+    script = (
+        "import numpy as np, tactician, tactician.targets.cpu.toolchain as toolchain\n"
+        "toolchain._emit = None\n"
+        "(y,) = tactician.load('m.plan')(np.load('x.npy')).values()\n"
+        "np.save('y.npy', y)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path,
+                   env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy")[0], expected[0])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..ir import dims as D
-from ..ir.graph import Graph, Node
+from ..ir.graph import Graph, Node, Value
 from ..ir.verify import verify
 from ..ops import get
+from ..ops.registry import Kind
 from ..passes.manager import PassTrace
 from ..passes.pipeline import optimize
 from ..plan.program import Profile, Program
@@ -17,8 +18,10 @@ from ..regions.fuse import Fusion, fuse
 from ..regions.layout import assign_layouts, permute_stages
 from ..regions.region import Region
 from ..support.errors import BuildError
+from ..tactics.kernel import Kernel
 from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
+from .control import emit_assertion, emit_control, why_not_native
 from .schedule import Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
@@ -80,7 +83,9 @@ def compile_network(
             fusion = lay_out(graph, fusion, device, row_major)
         report.regions, report.reference = len(fusion.regions), []
         try:
-            _Compiler(graph, fusion, program, device, settings, report, progress).run()
+            _Compiler(
+                graph, fusion, program, device, settings, report, progress, row_major
+            ).run()
             break
         except _NotChannelsLast as e:
             if row_major >= e.nodes:
@@ -132,8 +137,10 @@ class _Compiler:
     def __init__(
         self, graph: Graph, fusion: Fusion, program: Program, device: Any,
         settings: BuildSettings, report: BuildReport, progress: Progress | None,
+        row_major: set[Node],
     ):
         self.fusion = fusion
+        self.row_major = row_major
         self.program = program
         self.device = device
         self.settings = settings
@@ -154,29 +161,60 @@ class _Compiler:
         self.code: dict[str, bytes] = {}
 
     def run(self) -> None:
-        regions = self.fusion.regions
         self.scheduler.place_inputs()
+        self._schedule(self.fusion, main=True)
+        self.program.code = list(self.code.values())
+        self.scheduler.finish(self.graph.symbols)
+        self.report.measured, self.report.cached = self.tuner.measured, self.tuner.hits
+
+    def schedule_graph(self, graph: Graph, placed: dict[Value, int] | None = None) -> None:
+        """Adds the steps of a body; its inputs have their tensors already.
+
+        Args:
+            placed: Tensors that results are written to.
+        """
+        fusion = fuse(graph, enabled=self.settings.target != "reference")
+        if self.settings.target != "reference":
+            fusion = lay_out(graph, fusion, self.device, self.row_major)
+        self.scheduler.enter(graph, fusion, placed or {})
+        self._schedule(fusion)
+
+    def _schedule(self, fusion: Fusion, main: bool = False) -> None:
+        regions = fusion.regions
         waiting = {v for r in regions for v in r.outputs}
         concats = {}
         for r in regions:  # before their producers, so that these can write in place
             if concat_is_contiguous(r):
                 concats[r] = self.scheduler.concat_in_place(r, waiting)
         for i, region in enumerate(regions):
-            _tell(self.progress, "Choosing kernels", i, len(regions))
+            if main:
+                _tell(self.progress, "Choosing kernels", i, len(regions))
             if region in concats:
                 for v, offset in concats[region]:
                     self.scheduler.copy_piece(v, region.outputs[0], offset)
             elif not self.scheduler.alias(region):
                 self._step(region)
-        _tell(self.progress, "Choosing kernels", len(regions), len(regions))
-        self.program.code = list(self.code.values())
-        self.scheduler.finish(self.graph.symbols)
-        self.report.measured, self.report.cached = self.tuner.measured, self.tuner.hits
+        if main:
+            _tell(self.progress, "Choosing kernels", len(regions), len(regions))
+
+    def add_code(self, kernel: Kernel) -> str:
+        """Compiles a kernel into the program; returns its symbol."""
+        symbol, code = self.device.compile(kernel)
+        self.code[symbol] = code
+        return str(symbol)
 
     def _step(self, region: Region) -> None:
         if self.settings.target == "reference":
             self._reference(region, {"rejected": {"all": "the target is `reference`"}})
             return
+        if region.anchor is not None and get(region.anchor.op).kind is Kind.CONTROL:
+            self._control(region)
+            return
+        if region.anchor is not None and region.anchor.op == "assertion":
+            cond = region.anchor.inputs[0]
+            if cond is not None and cond.numel == 1 and cond.const is None:
+                emit_assertion(self, region, _layer_info(region))
+                return
         choice = self._choose(region)
         if choice.kernel is None and region.anchor is not None:
             loops = as_loops(region)
@@ -185,8 +223,7 @@ class _Compiler:
                 if second.kernel is not None:
                     region, choice = loops, second
         if choice.kernel is not None:
-            symbol, code = self.device.compile(choice.kernel)
-            self.code[symbol] = code
+            symbol = self.add_code(choice.kernel)
             info = {**_layer_info(region), **choice.info}
             self.scheduler.kernel(region, choice.kernel, symbol, info)
         elif any("logical" in v.meta for v in (*region.inputs, *region.outputs)):
@@ -196,6 +233,14 @@ class _Compiler:
                 self._step(part)
         else:
             self._reference(region, choice.info)
+
+    def _control(self, region: Region) -> None:
+        assert region.anchor is not None
+        reason = why_not_native(region.anchor)
+        if reason is None:
+            emit_control(self, region, _layer_info(region))
+        else:
+            self._reference(region, {"rejected": {"native": reason}})
 
     def _choose(self, region: Region) -> Choice:
         try:
@@ -263,13 +308,21 @@ def fuse_single(node: Node) -> Region:
 def tuning_sizes(graph: Graph, settings: BuildSettings) -> dict[str, int]:
     """The value of every symbol that kernels are tuned for: the first profile's ``opt``."""
     env: dict[str, int] = {}
-    names = {s for v in graph.values() if v.shape for d in v.shape for s in D.symbols(d)}
-    names |= {s for v in graph.values() if v.content is not None
-              for d in v.content.flat for s in D.symbols(d)}
+    names = set(_symbols_in(graph))
     ranges = settings.profiles[0].dim_ranges(graph.symbols) if settings.profiles else {}
     for n in names:
         env[n] = max(ranges[n][1] if n in ranges else _DEFAULT_SIZE, 0)
     return env
+
+
+def _symbols_in(graph: Graph) -> Iterator[str]:
+    for v in graph.values():
+        known = () if v.content is None else v.content.flat
+        for d in (*(v.shape or ()), *known):
+            yield from D.symbols(d)
+    for node in graph.nodes:
+        for body in node.subgraphs:
+            yield from _symbols_in(body)
 
 
 def _merge_symbols(graph: Graph) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Graph, Node, SymbolInfo, Value
-from ..memory.arena import lifetimes, plan_arena
+from ..memory.arena import lifetimes, loops_of, plan_arena
 from ..plan.program import (
     ARENA,
     CONST,
@@ -63,6 +63,27 @@ class Scheduler:
             self.ids[v] = ids[-1]
         self.program.inputs = tuple(ids)
         self.program.outputs = tuple(self._place_output(v) for v in self.graph.outputs)
+
+    def enter(self, graph: Graph, fusion: Fusion, placed: Mapping[Value, int]) -> None:
+        """Prepares for the steps of a control-flow body.
+
+        Args:
+            graph: The body; its inputs have tensors already.
+            fusion: Its regions.
+            placed: Results that are to be written to given tensors.
+        """
+        self.aliases.update({v: (base, 0) for v, base in fusion.views.items()})
+        self.made |= {v for r in fusion.regions for v in r.outputs}
+        self.outputs |= set(graph.outputs)
+        for v, tensor in placed.items():
+            t = self.program.tensors[tensor]
+            same = t.shape == v.dims
+            self.ids[v] = tensor if same else self._view(v, tensor, 0)
+
+    def scratch_like(self, tensor: int, name: str) -> int:
+        """A new tensor of the same type."""
+        t = self.program.tensors[tensor]
+        return self._new(Tensor(name, t.dtype, t.shape, ARENA))
 
     def _place_output(self, v: Value) -> int:
         out = self._new(Tensor(v.name, v.dtype, v.dims, OUTPUT))
@@ -329,7 +350,8 @@ def program_lifetimes(program: Program) -> dict[int, Any]:
         if program.tensors[root].kind == ARENA:
             owner[i] = root
     steps = [([x for x in s.inputs if x >= 0], s.outputs) for s in program.steps]
-    return lifetimes(steps, owner)
+    jumps = ((i, s.target) for i, s in enumerate(program.steps))
+    return lifetimes(steps, owner, loops=loops_of(jumps))
 
 
 def contiguous_part(stage: E.Stage) -> tuple[Value, D.DimLike] | None:

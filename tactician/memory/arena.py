@@ -26,6 +26,7 @@ def lifetimes(
     steps: Sequence[tuple[Iterable[int], Iterable[int]]],
     owner: Mapping[int, int],
     live_out: Iterable[int] = (),
+    loops: Iterable[tuple[int, int]] = (),
 ) -> dict[int, Lifetime]:
     """Lifetimes of memory owners.
 
@@ -33,6 +34,8 @@ def lifetimes(
         steps: (tensor ids read, tensor ids written) of each step.
         owner: Tensor id -> id of the arena tensor whose memory it uses; others are ignored.
         live_out: Tensors that stay alive after the last step.
+        loops: (first, last) steps of loops. What is computed before a loop and read in it stays
+            alive until the loop ends.
     """
     spans: dict[int, list[int]] = {}
     for i, (reads, writes) in enumerate(steps):
@@ -43,7 +46,16 @@ def lifetimes(
     for t in live_out:
         if t in owner and owner[t] in spans:
             spans[owner[t]][1] = len(steps)
+    for first, last in sorted(loops, key=lambda r: r[1] - r[0]):  # inner loops first
+        for span in spans.values():
+            if span[0] < first <= span[1] <= last:
+                span[1] = last
     return {t: Lifetime(a, b) for t, (a, b) in spans.items()}
+
+
+def loops_of(jumps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(first, last) steps of loops, from (step, target) of jumps: those that go back."""
+    return [(target, step) for step, target in jumps if 0 <= target <= step]
 
 
 def plan_arena(

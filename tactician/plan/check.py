@@ -32,7 +32,7 @@ from .program import (
 
 KINDS = frozenset((INPUT, OUTPUT, CONST, ARENA, VIEW, DYNAMIC, SIZES))
 RELATIONS = frozenset(("eq", "le", "broadcast"))
-STEP_KINDS = frozenset(("kernel", "reference", "copy"))
+STEP_KINDS = frozenset(("kernel", "reference", "copy", "jump", "jump_if_zero"))
 
 
 def check_program(program: Program) -> None:
@@ -137,6 +137,11 @@ def _check_step(program: Program, i: int, step: Step) -> None:
         node = program.nodes.nodes[step.node]
         if len(node.inputs) != len(step.inputs) or len(node.outputs) != len(step.outputs):
             _fail(f"{what} does not have the operands of {node.describe()}")
+    elif step.kind in ("jump", "jump_if_zero"):
+        if type(step.target) is not int or not 0 <= step.target <= len(program.steps):
+            _fail(f"{what} jumps to step {step.target!r} of {len(program.steps)}")
+        if len(step.args) != (step.kind == "jump_if_zero"):
+            _fail(f"{what} tests {len(step.args)} tensors")
     elif step.kind == "copy" and len(step.args) != 2:
         _fail(f"{what} copies {len(step.args)} tensors")
     elif step.kind == "kernel" and not (step.symbol and program.code):

@@ -53,12 +53,14 @@ class Step:
 
     Attributes:
         kind: ``kernel``; ``reference`` (a node evaluated in numpy through a callback);
-            ``copy`` (args[0] to args[1], contiguous).
+            ``copy`` (args[0] to args[1], contiguous); ``jump`` (to step ``target``);
+            ``jump_if_zero`` (the same if the first byte of args[0] is zero).
         name: Layers it does, for people.
         symbol: Kernel's function in `Program.code`.
         args: Tensor ids of the pointer arguments, in the kernel's order.
         dims: Scalar arguments.
         work, grain, scratch, flops: As in `tactics.kernel.Kernel`.
+        target: For jumps: index of the step that follows; may be one past the last.
         node: For ``reference``: index in `Program.nodes.nodes`.
         inputs: Tensor ids read (-1: absent input of a reference node).
         outputs: Tensor ids written.
@@ -77,6 +79,7 @@ class Step:
     scratch: DimLike = 0
     flops: DimLike = 0
     node: int = -1
+    target: int = -1
     info: dict[str, Any] = field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..ir import dims as D
-from ..memory.arena import ALIGNMENT, lifetimes, plan_arena
+from ..memory.arena import ALIGNMENT, lifetimes, loops_of, plan_arena
 from ..plan.program import ARENA, DYNAMIC, OUTPUT, SIZES, VIEW, Check, Program
 from ..support.errors import ExecutionError
 
@@ -35,7 +35,10 @@ class ProgramInfo:
         self.arena = {
             i: o for i, (o, _) in enumerate(self.owner) if program.tensors[o].kind == ARENA
         }
-        self.live = lifetimes([(s.inputs, s.outputs) for s in program.steps], self.arena)
+        self.live = lifetimes(
+            [(s.inputs, s.outputs) for s in program.steps], self.arena,
+            loops=loops_of((i, s.target) for i, s in enumerate(program.steps)),
+        )
         for i in set(self.arena.values()) - set(self.live):
             self.arena.pop(i)  # never used: takes no room
         used = self._used_symbols()

@@ -30,6 +30,16 @@ class _MoreScratch(Exception):
     """A step needs more scratch memory than there is; the run goes on after it was found."""
 
 
+def step_times(ticks: Array) -> Array:
+    """Time between each record's stamp and the next one's in time; 0 for records that did not
+    run. Records in loops count their last round."""
+    ran = np.flatnonzero(ticks)
+    order = ran[np.argsort(ticks[ran], kind="stable")]
+    out = np.zeros(len(ticks) - 1, np.int64)
+    out[order[:-1]] = np.diff(ticks[order])
+    return out
+
+
 class Schedule:
     """One context's tables for one layout.
 
@@ -119,6 +129,10 @@ class Schedule:
                 row[0], row[6] = _CALLBACK, len(steps) + i
             else:
                 self._fill_row(row, i, *places[i])
+        self._branches = [  # (table row, argument) of tests
+            (k, places[i][0]) for k, (kind, i) in enumerate(self._records)
+            if kind == "step" and steps[i].kind == "jump_if_zero"
+        ]
         self._patches: dict[int, list[tuple[int, int]]] = {}
         for owner, uses in self._uses.items():
             self._patches[owner] = [(a, self._offset(t)) for a, t in uses]
@@ -133,8 +147,16 @@ class Schedule:
             row[0], row[6] = _CALLBACK, i
         elif s.kind == "copy":
             row[0], row[1], row[2], row[4] = _COPY, args + 8, args, work
+        elif s.kind in _JUMPS:
+            row[0], row[6] = _JUMPS[s.kind], self._record_of(s.target)
         else:
             row[:6] = _KERNEL, self.core.code.get(s.symbol, 0), args, dims, work, s.grain
+
+    def _record_of(self, step: int) -> int:
+        """Where the record of a step is; one past the last step is the end."""
+        if step == len(self._program.steps):
+            return len(self._records)
+        return self._records.index(("step", step))
 
     def _fill_dims(self, i: int) -> bool:
         """Writes a step's scalar arguments; returns False while some are unknown."""
@@ -158,8 +180,14 @@ class Schedule:
     def _patch(self, owner: int) -> None:
         base = self._address[owner]
         args = self._args
-        for at, offset in self._patches.get(owner, ()):
+        patches = self._patches.get(owner, ())
+        for at, offset in patches:
             args[at] = base + offset
+        if self._branches:
+            changed = {at for at, _ in patches}
+            for row, at in self._branches:
+                if at in changed:
+                    self._table[row, 1] = args[at]
 
     # --- running --------------------------------------------------------------------------
 
@@ -194,11 +222,12 @@ class Schedule:
             self._forget()
         if self.ticks is None:
             self.ticks = np.zeros(len(self._records) + 1, np.int64)
+        self.ticks[:] = 0
         if self._native:
             self._run_native(True)
         else:
             self._run_python(self.ticks)
-        spans = np.diff(self.ticks) / 1e6
+        spans = step_times(self.ticks) / 1e6
         times = [0.0] * len(self._program.steps)
         for ms, (kind, i) in zip(spans, self._records, strict=True):
             if kind == "step":
@@ -236,15 +265,22 @@ class Schedule:
         return True
 
     def _run_python(self, ticks: Array | None) -> None:
-        for k, (kind, i) in enumerate(self._records):
+        k = 0
+        while k < len(self._records):
+            kind, i = self._records[k]
             if ticks is not None:
                 ticks[k] = time.perf_counter_ns()
+            k += 1
+            step = self._program.steps[i] if kind == "step" else None
             try:
-                if kind == "step" and self._program.steps[i].kind == "copy":
-                    src, dst = (self._at(t) for t in self._program.steps[i].args)
+                if step is not None and step.kind in _JUMPS:
+                    if step.kind == "jump" or not self.array(step.args[0]).reshape(-1)[0]:
+                        k = self._record_of(step.target)
+                elif step is not None and step.kind == "copy":
+                    src, dst = (self._at(t) for t in step.args)
                     copy_bytes(dst, src, int(self._dims[self._dims_at[i]]))
                 else:
-                    self._enter(i if kind == "step" else len(self._program.steps) + i)
+                    self._enter(i if step is not None else len(self._program.steps) + i)
             except _MoreScratch:
                 continue
         if ticks is not None:
@@ -410,3 +446,4 @@ class Schedule:
 
 
 _KERNEL, _CALLBACK, _COPY = 1, 2, 5  # as in targets.cpu.native
+_JUMPS = {"jump": 3, "jump_if_zero": 4}

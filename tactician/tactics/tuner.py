@@ -319,7 +319,8 @@ def _operand(v: Value | None, values: Mapping[Value, Any], env: Mapping[str, int
 
 
 def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
-    points = max(float(np.prod(_concrete(v, env), dtype=float)) for v in region.outputs)
+    sizes = (float(np.prod(_concrete(v, env), dtype=float)) for v in region.outputs)
+    points = max(sizes, default=1.0)
     anchor = region.anchor
     if anchor is not None and len(anchor.inputs) > 1 and anchor.inputs[1] is not None:
         shape = _concrete(anchor.inputs[1], env)

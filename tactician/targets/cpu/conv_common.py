@@ -79,7 +79,8 @@ class Problem:
         self.k = int(w.dims[0])  # type: ignore[arg-type]
         self.c = int(w.dims[1])  # type: ignore[arg-type]
         self.channels = int(x.dims[1])  # type: ignore[arg-type]
-        last = x in region.physical or all(d == 1 for d in x.dims[2:])
+        one = self.channels == 1 or all(d == 1 for d in x.dims[2:])  # either layout
+        last = one or x in region.physical
         space = D.product(x.dims[2:])
         self.x_channel = 1 if last else int(space)  # type: ignore[arg-type]
         self.x_pixel = self.channels if last else 1

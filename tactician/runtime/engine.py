@@ -334,7 +334,9 @@ class ICudaEngine(BindingsApi, Reporter):
 
     @property
     def hardware_compatibility_level(self) -> HardwareCompatibilityLevel:
-        return HardwareCompatibilityLevel.NONE
+        """Whether code was restricted to the family's baseline."""
+        wide = self._program.settings.get("hardware_compatible")
+        return HardwareCompatibilityLevel.AMPERE_PLUS if wide else HardwareCompatibilityLevel.NONE
 
     @property
     def profiling_verbosity(self) -> ProfilingVerbosity:

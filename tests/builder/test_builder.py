@@ -230,6 +230,16 @@ def test_gpu_as_device_is_logged(builder, log):
     assert "DeviceType.GPU is not available" in log.warnings
 
 
+def test_hardware_compatible_plans(builder, log):
+    config = builder.create_builder_config()
+    config.builder_optimization_level = 0
+    config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    plan = builder.build_serialized_network(conv_relu(builder), config)
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    assert engine.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    np.testing.assert_allclose(run(engine, X), conv_relu_numpy(X), rtol=1e-4, atol=1e-4)
+
+
 def test_stream_writer(builder):
     class Writer(trt.IStreamWriter):
         data = b""

@@ -45,6 +45,8 @@ def test_context_manager_and_flags() -> None:
         assert not parser.get_flag(flag)
         parser.set_flag(flag)
         assert parser.get_flag(flag)
+        parser.flags = 1 << int(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
+        assert not parser.get_flag(flag) and parser.flags == 8
         assert parser.get_used_vc_plugin_libraries() == []
     assert trt.get_nv_onnx_parser_version() // 10000 == int(trt.__version__.split(".")[0])
 

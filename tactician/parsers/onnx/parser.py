@@ -46,7 +46,7 @@ class OnnxParser:
                 f"network must be an INetworkDefinition, not {type(network).__name__}")
         self.network = network
         self.logger = logger
-        self.flags = 1 << int(OnnxParserFlag.NATIVE_INSTANCENORM)
+        self._flags = 1 << int(OnnxParserFlag.NATIVE_INSTANCENORM)
         self._errors: list[ParserError] = []
         self._subgraphs: list[tuple[list[int], bool]] = []
         self._model: Any = None
@@ -223,24 +223,36 @@ class OnnxParser:
         """Forgets all problems."""
         self._errors.clear()
 
+    @property
+    def flags(self) -> int:
+        """Bits of `OnnxParserFlag`."""
+        return self._flags
+
+    @flags.setter
+    def flags(self, bits: int) -> None:
+        for flag in OnnxParserFlag.__members__.values():
+            on = bool(int(bits) >> int(flag) & 1)
+            if on != self.get_flag(flag):
+                (self.set_flag if on else self.clear_flag)(flag)
+
     def set_flag(self, flag: OnnxParserFlag) -> None:
         """Sets a flag."""
         flag = OnnxParserFlag(flag)
         if flag in _NO_EFFECT:
             log.warning(f"OnnxParserFlag.{flag.name} has no effect: {_NO_EFFECT[flag]}",
                         self.logger)
-        self.flags |= 1 << int(flag)
+        self._flags |= 1 << int(flag)
 
     def clear_flag(self, flag: OnnxParserFlag) -> None:
         """Clears a flag."""
         if OnnxParserFlag(flag) == OnnxParserFlag.NATIVE_INSTANCENORM:
             log.info("instance normalization is always the network's own layer; clearing "
                      "NATIVE_INSTANCENORM has no effect", self.logger)
-        self.flags &= ~(1 << int(OnnxParserFlag(flag)))
+        self._flags &= ~(1 << int(OnnxParserFlag(flag)))
 
     def get_flag(self, flag: OnnxParserFlag) -> bool:
         """Whether a flag is set."""
-        return bool(self.flags >> int(OnnxParserFlag(flag)) & 1)
+        return bool(self._flags >> int(OnnxParserFlag(flag)) & 1)
 
     # --- after parsing ------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,3 +40,22 @@ class Kernel:
     flops: DimLike = 0
     fast_math: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+class SourceCache:
+    """Generated code by what it depends on: equal regions with other weights share it."""
+
+    def __init__(self, limit: int = 512):
+        self._limit = limit
+        self._known: OrderedDict[str, tuple[str, tuple[DimLike, ...]]] = OrderedDict()
+
+    def get(
+        self, key: str, generate: Callable[[], tuple[str, tuple[DimLike, ...]]]
+    ) -> tuple[str, tuple[DimLike, ...]]:
+        """(source, scalar arguments) for ``key``, generated if need be."""
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = generate()
+            if len(self._known) > self._limit:
+                self._known.popitem(last=False)
+        return found

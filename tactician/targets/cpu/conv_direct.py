@@ -15,13 +15,17 @@ from llvmlite import ir
 
 from ...ir import dims as D
 from ...regions.region import Region
-from ...tactics.kernel import Kernel
+from ...regions.signature import signature
+from ...tactics.kernel import Kernel, SourceCache
 from ...tactics.tactic import Tactic, register_tactic
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
 
 _THREAD_FLOPS = 400_000  # some 10 µs of work
 _FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
+
+
+_SOURCES = SourceCache()
 
 
 @register_tactic
@@ -45,7 +49,7 @@ class DirectConvolution(Tactic):
         return _tiles(Problem(region), device)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(Problem(region), candidate).build()
+        return _Builder(Problem(region), candidate, device.isa.fingerprint).build()
 
 
 def _tiles(p: Problem, device: Any) -> list[Tile]:
@@ -95,8 +99,8 @@ def _late(p: Problem) -> bool:
 class _Builder:
     """Builds the kernel of one candidate."""
 
-    def __init__(self, problem: Problem, tile: Tile):
-        self.p, self.t = problem, tile
+    def __init__(self, problem: Problem, tile: Tile, isa: str):
+        self.p, self.t, self.isa = problem, tile, isa
         self.module = ir.Module("conv_direct")
         self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
@@ -115,22 +119,27 @@ class _Builder:
     def build(self) -> Kernel:
         p, t = self.p, self.t
         name = f"conv_direct_{t.mr}x{t.nr}"
-        types = [PTR, PTR, I64, I64, PTR]
-        fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
-        self._main(fn)
+        key = f"{self.isa} {t!r} {signature(p.region)}"
+        source, dims = _SOURCES.get(key, lambda: self._generate(name))
         pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
         blocks = -(-p.k // t.nr)
         flops = pixels * (2 * p.k * p.c * p.shape.taps)
         work = self._row_blocks() * blocks
         return Kernel(
             symbol=name,
-            source=str(self.module),
+            source=source,
             args=tuple(self.args),
-            dims=tuple(self.sizes.dims),
+            dims=dims,
             work=work,
             grain=self._grain(flops, work),
             flops=flops,
         )
+
+    def _generate(self, name: str) -> tuple[str, tuple[D.DimLike, ...]]:
+        types = [PTR, PTR, I64, I64, PTR]
+        fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
+        self._main(fn)
+        return str(self.module), tuple(self.sizes.dims)
 
     def _grain(self, flops: D.DimLike, work: D.DimLike) -> int:
         """Items that make it worth waking another thread."""

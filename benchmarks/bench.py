@@ -96,14 +96,15 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         by medians), ``difference`` (greatest, relative to the output's range, from tactician's)
         and ``left_out`` (runtime to why).
     """
-    options = Options(level=args.level, threads=args.threads, timing_cache=args.timing_cache)
     feeds = peers.feeds_of(model)
-    if feeds is not None:
-        shapes = {k: "x".join(map(str, v.shape)) for k, v in feeds.items() if v.ndim}
-        text = ",".join(f"{k}:{v}" for k, v in shapes.items())
-        options = Options(**{**asdict(options), "shapes": text})
+    options = Options(
+        arrays={name: a.shape for name, a in feeds.items()},
+        level=args.level,
+        threads=args.threads,
+        timing_cache=args.timing_cache,
+    )
     engine = open_engine(model, options, logger(args.verbose), quiet=True)
-    feeds = complete(engine, feeds or {}, "", seed=0)
+    feeds = complete(engine, feeds, "", seed=0)
     calls: dict[str, Call] = {"tactician": engine_call(engine, feeds)}
     ours = list(Engine(engine)(feeds).values())
     left_out, difference = {}, {}

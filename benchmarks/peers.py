@@ -14,11 +14,11 @@ Feeds = Mapping[str, np.ndarray]
 Made = tuple[Call, list[np.ndarray]]
 
 
-def feeds_of(model: Path) -> dict[str, np.ndarray] | None:
-    """The inputs that are kept beside a model, or None."""
+def feeds_of(model: Path) -> dict[str, np.ndarray]:
+    """The inputs that are kept beside a model, if any are."""
     npz = model.with_name(model.name + ".npz")
     if not npz.is_file():
-        return None
+        return {}
     with np.load(npz) as data:
         return {k.removeprefix("in::"): data[k] for k in data.files if k.startswith("in::")}
 

@@ -146,7 +146,7 @@ def test_run_agrees_with_onnxruntime(source: str, plan: Path, tmp_path: Path) ->
     x = digits(5)
     np.savez(tmp_path / "in.npz", image=x)
     model = plan if source == "plan" else LENET
-    extra = [] if source == "plan" else [*QUICK, "--shapes", "5x1x28x28"]
+    extra = [] if source == "plan" else QUICK
     out = tmp_path / "out.npz"
     text = run("run", model, "-i", tmp_path / "in.npz", "-o", out, *extra).stdout
     assert "probabilities" in text and "[5, 10]" in text

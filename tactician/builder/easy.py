@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,15 @@ def _add_profile(
         if name in shapes:
             profile.set_shape(name, *_triple(shapes[name]))
         elif -1 in shape:
-            ranges = [
-                (d, d, d) if d >= 0 else _OTHERS if i else _LEADING for i, d in enumerate(shape)
-            ]
-            profile.set_shape(name, *zip(*ranges, strict=True))
+            profile.set_shape(name, *default_range(shape))
     if any(-1 in tuple(t.shape) for t in inputs.values()):
         config.add_optimization_profile(profile)
+
+
+def default_range(shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Min, opt and max shape of an input that the caller says nothing about."""
+    ranges = [(d, d, d) if d >= 0 else _OTHERS if i else _LEADING for i, d in enumerate(shape)]
+    return tuple(zip(*ranges, strict=True))
 
 
 def _triple(given: Any) -> tuple[Any, Any, Any]:

@@ -50,18 +50,24 @@ def command(
     from .building import Options, open_engine
     from .common import is_plan
     from .measure import alternate, engine_call, onnxruntime_call
-    from .tensors import complete, read
+    from .tensors import complete, match, read
 
     if compare not in ("", "onnxruntime"):
         raise typer.BadParameter(f"--compare: {compare!r} is not known; there is: onnxruntime")
     source = reference or model
     if compare and is_plan(source):
         raise typer.BadParameter("--compare needs the ONNX file: give it with --model")
+    arrays = read(inputs or [])
     options = Options(
-        shapes=shapes, level=level, threads=threads, precision=precision, timing_cache=timing_cache
+        shapes=shapes,
+        arrays={name: a.shape for name, a in arrays.items()},
+        level=level,
+        threads=threads,
+        precision=precision,
+        timing_cache=timing_cache,
     )
     engine = open_engine(model, options, logger(verbose), quiet=json)
-    feeds = complete(engine, read(inputs or [], engine), shapes, seed=0)
+    feeds = complete(engine, match(arrays, engine), shapes, seed=0)
     contenders = {"tactician": engine_call(engine, feeds)}
     if compare:
         contenders["onnxruntime"] = onnxruntime_call(str(source), feeds, threads)

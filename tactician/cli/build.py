@@ -60,8 +60,8 @@ def command(
 ) -> None:
     """Build an ONNX model into a plan: code and weights for this machine.
 
-    Dynamic inputs need ranges: --shapes fixes them, --min/opt/max-shapes give a range. A model
-    whose only dynamic dimensions are leading ones gets 1 to 16, tuned for 1, if you say nothing.
+    Where inputs are dynamic, --shapes fixes them and --min/opt/max-shapes give a range. If you say
+    nothing they may have any size, and kernels are tuned for a batch of 1 and sizes of 64.
     """
     from .building import Options, build_plan
     from .common import Failure, is_plan

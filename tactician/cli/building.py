@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ class Options:
     Attributes:
         precision: Comma-separated names out of `PRECISIONS` that kernels may use besides FP32.
         shapes, min_shapes, opt_shapes, max_shapes: As the user wrote them.
+        arrays: Shapes of the arrays to run with ("" stands for the only input's name); what
+            `shapes` says wins.
         level: Builder optimization level, 0 to 5.
         timing_cache: File to read timings from and to write them to.
         threads: 0 means all cores.
@@ -37,6 +40,7 @@ class Options:
     min_shapes: str = ""
     opt_shapes: str = ""
     max_shapes: str = ""
+    arrays: Mapping[str, Sequence[int]] = field(default_factory=dict)
     level: int = 3
     timing_cache: Path | None = None
     threads: int = 0
@@ -164,12 +168,13 @@ def add_profile(
     """Give dynamic inputs their ranges, see `complete`."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     names = [t.name for t in inputs]
+    every = {
+        name: list(shape)
+        for given, shape in options.arrays.items()
+        for name in ([given] if given else names[:1])
+    } | parse_shapes(options.shapes, names)
     texts = {"min": options.min_shapes, "opt": options.opt_shapes, "max": options.max_shapes}
-    given = {
-        kind: parse_shapes(text, names, f"--{kind}-shapes")
-        or parse_shapes(options.shapes, names)
-        for kind, text in texts.items()
-    }
+    given = {k: every | parse_shapes(text, names, f"--{k}-shapes") for k, text in texts.items()}
     dynamic = [t for t in inputs if -1 in tuple(t.shape)]
     if not dynamic:
         return
@@ -182,24 +187,21 @@ def add_profile(
 
 def complete(
     name: str, shape: list[int], given: list[list[int] | None]
-) -> tuple[list[int], list[int], list[int]]:
+) -> tuple[Sequence[int], ...]:
     """Fill in the shapes of a range that the user left out, and check the others.
 
     A missing opt is the max, a missing min has 1 in dynamic places, a missing max is the opt.
-    With nothing given a leading dynamic dimension ranges over 1 to 16, tuned for 1.
+    With nothing given the dimensions may be anything up to 65536.
     """
+    from ..builder.easy import default_range
+
     for dims in filter(None, given):
         fits = len(dims) == len(shape)
         if not fits or any(w not in (-1, d) for w, d in zip(shape, dims, strict=True)):
             raise typer.BadParameter(f"input {name!r} has shape {shape}, which {dims} does not fit")
     low, opt, high = given
     if not (low or opt or high):
-        if -1 in shape[1:]:
-            raise typer.BadParameter(
-                f"input {name!r} has shape {shape}: give --shapes, or --min-shapes, --opt-shapes "
-                "and --max-shapes, since only a leading dynamic dimension has a default range"
-            )
-        opt, high = [1, *shape[1:]], [16, *shape[1:]]
+        return default_range(shape)
     opt = opt or high or low or shape
     high = high or opt
     low = low or [1 if d == -1 else d for d in shape]

@@ -43,11 +43,18 @@ def command(
 
     from ..runtime.easy import Engine
     from .building import Options, open_engine
-    from .tensors import complete, read, summary
+    from .tensors import complete, match, read, summary
 
-    options = Options(shapes=shapes, level=level, threads=threads, precision=precision)
+    arrays = read(inputs or [])
+    options = Options(
+        shapes=shapes,
+        arrays={name: a.shape for name, a in arrays.items()},
+        level=level,
+        threads=threads,
+        precision=precision,
+    )
     engine = open_engine(model, options, logger(verbose), quiet=json)
-    feeds = complete(engine, read(inputs or [], engine), shapes, seed)
+    feeds = complete(engine, match(arrays, engine), shapes, seed)
     results = Engine(engine)(feeds)
     if output is not None:
         np.savez(output, **results)  # type: ignore[arg-type]

@@ -23,37 +23,46 @@ def names(engine: trt.ICudaEngine, mode: str) -> list[str]:
     return [n for n in every if engine.get_tensor_mode(n) == wanted]
 
 
-def read(files: list[str], engine: trt.ICudaEngine) -> dict[str, np.ndarray]:
-    """Inputs from ``FILE.npz``, ``FILE.npy`` (one input) or ``NAME=FILE.npy``.
+def read(files: list[str]) -> dict[str, np.ndarray]:
+    """Arrays from ``FILE.npz``, ``NAME=FILE.npy`` or ``FILE.npy``, by name; the last has name "".
 
-    Arrays of an npz may be named ``in::NAME``; arrays that are no inputs are left alone.
+    Names ``in::NAME`` in an npz mean NAME; arrays with other prefixes are left alone.
 
     Raises:
-        typer.BadParameter: A file is not there, or names no input.
+        typer.BadParameter: A file is not there.
         Failure: A file can't be read as numpy data.
     """
-    inputs = names(engine, "INPUT")
-    feeds: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for item in files:
-        name, equals, path = item.rpartition("=")
+        name, _, path = item.rpartition("=")
         if not Path(path).is_file():
             raise typer.BadParameter(f"--input: there is no file {path}")
         loaded = _load(Path(path))
-        if isinstance(loaded, dict):
-            stripped = {k.removeprefix("in::"): v for k, v in loaded.items()}
-            feeds |= {k: v for k, v in stripped.items() if k in inputs}
-            continue
-        if not equals and len(inputs) != 1:
+        if isinstance(loaded, np.ndarray):
+            arrays[name] = loaded
+        else:
+            plain = {k.removeprefix("in::"): v for k, v in loaded.items()}
+            arrays |= {k: v for k, v in plain.items() if "::" not in k}
+    return arrays
+
+
+def match(arrays: dict[str, np.ndarray], engine: trt.ICudaEngine) -> dict[str, np.ndarray]:
+    """The arrays by input name.
+
+    Raises:
+        typer.BadParameter: An array belongs to no input.
+    """
+    inputs = names(engine, "INPUT")
+    feeds = dict(arrays)
+    if "" in feeds:
+        if len(inputs) != 1:
             raise typer.BadParameter(
-                f"--input {path}: say which input it is for, as NAME={path}; "
-                f"inputs are {', '.join(inputs)}"
+                f"--input: say which input a .npy is for, as NAME=FILE; there are {inputs}"
             )
-        feeds[name if equals else inputs[0]] = loaded
+        feeds[inputs[0]] = feeds.pop("")
     unknown = sorted(set(feeds) - set(inputs))
     if unknown:
         raise typer.BadParameter(f"--input: no input is named {unknown[0]!r}; there are {inputs}")
-    if files and not feeds:
-        raise typer.BadParameter(f"--input: none of the arrays is named like an input: {inputs}")
     return feeds
 
 

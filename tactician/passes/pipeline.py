@@ -8,6 +8,7 @@ from ..ir.graph import Graph
 from .cse import CommonSubexpressions
 from .dce import DeadCode
 from .decompose import Decompose
+from .find_norm import FindNorm
 from .fold import FoldConstants
 from .fold_affine import FoldAffine
 from .fold_transpose import FoldTranspose
@@ -27,6 +28,7 @@ def optimize(
             Simplify(),
             CommonSubexpressions(),
             FoldTranspose(),
+            FindNorm(),
             FoldAffine(),
             DeadCode(),
         ],

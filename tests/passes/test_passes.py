@@ -139,3 +139,58 @@ def test_cycles_are_reported():
     a.set_input(0, b.output)
     with pytest.raises(ValueError, match="cycle through layer"):
         g.toposort()
+
+
+def _norm_in_parts(g, x, square, quotient, centre=True):
+    """A normalization over the last axis as exporters write it."""
+    def op(fn, *inputs):
+        return emit(g, "binary", inputs, fn, fn=fn).output
+
+    def mean(v):
+        return emit(g, "reduce", [v], "mean", fn="mean", axes=(v.rank - 1,), keepdims=True).output
+
+    d = op("sub", x, mean(x)) if centre else x
+    two = g.constant(np.float32(2))
+    v = mean(op("mul", d, d) if square == "mul" else op("pow", d, two))
+    v = op("add", v, g.constant(np.float32(1e-5)))
+    if quotient == "rsqrt":
+        return op("mul", d, emit(g, "unary", [v], "rsqrt", fn="rsqrt").output)
+    root = emit(g, "unary", [v], "sqrt", fn="sqrt").output
+    if quotient == "div":
+        return op("div", d, root)
+    return op("mul", op("div", g.constant(np.float32(1)), root), d)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("quotient", ["div", "rsqrt", "reciprocal"])
+@pytest.mark.parametrize("square", ["mul", "pow"])
+def test_normalization_is_found(square, quotient, centre):
+    g, x = graph((2, 3, 16))
+    y = _norm_in_parts(g, x, square, quotient, centre)
+    y = emit(g, "binary", [y, g.constant(randn(16))], "scale", fn="mul").output
+    if centre:
+        y = emit(g, "binary", [g.constant(randn(16)), y], "shift", fn="add").output
+    g.outputs = [y]
+    assert optimized(g, randn(2, 3, 16)) == ["normalization"]
+
+
+def test_normalization_of_something_else_is_not_found():
+    g, x = graph((2, 3, 16))
+    other = emit(g, "unary", [x], "abs", fn="abs").output
+    m = emit(g, "reduce", [other], "mean", fn="mean", axes=(2,), keepdims=True).output
+    d = emit(g, "binary", [x, m], "sub", fn="sub").output  # the mean of another value
+    s = emit(g, "binary", [d, d], "square", fn="mul").output
+    v = emit(g, "reduce", [s], "mean", fn="mean", axes=(1,), keepdims=True).output
+    v = emit(g, "binary", [v, g.constant(np.float32(1e-5))], "add", fn="add").output
+    root = emit(g, "unary", [v], "sqrt", fn="sqrt").output
+    g.outputs = [emit(g, "binary", [d, root], "div", fn="div").output]
+    ops = optimized(g, randn(2, 3, 16))
+    assert ops.count("normalization") == 1 and "sub" not in ops  # only the RMS norm of d
+    assert g.nodes[-1].attrs.rms
+
+
+def test_scale_along_another_axis_stays_outside():
+    g, x = graph((2, 3, 16))
+    y = _norm_in_parts(g, x, "mul", "div")
+    g.outputs = [emit(g, "binary", [y, g.constant(randn(3, 1))], "scale", fn="mul").output]
+    assert optimized(g, randn(2, 3, 16)) == ["normalization", "binary"]

@@ -14,6 +14,7 @@ from typing import Any
 from llvmlite import ir
 
 from ...ir import dims as D
+from ...ir import dtypes as T
 from ...ir import expr as E
 from ...ir.expr import Var
 from ...ir.graph import Value
@@ -56,7 +57,7 @@ class LoopTactic(Tactic):
             return f"{region.anchor.op} is not a loop nest"
         if not region.stages:
             return "there is nothing to compute"
-        return refusal(region.stages)
+        return refusal(region.stages, device.isa.f16c)
 
     def candidates(self, region: Region, device: Any) -> Sequence[LoopCandidate]:
         return [LoopCandidate(n) for n in _unrolls(region.stages)]
@@ -76,13 +77,15 @@ def _unrolls(stages: Sequence[E.Stage]) -> tuple[int, ...]:
     return (2,)
 
 
-def refusal(stages: Sequence[E.Stage]) -> str | None:
-    """Why stages can't be loops on a CPU, or None."""
+def refusal(stages: Sequence[E.Stage], f16c: bool = True) -> str | None:
+    """Why stages can't be loops on a CPU (with f16 conversions in hardware or not), or None."""
     size = 0
     for s in stages:
         nodes = E.walk(s.expr)
         size += len(nodes)
         for x in nodes:
+            if x.dtype is T.f16 and not f16c:
+                return "this CPU does not convert f16"
             if not convert.supported(x.dtype):
                 return f"element type {x.dtype} is not supported in loops"
         if not convert.supported(s.out.dtype):

@@ -14,11 +14,11 @@ from native_stages import device
 
 from tactician.ir import dims as D
 from tactician.ir import expr as E
-from tactician.ir.dtypes import f32, i64
+from tactician.ir.dtypes import f16, f32, i64
 from tactician.ir.graph import Graph, Value
 from tactician.ops import emit, get
 from tactician.regions.region import Region
-from tactician.targets.cpu.loops import LoopCandidate, LoopTactic, build_loops
+from tactician.targets.cpu.loops import LoopCandidate, LoopTactic, build_loops, refusal
 
 RNG = np.random.default_rng(0)
 N, M = D.sym("n"), D.sym("m")
@@ -125,3 +125,5 @@ def test_refusals_name_the_reason():
     tactic = LoopTactic()
     assert "not a loop nest" in tactic.refuse(Region([node], anchor=node), device())
     assert "nothing" in tactic.refuse(Region([node]), device())
+    half = emit(g, "activation", [g.add_input("h", f16, (4,))], "h", fn="relu")
+    assert "f16" in refusal(get("activation").stages(half), f16c=False)

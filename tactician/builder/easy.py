@@ -25,6 +25,7 @@ _OTHERS = (1, 64, 1 << 16)
 def build(
     model: Any,
     *,
+    weights: Any = None,
     shapes: Mapping[str, Any] | None = None,
     fp16: bool = False,
     bf16: bool = False,
@@ -39,7 +40,10 @@ def build(
     """Builds a model for this machine.
 
     Args:
-        model: An ONNX file's path, its bytes, or an `INetworkDefinition`.
+        model: An ONNX file's path, its bytes, or an `INetworkDefinition`; with ``weights``, a
+            Caffe prototxt (path or bytes).
+        weights: The caffemodel of a prototxt (path or bytes). Blobs that no layer reads become
+            outputs.
         shapes: For inputs whose shape varies: input name to a shape, or to (min, opt, max) shapes.
             Left out, dimensions may be anything up to 65536.
         fp16, bf16, int8: Types that kernels may use besides those of the network.
@@ -64,7 +68,12 @@ def build(
     record = _Record(logger if logger is not None else log.Logger())
     builder = Builder(record)
     builder.max_threads = threads
-    network = model if isinstance(model, INetworkDefinition) else _parse(builder, model, record)
+    if isinstance(model, INetworkDefinition):
+        network = model
+    elif weights is not None:
+        network = _parse_caffe(builder, model, weights)
+    else:
+        network = _parse(builder, model, record)
     config = builder.create_builder_config()
     config.builder_optimization_level = level
     config.progress_monitor = progress
@@ -120,6 +129,27 @@ def _parse(builder: Builder, model: Any, record: _Record) -> INetworkDefinition:
         problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise BuildError("the model can't be imported:\n" + "\n".join(problems or record.errors))
     return network
+
+
+def _parse_caffe(builder: Builder, deploy: Any, weights: Any) -> INetworkDefinition:
+    parser = import_module("tactician.parsers.caffe").CaffeParser()
+    network = builder.create_network(1)
+    read = [_read_bytes(x) for x in (deploy, weights)]
+    found = parser.parse_buffer(*read, network)
+    if found is None:
+        raise BuildError("the model can't be imported:\n" + "\n".join(parser.problems))
+    for name in found.results:
+        network.mark_output(found.find(name))
+    return network
+
+
+def _read_bytes(model: Any) -> bytes:
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return bytes(model)
+    path = Path(model)
+    if not path.is_file():
+        raise BuildError(f"there is no model file {str(path)!r}")
+    return path.read_bytes()
 
 
 def _add_profile(

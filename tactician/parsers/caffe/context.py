@@ -131,7 +131,7 @@ class Context:
         from ...network.enums import ScaleMode
 
         def one(v: float, usual: float) -> Any:
-            return None if v == usual else np.float32([v])
+            return None if v == usual else np.array([v], np.float32)
 
         return self.layer("add_scale_nd", x, mode=ScaleMode.UNIFORM, shift=one(shift, 0.0),
                           scale=one(scale, 1.0), power=one(power, 1.0),
@@ -184,11 +184,12 @@ class Context:
     # --- names ----------------------------------------------------------------------------------
 
     def name_layers(self, results: Sequence[Value]) -> None:
-        """The layer that computes the first top gets the Caffe layer's name, the others derived
-        ones."""
+        """The layer with the weights, or else the one that computes the first top, gets the Caffe
+        layer's name, the others derived ones."""
         assert self.node is not None
         producer = results[0].producer if results else None
-        main = next((x for _, x in self.added if producer in x._nodes), None)
+        main = next((x for _, x in self.added if x._weights),
+                    next((x for _, x in self.added if producer in x._nodes), None))
         for op, layer in self.added:
             name = self.node.name if layer is main else f"{self.node.name}/{op}"
             count = self._names.get(name, 0)

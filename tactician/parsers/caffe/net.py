@@ -38,12 +38,14 @@ class Imported:
         blobs: Each blob's last value, by name.
         unread: Names of blobs that no layer reads: the net's results.
         problems, warnings: Texts for the log.
+        made_up: Weights by layer name, where none were given.
     """
 
     blobs: dict[str, Value] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    made_up: dict[str, list[Array]] = field(default_factory=dict)
 
 
 class NetImport:
@@ -132,6 +134,8 @@ class NetImport:
                 raise problem
             results = self._distinct(n, self._results(n))
             self.c.name_layers(results)
+            if n.made:
+                self.out.made_up[n.name] = [n.made[i] for i in sorted(n.made)]
             for name, v in zip(proto.top, results, strict=True):
                 self.blobs[name] = v
         except Poisoned:

@@ -23,6 +23,7 @@ class CaffeLayer:
         bottoms: Values read.
         given: Its blobs in the caffemodel, or None if weights are to be made up.
         half: Whether weights are rounded to half precision.
+        made: The weights that were made up, by number.
     """
 
     def __init__(self, proto: Any, line: int, bottoms: Sequence[Value],
@@ -32,7 +33,7 @@ class CaffeLayer:
         self.bottoms = list(bottoms)
         self.given = given
         self.half = half
-        self.used: set[int] = set()
+        self.made: dict[int, Array] = {}
 
     @property
     def name(self) -> str:
@@ -97,10 +98,10 @@ class CaffeLayer:
         Raises:
             LayerProblem: If it is missing or has another shape.
         """
-        self.used.add(i)
         want = tuple(int(d) for d in shape)
         if self.given is None:
-            return self._made_up(i, want, what)
+            self.made[i] = self._made_up(i, want, what)
+            return self.made[i]
         if i >= len(self.given):
             has = f"{len(self.given)} blobs" if self.given else "no blobs"
             raise LayerProblem(

@@ -168,9 +168,11 @@ class CaffeParser:
             return self._fail(done.problems, network)
         return IBlobNameToTensor(network, done.blobs, done.unread)
 
-    def _fail(self, problems: list[str], network: INetworkDefinition | None) -> None:
+    def _fail(self, problems: list[str], network: INetworkDefinition | None) -> Any:
+        """Logs problems; returns None for callers to return."""
         self.problems = problems
         for text in problems:
             log.error(text, None if network is None else network._logger)
             if self.error_recorder is not None:
                 self.error_recorder.report_error(ErrorCodeTRT.INVALID_ARGUMENT, text)
+        return None

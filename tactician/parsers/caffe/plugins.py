@@ -90,6 +90,7 @@ class PluginFactories:
             plugin.plugin_namespace = self.namespace
         net = c.network
         tensors = [net._tensor(v) for v in n.bottoms]
+        layer: Any
         if kind == "v2":
             layer = net.add_plugin_v2(tensors, plugin)
         elif kind == "ext":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,14 @@ def _numbers(blob: Any) -> Array:
     if slow.double_data:
         return np.array(slow.double_data, dtype=np.float64)
     return np.array(slow.data, dtype=np.float32)
+
+
+def write_caffemodel(name: str, layers: Mapping[str, Sequence[Any]]) -> bytes:
+    """A caffemodel's bytes: layer name to its blobs."""
+    net = weight_messages()["NetWeights"](name=name)
+    for layer, blobs in layers.items():
+        entry = net.layer.add(name=layer)
+        for blob in blobs:
+            array = np.asarray(blob, dtype="<f4")
+            entry.blobs.add(data=[array.tobytes()], shape={"dim": list(array.shape)})
+    return net.SerializeToString()

@@ -163,12 +163,15 @@ def normalize(c: Context, n: CaffeLayer) -> Value:
 
 @importer("Softmax", does="softmax along axis")
 def softmax(c: Context, n: CaffeLayer) -> Value:
+    return _softmax(c, n)
+
+
+def _softmax(c: Context, n: CaffeLayer) -> Value:
     axis = n.axis(n.proto.softmax_param.axis)
     c.refuse_batch(axis, "a softmax")
     return c.layer("add_softmax", n[0], then={"axes": 1 << (axis - int(c.implicit))})
 
 
 @importer("SoftmaxWithLoss", inputs=(1, 3), does="softmax along axis; the loss is left out")
-def softmax_with_loss(c: Context, n: CaffeLayer) -> Value | list[Value]:
-    y = softmax(c, n)
-    return [y] * len(n.tops) if len(n.tops) > 1 else y
+def softmax_with_loss(c: Context, n: CaffeLayer) -> list[Value]:
+    return [_softmax(c, n)] * len(n.tops)

@@ -20,7 +20,7 @@ def upsample(c: Context, n: CaffeLayer) -> Value:
     how = {"mode": "nearest", "coordinate": "asymmetric", "nearest": "floor", "axes": (2, 3)}
     if p.height or p.width:
         return c.op("resize", x, c.ints([p.height, p.width]), **how)
-    scales = np.float32([p.scale_h or p.scale, p.scale_w or p.scale])
+    scales = np.array([p.scale_h or p.scale, p.scale_w or p.scale], np.float32)
     if scales.min() < 1:
         raise LayerProblem("upsample_param needs scale, at least 1")
     return c.op("resize", x, None, c.const(scales), **how)

@@ -152,6 +152,7 @@ class _Module:
             self.module.data_layout = str(self.machine.target_data)
             self.module.verify()
         except RuntimeError as error:
+            self.__exit__()  # the module must go before its context
             raise BuildError(f"LLVM rejects a kernel: {_locate(str(error), self.ir)}") from error
         return self
 

@@ -1,0 +1,340 @@
+"""Tactic: Winograd convolution of 3x3 windows on channels-last tensors, with fused epilogue.
+
+Floor per layer: the direct convolution's operations / 2.25 (F(2, 3)), / 4 (F(4, 3)) or / 5.06
+(F(6, 3)) at the core's FMA peak, less what tiles waste at edges, plus the transforms' trips
+through the cache. Transformed weights are 1.8, 4 and 7.1 times as large as the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from ...ir import dims as D
+from ...ir.graph import Value
+from ...ops.conv import conv_axes, kernel_extents
+from ...regions.region import Region
+from ...tactics.kernel import Kernel
+from ...tactics.tactic import Tactic, register_tactic
+from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
+from .conv_ir import F32, I64, PTR, Loop
+from .winograd_ir import Parts, Winograd, scratch
+from .winograd_math import transforms
+
+_FEW = 16  # channels from which on transforms are small beside the products
+_PAYS = 0.9  # a candidate is worth timing up to this share of the direct convolution's cost
+_ASSUMED_TILES = 192  # if their number is known only at run time
+_LEAST_TILES = 24  # of an item, lest it wait for weights
+
+
+@register_tactic
+class WinogradConvolution(Tactic):
+    """Convolution of f32 channels-last tensors with constant 3x3 windows."""
+
+    name = "conv_winograd"
+    target = "cpu"
+    priority = 45
+    approximate = True
+
+    def wants_channels_last(self, region: Region, device: Any) -> bool:
+        return _refused(region, device) is None
+
+    def refuse(self, region: Region, device: Any) -> str | None:
+        why = _refused(region, device)
+        if why is not None:
+            return why
+        assert region.anchor is not None
+        if not all(map(stored_last, region.outputs)):
+            return "the result is not stored channels-last"
+        if region.anchor.inputs[0] not in region.physical:
+            return "the input is not stored channels-last"
+        if not self.candidates(region, device):
+            return "direct convolution takes about as many cycles by the model"
+        return None
+
+    def candidates(self, region: Region, device: Any) -> Sequence[Winograd]:
+        problem = Problem(region)
+        limit = _PAYS * _direct_cycles(problem, device)
+        found = [_best(problem, m, device) for m in (2, 4, 6)]
+        return [w for cycles, w in sorted(found, key=lambda f: f[0]) if cycles < limit]
+
+    def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
+        return _Builder(Problem(region), candidate).build()
+
+
+def _refused(region: Region, device: Any) -> str | None:
+    why = unsuited(region, device)
+    if why is not None:
+        return why
+    node = region.anchor
+    assert node is not None
+    x, w = node.inputs[:2]
+    assert x is not None and w is not None
+    if w.dims[2:] != (3, 3):
+        return "the window is not 3x3"
+    axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
+    if {a.stride for a in axes} | {a.dilation for a in axes} != {1}:
+        return "has a stride or dilation"
+    if node.attrs.groups != 1:
+        return "has groups"
+    if int(w.dims[0]) < _FEW or int(w.dims[1]) < _FEW:  # type: ignore[arg-type]
+        return f"fewer than {_FEW} channels"
+    return None
+
+
+# --- choosing ---------------------------------------------------------------------------------
+
+
+def _tile_counts(p: Problem, m: int) -> tuple[D.DimLike, D.DimLike]:
+    """Tiles down and across an image."""
+    down, across = (D.ceil_div(a.out, m) for a in p.axes)
+    return down, across
+
+
+def _tile_count(p: Problem, m: int) -> int:
+    """All tiles, or a guess."""
+    down, across = _tile_counts(p, m)
+    n = p.y.dims[0] * down * across
+    return n if isinstance(n, int) else _ASSUMED_TILES
+
+
+def _direct_cycles(p: Problem, device: Any) -> float:
+    """Modelled multiply-adds on vectors of a direct convolution, of the busiest thread."""
+    pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
+    count = pixels if isinstance(pixels, int) else _ASSUMED_TILES * 16
+    return 1.08 * count * 9 * p.c * p.k / device.isa.lanes(32) / device.threads
+
+
+def _best(p: Problem, m: int, device: Any) -> tuple[float, Winograd]:
+    """The blocking of F(m, 3) that should be fastest, with its modelled cycles."""
+    lanes = device.isa.lanes(32)
+    n = _tile_count(p, m)
+    rooms = 4 * (m + 2) ** 2 * (p.c + p.k)
+    most = max(_LEAST_TILES, min(96, device.isa.l2 * 9 // 10 // rooms))
+    options = []
+    for mr, nv in _registers(p, n, device.isa):
+        blocks = -(-p.k // (nv * lanes))
+        for parts in {-(-n // most) + extra for extra in range(2 * device.threads)}:
+            tiles = -(-n // parts)
+            tiles = -(-tiles // mr) * mr
+            for groups in {1, device.threads, 2 * device.threads}:
+                if groups <= blocks:
+                    options.append(Winograd(m, tiles, mr, nv, lanes, groups))
+    scored = [(_cycles(p, w, n, device), i) for i, w in enumerate(options)]
+    cycles, i = min(scored)
+    return cycles, options[i]
+
+
+def _registers(p: Problem, n: int, isa: Any) -> list[tuple[int, int]]:
+    """Register tiles that fit the machine."""
+    if isa.vector_registers >= 32:
+        shapes = [(14, 2), (12, 2), (10, 2), (9, 3), (8, 3), (7, 4), (6, 4), (5, 4), (4, 4)]
+    else:
+        shapes = [(6, 2), (5, 2), (4, 2)]
+    fits = [(min(mr, n), nv) for mr, nv in shapes if (nv - 1) * isa.lanes(32) < p.k]
+    return list(dict.fromkeys(fits or [(min(4, n), 1)]))
+
+
+def _cycles(p: Problem, w: Winograd, n: int, device: Any) -> float:
+    """Modelled cost of the busiest thread, in multiply-adds on vectors."""
+    blocks = -(-p.k // w.nr)
+    group = -(-blocks // w.groups)
+    runs = -(-n // w.tiles)
+    squares = w.t * w.t
+    tiles = min(w.tiles, n)
+    whole, rest = divmod(tiles, w.mr)
+    row = lambda r: max(r * w.nv, (r + 2 * w.nv) / 2, 5) + 1  # noqa: E731
+    products = squares * p.c * group * (whole * row(w.mr) + (row(rest) if rest else 0))
+    moved = tiles * squares * (p.c + group * w.nr) / w.lanes
+    weights = 4 * squares * p.c * group * w.nr
+    # weights come at some bytes per cycle from where they fit, while products are computed
+    shared = 4 * squares * p.c * p.k
+    rate = 32 if shared < device.isa.l2 // 2 else 12 if shared < device.isa.l3 else 2.5
+    item = max(products, weights / rate) + 4 * moved
+    items = runs * w.groups
+    share = -(-items // device.threads)
+    return float(share * item)
+
+
+# --- building ---------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Builds the kernel of one candidate."""
+
+    def __init__(self, problem: Problem, candidate: Winograd):
+        self.p, self.w = p, w = problem, candidate
+        self.module = ir.Module("conv_winograd")
+        self.sizes = RuntimeSizes()
+        self.blocks = -(-p.k // w.nr)
+        self.per_group = -(-self.blocks // w.groups)
+        self.groups = -(-self.blocks // self.per_group)
+        self.s = scratch(w, p.c, self.per_group * w.nr)
+        region = p.region
+        self.x = region.physical[p.x]
+        extra = [v for v in region.inputs if v not in (p.w, p.bias, self.x)]
+        weights = pack_weights(_constant(p.w), w)
+        zeros = np.zeros(p.c, np.float32)
+        self.bias = np.zeros(self.blocks * w.nr, np.float32)
+        if p.bias is not None:
+            self.bias[: p.k] = _constant(p.bias)
+        self.args: list[Value | np.ndarray[Any, Any]] = [
+            self.x, weights, zeros, self.bias, *extra, p.out
+        ]
+        self.down, self.across = _tile_counts(p, w.m)
+        self.tiles = p.y.dims[0] * self.down * self.across
+        self.runs = D.ceil_div(self.tiles, w.tiles)
+        self.epilogue = Epilogue(p, self.args, self.sizes)
+
+    def build(self) -> Kernel:
+        p, w = self.p, self.w
+        name = f"conv_winograd_f{w.m}"
+        fn = ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR]), name
+        )
+        parts = Parts(self.module, w, p.c, p.k, self.s)
+        self.input, self.border = parts.input(), parts.border()
+        self.products = {r: parts.product(r) for r in sorted({w.mr, *self._rests()})}
+        self.output = parts.output(self.epilogue, p.bias is not None)
+        self._main(fn)
+        pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
+        return Kernel(
+            symbol=name,
+            source=str(self.module),
+            args=tuple(self.args),
+            dims=tuple(self.sizes.dims),
+            work=self.runs * self.groups,
+            scratch=4 * self.s.size,
+            flops=pixels * (2 * p.k * p.c * 9),
+            notes={"candidate": str(w)},
+        )
+
+    def _rests(self) -> set[int]:
+        """Rows of register tiles at the end of runs: known, or single ones."""
+        if not isinstance(self.tiles, int):
+            return {1}
+        return {self.tiles % self.w.tiles % self.w.mr} - {0}
+
+    # --- the iteration over items ------------------------------------------------------------
+
+    def _main(self, fn: ir.Function) -> None:
+        args, dims, begin, end, self.scratch = fn.args
+        b = ir.IRBuilder(fn.append_basic_block("entry"))
+        self.b, self.fn_args, self.fn_dims = b, args, dims
+        size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
+        self.pointers = [argument(b, args, i) for i in range(4)]
+        self.height, self.width = (size(a.size) for a in self.p.axes)
+        self.out_sizes = [size(a.out) for a in self.p.axes]
+        self.stride = b.mul(self.width, I64(self.p.c))
+        self.image = b.mul(self.stride, self.height)
+        self.grid = size(self.down), size(self.across)
+        tiles, runs = size(self.tiles), size(self.runs)
+        with Loop(b, begin, end) as item:
+            # items of one group follow each other: a thread keeps to its part of the weights
+            group, run = b.sdiv(item.index, runs), b.srem(item.index, runs)
+            first = b.mul(run, I64(self.w.tiles))
+            count = least(b, b.sub(tiles, first), I64(self.w.tiles))
+            self._item(group, first, count)
+        b.ret_void()
+
+    def _item(self, group: Any, first: Any, count: Any) -> None:
+        b, s, w = self.b, self.s, self.w
+        with Loop(b, I64(0), count) as tile:
+            v = b.gep(self.scratch, [b.mul(tile.index, I64(s.v_row))], source_etype=F32)
+            self._load_tile(v, b.add(first, tile.index))
+        block = b.mul(group, I64(self.per_group))
+        blocks = least(b, I64(self.per_group), b.sub(I64(self.blocks), block))
+        with Loop(b, I64(0), I64(w.t * w.t)) as square, Loop(b, I64(0), blocks) as panel:
+            self._products(square.index, panel.index, b.add(block, panel.index), count)
+        k = b.mul(block, I64(w.nr))
+        channels = least(b, I64(self.per_group * w.nr), b.sub(I64(self.p.k), k))
+        with Loop(b, I64(0), count) as tile:
+            at = b.add(b.mul(tile.index, I64(s.m_row)), I64(s.m_at))
+            m = b.gep(self.scratch, [at], source_etype=F32)
+            self._store_tile(m, b.add(first, tile.index), k, channels)
+
+    def _tile(self, number: Any) -> tuple[Any, Any, Any]:
+        """Image and first output pixel of a tile."""
+        b = self.b
+        down, across = self.grid
+        x, rows = b.srem(number, across), b.sdiv(number, across)
+        y, image = b.srem(rows, down), b.sdiv(rows, down)
+        m = I64(self.w.m)
+        return image, b.mul(y, m), b.mul(x, m)
+
+    def _load_tile(self, v: Any, number: Any) -> None:
+        b, t = self.b, I64(self.w.t)
+        image, y, x = self._tile(number)
+        y, x = (b.sub(o, I64(pre)) for o, pre in zip((y, x), self.p.shape.pre, strict=True))
+        base = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=F32)
+        fits = b.and_(b.icmp_signed(">=", y, I64(0)), b.icmp_signed(">=", x, I64(0)))
+        for at, size in ((y, self.height), (x, self.width)):
+            fits = b.and_(fits, b.icmp_signed("<=", b.add(at, t), size))
+        with b.if_else(fits) as (inside, border):
+            with inside:
+                at = b.add(b.mul(y, self.stride), b.mul(x, I64(self.p.c)))
+                pixel = b.gep(base, [at], source_etype=F32)
+                b.call(self.input, [pixel, v, self.stride])
+            with border:
+                copy = b.gep(self.scratch, [I64(self.s.m_at)], source_etype=F32)
+                sizes = [y, x, self.height, self.width]
+                b.call(self.border, [base, copy, self.stride, self.pointers[2], *sizes])
+                b.call(self.input, [copy, v, I64(self.w.t * self.p.c)])
+
+    def _products(self, square: Any, panel: Any, block: Any, count: Any) -> None:
+        """All rows of one position and one block of output channels."""
+        b, s, w = self.b, self.s, self.w
+        number = b.add(b.mul(square, I64(self.blocks)), block)
+        u = b.gep(self.pointers[1], [b.mul(number, I64(self.p.c * w.nr))], source_etype=F32)
+        v_at = b.mul(square, I64(s.v_plane))
+        m_at = b.add(b.mul(square, I64(s.m_plane)), I64(s.m_at))
+        m_at = b.add(m_at, b.mul(panel, I64(w.nr)))
+
+        def call(rows: int, row: Any) -> None:
+            v = b.gep(
+                self.scratch, [b.add(v_at, b.mul(row, I64(s.v_row)))], source_etype=F32
+            )
+            m = b.gep(
+                self.scratch, [b.add(m_at, b.mul(row, I64(s.m_row)))], source_etype=F32
+            )
+            b.call(self.products[rows], [v, u, m])
+
+        whole = b.sub(count, b.srem(count, I64(w.mr)))
+        with Loop(b, I64(0), whole, w.mr) as row:
+            call(w.mr, row.index)
+        for rest in self._rests():
+            with Loop(b, whole, count, rest) as row:
+                call(rest, row.index)
+
+    def _store_tile(self, m: Any, number: Any, k: Any, channels: Any) -> None:
+        b = self.b
+        image, y, x = self._tile(number)
+        room = I64(self.w.m)
+        rows, columns = (
+            least(b, room, b.sub(size, at))
+            for at, size in zip((y, x), self.out_sizes, strict=True)
+        )
+        pixels = b.gep(self.scratch, [I64(self.s.y_at)], source_etype=F32)
+        values = [m, pixels, self.pointers[3], self.fn_args, self.fn_dims]
+        b.call(self.output, [*values, image, y, x, rows, columns, k, channels])
+
+
+def _constant(v: Value) -> np.ndarray[Any, Any]:
+    assert v.const is not None
+    return v.const
+
+
+def pack_weights(weights: np.ndarray[Any, Any], w: Winograd) -> np.ndarray[Any, Any]:
+    """Weights ``[K, C, 3, 3]`` transformed, as ``[t * t][K / nr][C][nr]`` with zeros at the end
+    of the last block."""
+    u = transforms(w.m).weights(weights)
+    squares, k, c = u.shape
+    blocks = -(-k // w.nr)
+    padded = np.zeros((squares, blocks * w.nr, c), np.float32)
+    padded[:, :k] = u
+    return np.ascontiguousarray(
+        padded.reshape(squares, blocks, w.nr, c).transpose(0, 1, 3, 2)
+    )

@@ -21,12 +21,15 @@ class Tactic:
         target: Name of the target whose device it builds for.
         source: Name of the `TacticSource` that switches it off, or "" if none does.
         priority: Order of trial, and the choice at optimization level 0 (higher first).
+        approximate: Whether results may have more rounding error than plain sums. Where numpy
+            would take too long to check them, they are compared with another tactic's.
     """
 
     name: ClassVar[str]
     target: ClassVar[str]
     source: ClassVar[str] = ""
     priority: ClassVar[int] = 0
+    approximate: ClassVar[bool] = False
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
         """Whether it could do the region if operands were stored channels-last. Only tactics

@@ -11,6 +11,8 @@ from tactician.ir.graph import Graph
 from tactician.ops import emit
 from tactician.regions.fuse import fuse
 from tactician.regions.layout import assign_layouts
+from tactician.tactics.tuner import Tuner, TunerSettings
+from tactician.targets.cpu import load_tactics, winograd
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.winograd import Winograd, WinogradConvolution
 from tactician.targets.cpu.winograd_math import transforms
@@ -20,6 +22,7 @@ RNG = np.random.default_rng(0)
 DEVICE = CpuDevice(threads=2)
 LANES = DEVICE.isa.lanes(32)
 TACTIC = WinogradConvolution()
+load_tactics()
 
 
 def last(a):
@@ -161,3 +164,17 @@ def test_chosen_in_a_network():
     program, _ = compile_network(g, BuildSettings(optimization_level=1, profiles=(ranges,)))
     chosen = {s.info["tactic"] for s in program.steps if "convolution" in s.info["ops"]}
     assert chosen == {"conv_winograd"}
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_tuner_compares_with_direct_convolution(monkeypatch, wrong):
+    """Also where numpy would take too long for a reference."""
+    monkeypatch.setattr("tactician.tactics.tuner._CHECK_FLOPS", 0.0)
+    if wrong:
+        pack = winograd.pack_weights
+        monkeypatch.setattr(winograd, "pack_weights", lambda *a: pack(*a) * np.float32(1.001))
+    settings = TunerSettings(level=3, seconds=1e-4)
+    choice = Tuner(DEVICE, settings).choose(Case(1, 32, 24, 24, 32).region)
+    rejected = [k for k, why in choice.info["rejected"].items() if why.startswith("accuracy")]
+    timed = [k for k in choice.info["times_us"] if k.startswith("conv_winograd")]
+    assert timed and rejected == (timed if wrong else [])

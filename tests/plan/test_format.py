@@ -222,3 +222,33 @@ def test_what_cannot_be_written():
     p.settings["logger"] = print
     with pytest.raises(PlanError, match=r"exp_sum.*print"):
         write_plan(p)
+
+
+def paths_of(x, path=()):
+    yield path
+    items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()
+    for k, v in items:
+        yield from paths_of(v, (*path, k))
+
+
+JUNK = (None, True, -1, 0, 2**63, 1e300, "", "x", "n", [], [0], {}, {"d": "n"}, {"d": "("},
+        {"t": "f32"}, {"a": [0, "f32", [1]]}, {"l": []}, {"m": []}, {"r": ["Step", {}]})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_junk_anywhere_in_the_metadata(plan, seed):
+    """Whatever stands where: a program that makes sense, or a PlanError; nothing else."""
+    header, text, sections = unpack(plan)
+    original = json.loads(bytes(text))
+    places = [p for p in paths_of(original) if p]
+    rng = np.random.default_rng(seed)
+    refused = 0
+    for _ in range(150):
+        meta = copy.deepcopy(original)
+        path = places[rng.integers(len(places))]
+        put(*path, JUNK[rng.integers(len(JUNK))])(meta)
+        try:
+            read_plan(pack(header.target, header.device, json.dumps(meta).encode(), sections))
+        except PlanError:
+            refused += 1
+    assert refused > 75

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from ...support import logger as log
 from .errors import ImportProblem, Problem
 from .external import TensorLoader, read_file, read_model
+from .importers.norm import folded_batch_norm
+from .node import OnnxNode
 from .parser_error import ParserError
 
 
+def _weights(model: Any, load: TensorLoader, wanted: set[str]) -> Iterator[tuple[str, Any]]:
+    """The model's weights that an engine wants, by the names the parser gave them."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    for name in wanted & tensors.keys():
+        yield name, load(tensors[name])
+    for index, proto in enumerate(model.graph.node):
+        if proto.op_type == "Constant" and proto.output[0] in wanted:
+            yield proto.output[0], load(next(a.t for a in proto.attribute if a.name == "value"))
+        if proto.op_type == "BatchNormalization":
+            node = OnnxNode(proto, index, 0, [])
+            names = [f"{node.name}/shift", f"{node.name}/factor"]
+            if wanted.issuperset(names) and all(i in tensors for i in proto.input[1:5]):
+                arrays = [load(tensors[i]) for i in proto.input[1:5]]
+                values = folded_batch_norm(arrays, node.attr("epsilon", 1e-5))
+                for name, value in zip(names, values, strict=True):
+                    yield name, value.astype(arrays[0].dtype)
+
+
 class OnnxParserRefitter:
-    """Refits an engine from a model: every initializer whose name the engine knows is replaced.
+    """Refits an engine from a model: all weights whose names the engine knows are replaced, those
+    of batch normalizations too. Call the refitter's `refit_cuda_engine` afterwards.
 
     Args:
         refitter: The engine's `Refitter`.
@@ -53,21 +75,21 @@ class OnnxParserRefitter:
             return self._fail("INVALID_VALUE", "load_model_proto must succeed first")
         load = TensorLoader(self._folder, self._given, lambda t: log.warning(t, self.logger))
         wanted = set(self.refitter.get_all_weights())
-        found: set[str] = set()
-        for tensor in self._model.graph.initializer:
-            if tensor.name not in wanted:
-                continue
-            try:
-                ok = self.refitter.set_named_weights(tensor.name, load(tensor))
-            except ImportProblem as e:
-                ok = self._fail(e.code, str(e))
-            if not ok:
-                self._fail("REFIT_FAILED", f"the engine refused weights {tensor.name!r}")
-            found.add(tensor.name)
-        missing = sorted(wanted - found)
+        before, found = len(self._errors), 0
+        try:
+            for name, array in _weights(self._model, load, wanted):
+                found += 1
+                if not self.refitter.set_named_weights(name, array):
+                    self._fail("REFIT_FAILED", f"the engine refused weights {name!r}")
+        except ImportProblem as e:
+            self._fail(e.code, str(e))
+        if wanted and not found:
+            self._fail("REFIT_FAILED", "the model has none of the engine's weights "
+                       f"({', '.join(sorted(wanted)[:8])}, …); was it made from this model?")
+        missing = self.refitter.get_missing_weights()
         if missing:
             self._fail("REFIT_FAILED", f"the model has no weights {', '.join(missing)}")
-        return not self._errors
+        return len(self._errors) == before
 
     def refit_from_bytes(self, model: Any, path: str | None = None) -> bool:
         """Reads a serialized model and refits from it."""

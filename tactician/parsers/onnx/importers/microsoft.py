@@ -47,7 +47,8 @@ def _dequantized_weights(c: Context, q: Value, scale: Value, zero: Value) -> Val
         return p.reshape(p.shape[0], 1, -1)
 
     real = (wide - shaped(z.astype(np.int32))) * shaped(s.astype(np.float32))
-    return c.const(np.ascontiguousarray(real.transpose(0, 2, 1)).astype(np.float32), name=q.name)
+    return c.const(np.ascontiguousarray(real.transpose(0, 2, 1)).astype(np.float32),
+                   name=f"{q.name}/real")
 
 
 @importer("Gelu", domain=MICROSOFT)
@@ -234,7 +235,7 @@ def matmul_nbits(c: Context, n: OnnxNode) -> Value:
         raise Unsupported("g_idx is not supported", "UNSUPPORTED_NODE_INPUT")
     n.ignore("accuracy_level")
     weights = _unpacked_weights(n)
-    y = c.matmul(n[0], c.const(weights.astype(n[0].dtype.np), name=n[1].name))
+    y = c.matmul(n[0], c.const(weights.astype(n[0].dtype.np), name=f"{n[1].name}/real"))
     return c.add(y, n[5]) if n.has(5) else y
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from ....ir import dtypes as T
@@ -42,11 +45,17 @@ def _batch_norm(c: Context, n: OnnxNode) -> Value:
         raise NodeProblem(f"needs an input of rank 2 or more, not {x.rank}")
     arrays = [n.const(i) for i in range(1, 5)]
     if all(a is not None for a in arrays) and x.dtype.is_float:
-        scale, bias, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
-        factor = scale / np.sqrt(var + epsilon)
-        return c.op("scale", x, c.const(bias - mean * factor, x.dtype),
-                    c.const(factor, x.dtype), axis=1)
+        shift, factor = folded_batch_norm(arrays, epsilon)
+        return c.op("scale", x, c.const(shift, x.dtype, f"{n.name}/shift"),
+                    c.const(factor, x.dtype, f"{n.name}/factor"), axis=1)
     return _apply_statistics(c, x, [n[i] for i in range(1, 5)], epsilon)
+
+
+def folded_batch_norm(arrays: Sequence[Any], epsilon: float) -> tuple[Any, Any]:
+    """Shift and factor that scale, bias, mean and variance come to, in f64."""
+    scale, bias, mean, var = (np.asarray(a, np.float64) for a in arrays)
+    factor = scale / np.sqrt(var + epsilon)
+    return bias - mean * factor, factor
 
 
 def _apply_statistics(c: Context, x: Value, params: list[Value], epsilon: float) -> Value:

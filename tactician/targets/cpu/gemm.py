@@ -238,7 +238,8 @@ def _register_choices(p: Problem, isa: Isa, lanes: int) -> list[tuple[int, int]]
         return [(m, max(1, min(most, vectors)))]
     fitting = [(mr, min(nv, vectors)) for mr, nv in standard]
     if isinstance(p.m, D.Dim):
-        return fitting[:2]
+        # With few registers, tiles that use all of them spill where sizes are variables.
+        return fitting[:1] if isa.vector_registers < 32 else fitting[:2]
     return sorted(fitting[:3], key=lambda t: _waste(int(p.m), t[0]))
 
 

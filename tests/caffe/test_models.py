@@ -54,10 +54,9 @@ def decode(offsets: np.ndarray) -> np.ndarray:
     priors = []
     sizes = ((8, (10, 16, 24)), (16, (32, 48)), (32, (64, 96)), (64, (128, 192, 256)))
     for stride, boxes in sizes:
-        for y in range(-(-240 // stride)):
-            for x in range(-(-320 // stride)):
-                priors += [((x + 0.5) * stride / 320, (y + 0.5) * stride / 240, b / 320, b / 240)
-                           for b in boxes]
+        rows, columns = -(-240 // stride), -(-320 // stride)
+        priors += [((x + 0.5) / columns, (y + 0.5) / rows, b / 320, b / 240)
+                   for y in range(rows) for x in range(columns) for b in boxes]
     center, size = np.split(np.clip(np.array(priors), 0, 1), 2, axis=1)
     center = offsets[..., :2] * 0.1 * size + center
     size = np.exp(offsets[..., 2:] * 0.2) * size

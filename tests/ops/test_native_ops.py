@@ -68,7 +68,6 @@ def test_native(op, inputs, attrs):
         close(a, b, slack=5)
 
 
-@pytest.mark.xfail(strict=True, reason="loops: a guard with mod is wrong in the last lanes")
 def test_deconvolution_of_uneven_extents():
     xs = [f(1, 2, 5, 5), f(2, 3, 3, 3)]
     node = build("deconvolution", xs, stride=(2, 2), pre=(1, 0), post=(1, 1))

@@ -144,6 +144,8 @@ class CaffeLayer:
             values = list(getattr(p, field))
         if not values and default is not None:
             values = [default]
+        if not values:
+            raise LayerProblem(f"needs {field}, or {h} and {w}")
         if len(values) not in (1, count):
             raise LayerProblem(f"{field} has {len(values)} entries; give one, or one for each of "
                                f"the {count} spatial dimensions")

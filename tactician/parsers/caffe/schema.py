@@ -424,6 +424,8 @@ def _declare(table: str, package: str) -> dict[str, Any]:
                 kind["type_name"] = f".{package}.{kind['type_name']}"
             f = message.field.add(name=words[1], number=int(words[0]),
                                   label=3 if repeated else 1, **kind)
+            if words[1] == "dim":
+                f.options.packed = True
             if len(words) > 3:
                 f.default_value = words[3]
     pool = descriptor_pool.DescriptorPool()

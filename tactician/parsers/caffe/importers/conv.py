@@ -28,8 +28,6 @@ def _windows(n: CaffeLayer) -> tuple[Any, dict[str, Any]]:
         raise LayerProblem(f"its bottom has {n[0].rank} dimensions; a convolution needs (num, "
                            "channels, spatial…)")
     kernel = n.spatial(p, "kernel_size", count, None)
-    if not kernel:
-        raise LayerProblem("convolution_param needs kernel_size, or kernel_h and kernel_w")
     if not p.group or p.num_output % p.group or n.size(1, "group") % p.group:
         raise LayerProblem(f"{n.size(1, 'group')} channels and num_output {p.num_output} can't "
                            f"be split into {p.group} groups; both must be multiples of group")

@@ -293,3 +293,26 @@ def test_data_as_axes_is_refused_with_advice() -> None:
     m = model([node("ReduceSum", ["x", "a"], ["y"])], [tensor("x", [2]), tensor("a", [1], I64)],
               [tensor("y", None)])
     assert "initializer" in errors(m)
+
+
+def test_flipped_bytes_never_raise() -> None:
+    body = helper.make_graph([node("Neg", ["x"], ["t"])], "then", [], [tensor("t", None)])
+    other = helper.make_graph([node("Relu", ["x"], ["e"])], "else", [], [tensor("e", None)])
+    m = model([node("If", ["c"], ["y"], then_branch=body, else_branch=other),
+               node("Conv", ["y", "w"], ["z"], pads=[1, 1, 1, 1]),
+               node("Reshape", ["z", "s"], ["r"]), node("Softmax", ["r"], ["o"], axis=1)],
+              [tensor("c", [], BOOL), tensor("x", ["n", 2, 4, 4])], [tensor("o", None)],
+              initializers=weights(w=np.ones((3, 2, 3, 3), np.float32), s=np.int64([0, -1])))
+    data = m.SerializeToString()
+    assert not errors(data)
+    rng = np.random.default_rng(5)
+    outcomes = set()
+    for _ in range(400):
+        damaged = bytearray(data)
+        for at in rng.integers(0, len(data), int(rng.integers(1, 4))):
+            damaged[at] ^= 1 << int(rng.integers(0, 8))
+        parser, _, _ = parse(bytes(damaged))
+        found = [parser.get_error(i) for i in range(parser.num_errors)]
+        assert all(e.code() != trt.ErrorCode.INTERNAL_ERROR for e in found), found
+        outcomes |= {e.code() for e in found}
+    assert len(outcomes) >= 4

@@ -248,7 +248,13 @@ class Context:
     # --- helpers ----------------------------------------------------------------------------
 
     def scalar(self, x: Value) -> Value:
-        """A one-element tensor as rank 0."""
+        """A one-element tensor as rank 0.
+
+        Raises:
+            NodeProblem: If it has another number of elements.
+        """
+        if x.is_static and x.numel != 1:
+            raise NodeProblem(f"{x.name!r} must hold one element, not {list(x.dims)}")
         return x if x.rank == 0 else self.reshape(x, ())
 
     def index(self, x: Value) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,37 @@ def read_model(data: Any) -> Any:
             "the model imports no operator set: the file is truncated, or written by a faulty "
             "exporter"
         )
+    for text in _texts(model):
+        if not isinstance(text, str):  # protobuf gives bytes where the text is not UTF-8
+            raise ModelProblem(f"the name {text!r} is not UTF-8: the file is damaged")
     return model
+
+
+def _texts(model: Any) -> Iterator[Any]:
+    """Every name in a model."""
+    yield from (o.domain for o in model.opset_import)
+    for f in model.functions:
+        yield from (f.name, f.domain, *f.input, *f.output, *f.attribute)
+        yield from _node_texts(f.node)
+    yield from _graph_texts(model.graph)
+
+
+def _graph_texts(graph: Any) -> Iterator[Any]:
+    yield graph.name
+    yield from (t.name for t in graph.initializer)
+    for info in (*graph.input, *graph.output):
+        yield info.name
+        yield from (d.dim_param for d in info.type.tensor_type.shape.dim)
+    yield from _node_texts(graph.node)
+
+
+def _node_texts(nodes: Any) -> Iterator[Any]:
+    for n in nodes:
+        yield from (n.name, n.op_type, n.domain, *n.input, *n.output)
+        for a in n.attribute:
+            yield from (a.name, a.ref_attr_name)
+            if a.HasField("g"):
+                yield from _graph_texts(a.g)
 
 
 def read_file(path: str) -> bytes:

@@ -171,7 +171,8 @@ class NetImport:
         """A blob that is another under a second name becomes a tensor of its own."""
         out: list[Value] = []
         for top, v in zip(n.tops, results, strict=True):
-            bottom = next((b for b, x in zip(n.proto.bottom, n.bottoms, strict=True) if x is v),
+            # a softmax's labels may be missing from the bottoms
+            bottom = next((b for b, x in zip(n.proto.bottom, n.bottoms, strict=False) if x is v),
                           None)
             if any(v is x for x in out) or bottom not in (None, top):
                 v = self.c.layer("add_identity", v)

@@ -26,6 +26,7 @@ from .winograd_math import transforms
 
 _FEW = 16  # channels from which on transforms are small beside the products
 _PAYS = 0.9  # a candidate is worth timing up to this share of the direct convolution's cost
+_NEAR = 1.5  # and up to this many times the best candidate's
 _ASSUMED_TILES = 192  # if their number is known only at run time
 _LEAST_TILES = 24  # of an item, lest it wait for weights
 
@@ -57,9 +58,9 @@ class WinogradConvolution(Tactic):
 
     def candidates(self, region: Region, device: Any) -> Sequence[Winograd]:
         problem = Problem(region)
-        limit = _PAYS * _direct_cycles(problem, device)
-        found = [_best(problem, m, device) for m in (2, 4, 6)]
-        return [w for cycles, w in sorted(found, key=lambda f: f[0]) if cycles < limit]
+        found = sorted((_best(problem, m, device) for m in (2, 4, 6)), key=lambda f: f[0])
+        limit = min(_PAYS * _direct_cycles(problem, device), _NEAR * found[0][0])
+        return [w for cycles, w in found if cycles < limit]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         return _Builder(Problem(region), candidate).build()
@@ -152,7 +153,7 @@ def _cycles(p: Problem, w: Winograd, n: int, device: Any) -> float:
     weights = 4 * squares * p.c * group * w.nr
     # weights come at some bytes per cycle from where they fit, while products are computed
     shared = 4 * squares * p.c * p.k
-    rate = 32 if shared < device.isa.l2 // 2 else 12 if shared < device.isa.l3 else 2.5
+    rate = 32 if shared < device.isa.l2 // 2 else 12 if shared < device.isa.l3 else 3.5
     item = max(products, weights / rate) + 4 * moved
     items = runs * w.groups
     share = -(-items // device.threads)

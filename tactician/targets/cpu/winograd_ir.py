@@ -39,6 +39,10 @@ class Winograd:
     lanes: int
     groups: int = 1
 
+    def __post_init__(self) -> None:
+        if self.tiles % self.mr:
+            raise ValueError(f"{self.tiles} tiles are no multiple of {self.mr}")
+
     @property
     def nr(self) -> int:
         return self.nv * self.lanes
@@ -190,6 +194,7 @@ class Parts:
             a = b.gep(v, [loop.index], source_etype=F32)
             weights = b.gep(u, [b.mul(loop.index, I64(w.nr))], source_etype=F32)
             acc = list(loop.carried)
+            self._prefetch(b, b.gep(weights, [I64(self.c * w.nr)], source_etype=F32), unroll)
             for n in range(unroll):
                 bs = [self._load(b, weights, n * w.nr + j * w.lanes) for j in range(w.nv)]
                 for i in range(rows):
@@ -205,6 +210,14 @@ class Parts:
                 b.store(loop.results[i * w.nv + j], at, align=4)
         b.ret_void()
         return fn
+
+    def _prefetch(self, b: ir.IRBuilder, ahead: Any, steps: int) -> None:
+        """Asks for the weights of the next block, which come from far where they are large."""
+        hint = [ir.IntType(32)(x) for x in (0, 2, 1)]  # to read, into L2, as data
+        types = [PTR] + [x.type for x in hint]
+        fn = V.declare(b.module, "llvm.prefetch.p0", ir.VoidType(), types)
+        for n in range(0, steps * self.w.nr, _LINE):
+            b.call(fn, [b.gep(ahead, [I64(n)], source_etype=F32), *hint])
 
     def _load(self, b: ir.IRBuilder, base: Any, at: int) -> Any:
         return b.load(b.gep(base, [I64(at)], source_etype=F32), align=4, typ=self.vt)

@@ -35,7 +35,7 @@ def lifetimes(
         owner: Tensor id -> id of the arena tensor whose memory it uses; others are ignored.
         live_out: Tensors that stay alive after the last step.
         loops: (first, last) steps of loops. What is computed before a loop and read in it stays
-            alive until the loop ends.
+            alive until the loop ends; what is written in it and read after is so from its start.
     """
     spans: dict[int, list[int]] = {}
     for i, (reads, writes) in enumerate(steps):
@@ -50,6 +50,8 @@ def lifetimes(
         for span in spans.values():
             if span[0] < first <= span[1] <= last:
                 span[1] = last
+            elif first <= span[0] <= last < span[1]:
+                span[0] = first
     return {t: Lifetime(a, b) for t, (a, b) in spans.items()}
 
 

@@ -93,6 +93,7 @@ _TABLE: dict[str, str] = {
     "parsers.onnx": """
         NodeIndices OnnxParser OnnxParserRefitter ParserError SubGraphCollection
         get_nv_onnx_parser_version""",
+    "parsers.tensorflow": "TensorFlowParser",
     "builder": """
         Builder IBuilderConfig IOptimizationProfile ITimingCache Refitter TimingCacheKey
         TimingCacheValue build""",

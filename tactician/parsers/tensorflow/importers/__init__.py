@@ -1,0 +1,1 @@
+"""One function per TensorFlow operator, grouped by family."""

@@ -16,7 +16,7 @@ from .node import TfNode
 
 MAX_DEPTH = 64  # of nested function calls, loops and conditionals
 
-_AUDIO = ("audio decoding and feature extraction run outside of the network; compute the features in "
+_AUDIO = ("audio is decoded and its features computed outside of the network; compute them in "
           "the program and make this node's output an input")
 _FILES = "files are decoded outside of the network; make this node's output an input"
 _VARIABLES = ("the graph still has variables; freeze it first (TensorFlow 1: "

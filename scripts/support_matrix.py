@@ -1,4 +1,5 @@
-"""Writes docs/onnx-operators.md from the importer table: ``python scripts/support_matrix.py``."""
+"""Writes docs/onnx-operators.md and docs/caffe.md from the importer tables:
+``python scripts/support_matrix.py``."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from tactician.parsers.onnx.support import page
+    from tactician.parsers.caffe import support as caffe
+    from tactician.parsers.onnx import support as onnx
 
-    (ROOT / "docs" / "onnx-operators.md").write_text(page())
+    (ROOT / "docs" / "onnx-operators.md").write_text(onnx.page())
+    (ROOT / "docs" / "caffe.md").write_text(caffe.page())
 
 
 if __name__ == "__main__":

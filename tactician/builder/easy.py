@@ -40,10 +40,10 @@ def build(
     """Builds a model for this machine.
 
     Args:
-        model: An ONNX file's path, its bytes, or an `INetworkDefinition`; with ``weights``, a
-            Caffe prototxt (path or bytes).
-        weights: The caffemodel of a prototxt (path or bytes). Blobs that no layer reads become
-            outputs.
+        model: An ONNX file's path, its bytes, or an `INetworkDefinition`; or a Caffe prototxt
+            (a path ending in .prototxt, or with ``weights`` any path or bytes).
+        weights: The caffemodel of a prototxt (path or bytes); by default the one of the same name
+            beside it. Blobs that no layer reads become outputs.
         shapes: For inputs whose shape varies: input name to a shape, or to (min, opt, max) shapes.
             Left out, dimensions may be anything up to 65536.
         fp16, bf16, int8: Types that kernels may use besides those of the network.
@@ -70,7 +70,7 @@ def build(
     builder.max_threads = threads
     if isinstance(model, INetworkDefinition):
         network = model
-    elif weights is not None:
+    elif weights is not None or _is_prototxt(model):
         network = _parse_caffe(builder, model, weights)
     else:
         network = _parse(builder, model, record)
@@ -134,6 +134,8 @@ def _parse(builder: Builder, model: Any, record: _Record) -> INetworkDefinition:
 def _parse_caffe(builder: Builder, deploy: Any, weights: Any) -> INetworkDefinition:
     parser = import_module("tactician.parsers.caffe").CaffeParser()
     network = builder.create_network(1)
+    if weights is None:
+        weights = Path(deploy).with_suffix(".caffemodel")
     read = [_read_bytes(x) for x in (deploy, weights)]
     found = parser.parse_buffer(*read, network)
     if found is None:
@@ -141,6 +143,10 @@ def _parse_caffe(builder: Builder, deploy: Any, weights: Any) -> INetworkDefinit
     for name in found.results:
         network.mark_output(found.find(name))
     return network
+
+
+def _is_prototxt(model: Any) -> bool:
+    return isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".prototxt"
 
 
 def _read_bytes(model: Any) -> bytes:

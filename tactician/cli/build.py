@@ -53,12 +53,16 @@ def command(
     workspace: Annotated[
         int, typer.Option("--workspace", min=0, help="Most scratch memory in MiB; 0: default.")
     ] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Caffemodel of a prototxt. Default: of the same name."),
+    ] = None,
     threads: Threads = 0,
     verbose: Verbose = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Build an ONNX model into a plan: code and weights for this machine.
+    """Build an ONNX or Caffe model into a plan: code and weights for this machine.
 
     Where inputs are dynamic, --shapes fixes them and --min/opt/max-shapes give a range. If you say
     nothing they may have any size, and kernels are tuned for a batch of 1 and sizes of 64.
@@ -79,6 +83,7 @@ def command(
         threads=threads,
         workspace_mb=workspace,
         strongly_typed=strongly_typed,
+        weights=weights,
     )
     start = time.perf_counter()
     plan = bytes(build_plan(model, options, logger(verbose), quiet=json))

@@ -33,6 +33,7 @@ class Options:
         threads: 0 means all cores.
         workspace_mb: Most scratch memory in MiB; 0 leaves the default.
         strongly_typed: Types exactly as the model says.
+        weights: The caffemodel of a prototxt; None: the one of the same name beside it.
     """
 
     precision: str = ""
@@ -46,6 +47,7 @@ class Options:
     threads: int = 0
     workspace_mb: int = 0
     strongly_typed: bool = False
+    weights: Path | None = None
 
 
 def open_engine(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> trt.ICudaEngine:
@@ -72,7 +74,7 @@ def build_plan(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> t
     """Parse and build a model.
 
     Args:
-        path: An ONNX file.
+        path: An ONNX file or a Caffe prototxt.
         options: How to build.
         log: Where messages go; has a list `errors`.
         quiet: Show no progress bars.
@@ -113,17 +115,34 @@ def build_plan(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> t
 def parse(
     path: Path, builder: trt.Builder, options: Options, log: trt.ILogger
 ) -> trt.INetworkDefinition:
-    """Read an ONNX file into a network."""
+    """Read an ONNX file, or a Caffe prototxt with its weights, into a network."""
     import tactician as trt
 
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
     if options.strongly_typed:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
+    if path.suffix == ".prototxt":
+        return parse_caffe(path, options.weights or path.with_suffix(".caffemodel"), network)
+    if options.weights is not None:
+        raise typer.BadParameter(f"--weights is for Caffe prototxts, {path} is none")
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
         problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise Failure(f"{path} can't be imported:\n" + "\n".join(problems or log.errors))
+    return network
+
+
+def parse_caffe(path: Path, weights: Path, network: trt.INetworkDefinition) -> Any:
+    """Read a Caffe model; blobs that no layer reads become outputs."""
+    import tactician as trt
+
+    parser = trt.CaffeParser()
+    tensors = parser.parse(str(path), str(weights), network, trt.float32)
+    if tensors is None:
+        raise Failure(f"{path} can't be imported:\n" + "\n".join(parser.problems))
+    for name in tensors.results:
+        network.mark_output(tensors.find(name))
     return network
 
 

@@ -28,7 +28,10 @@ Threads = Annotated[
 Model = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", exists=True, dir_okay=False, help="An ONNX model, or a plan built before."
+        metavar="MODEL",
+        exists=True,
+        dir_okay=False,
+        help="An ONNX model, a Caffe prototxt, or a plan built before.",
     ),
 ]
 Shapes = Annotated[

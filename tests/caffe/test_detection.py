@@ -52,7 +52,6 @@ def detector(batch: int, classes: int, shared: bool, params: str, tops: int = 1)
 
 
 @needs_caffe
-@pytest.mark.parametrize("engine", [False, True], ids=["interpreter", "engine"])
 @pytest.mark.parametrize("params", [
     "nms_param { nms_threshold: 0.45 top_k: 400 } keep_top_k: 200 code_type: CENTER_SIZE "
     "confidence_threshold: 0.3",
@@ -64,10 +63,9 @@ def detector(batch: int, classes: int, shared: bool, params: str, tops: int = 1)
     "nms_param { nms_threshold: 0.5 } keep_top_k: 50 code_type: CENTER_SIZE "
     "confidence_threshold: 0.5 background_label_id: 2",
 ])
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "per class"])
+@pytest.mark.parametrize(("shared", "engine"), [(True, False), (True, True), (False, False)],
+                         ids=["shared", "engine", "per class"])
 def test_detection_output(shared: bool, params: str, engine: bool) -> None:
-    if engine and not shared:
-        pytest.skip("one kind is enough")
     text, feeds = detector(1, 3, shared, params, tops=2)
     ours, count = run(text, EMPTY, feeds, ["out", "count"], engine=engine)
     single, _ = detector(1, 3, shared, params)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +53,20 @@ def test_same_answers_as_opencv() -> None:
     ours = trt.build(FILES[0], weights=FILES[1], level=0)(image)["probabilities"]
     theirs = opencv(FILES[0].read_text(), FILES[1].read_bytes(), {"image": image}, ["softmax"])[0]
     assert relative(ours, theirs) < 1e-5
+
+
+def test_command_line_and_build_find_the_weights_beside(tmp_path: Path) -> None:
+    for file in FILES:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    image, _ = digits(1)
+    deploy = tmp_path / FILES[0].name
+    want = trt.build(deploy, level=0)(image)["probabilities"]
+    command = [sys.executable, "-m", "tactician", "build", deploy.name, "--level", "0"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)})
+    plan = trt.load(tmp_path / "lenet_digits.plan")
+    np.testing.assert_array_equal(plan(image)["probabilities"], want)
+    (tmp_path / FILES[1].name).unlink()
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert failed.returncode == 1 and "lenet_digits.caffemodel" in failed.stderr

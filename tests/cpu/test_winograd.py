@@ -14,6 +14,7 @@ from tactician.regions.layout import assign_layouts
 from tactician.tactics.tuner import Tuner, TunerSettings
 from tactician.targets.cpu import load_tactics, winograd
 from tactician.targets.cpu.device import CpuDevice
+from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.winograd import Winograd, WinogradConvolution
 from tactician.targets.cpu.winograd_math import transforms
 
@@ -151,6 +152,15 @@ def test_refusals(attrs, why):
     case = Case(1, attrs.pop("c", 16), attrs.pop("h", 12), attrs.pop("w", 12),
                 attrs.pop("k", 16), **attrs)
     assert why in TACTIC.refuse(case.region, DEVICE)
+
+
+@pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v2", "neoverse-n1"])
+def test_compiles_for_other_processors(name):
+    device = CpuDevice(Isa.named(name), threads=4)
+    region = Case(1, 40, 20, 21, 72, residual=True, act="relu").region
+    for best in TACTIC.candidates(region, device):
+        symbol, code = device.compile(TACTIC.build(region, best, device))
+        assert symbol.encode() in code and best.lanes == device.isa.lanes(32)
 
 
 def test_chosen_in_a_network():

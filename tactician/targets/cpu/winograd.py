@@ -17,7 +17,8 @@ from ...ir import dims as D
 from ...ir.graph import Value
 from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region
-from ...tactics.kernel import Kernel
+from ...regions.signature import signature
+from ...tactics.kernel import Kernel, SourceCache
 from ...tactics.tactic import Tactic, register_tactic
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_ir import F32, I64, PTR, Loop
@@ -28,6 +29,7 @@ _FEW = 16  # channels from which on transforms are small beside the products
 _PAYS = 0.9  # a candidate is worth timing up to this share of the direct convolution's cost
 _NEAR = 1.5  # and up to this many times the best candidate's
 _ASSUMED_TILES = 192  # if their number is known only at run time
+_SOURCES = SourceCache()
 _LEAST_TILES = 24  # of an item, lest it wait for weights
 
 
@@ -63,7 +65,7 @@ class WinogradConvolution(Tactic):
         return [w for cycles, w in found if cycles < limit]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(Problem(region), candidate).build()
+        return _Builder(Problem(region), candidate, device.isa.fingerprint).build()
 
 
 def _refused(region: Region, device: Any) -> str | None:
@@ -166,8 +168,9 @@ def _cycles(p: Problem, w: Winograd, n: int, device: Any) -> float:
 class _Builder:
     """Builds the kernel of one candidate."""
 
-    def __init__(self, problem: Problem, candidate: Winograd):
+    def __init__(self, problem: Problem, candidate: Winograd, isa: str):
         self.p, self.w = p, w = problem, candidate
+        self.isa = isa
         self.module = ir.Module("conv_winograd")
         self.sizes = RuntimeSizes()
         self.blocks = -(-p.k // w.nr)
@@ -193,25 +196,30 @@ class _Builder:
     def build(self) -> Kernel:
         p, w = self.p, self.w
         name = f"conv_winograd_f{w.m}"
-        fn = ir.Function(
-            self.module, ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR]), name
-        )
-        parts = Parts(self.module, w, p.c, p.k, self.s)
-        self.input, self.border = parts.input(), parts.border()
-        self.products = {r: parts.product(r) for r in sorted({w.mr, *self._rests()})}
-        self.output = parts.output(self.epilogue, p.bias is not None)
-        self._main(fn)
+        key = f"{self.isa} {w!r} {signature(p.region)}"
+        source, dims = _SOURCES.get(key, lambda: self._generate(name))
         pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
         return Kernel(
             symbol=name,
-            source=str(self.module),
+            source=source,
             args=tuple(self.args),
-            dims=tuple(self.sizes.dims),
+            dims=dims,
             work=self.runs * self.groups,
             scratch=4 * self.s.size,
             flops=pixels * (2 * p.k * p.c * 9),
             notes={"candidate": str(w)},
         )
+
+    def _generate(self, name: str) -> tuple[str, tuple[D.DimLike, ...]]:
+        p, w = self.p, self.w
+        types = [PTR, PTR, I64, I64, PTR]
+        fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
+        parts = Parts(self.module, w, p.c, p.k, self.s)
+        self.input, self.border = parts.input(), parts.border()
+        self.products = {r: parts.product(r) for r in sorted({w.mr, *self._rests()})}
+        self.output = parts.output(self.epilogue, p.bias is not None)
+        self._main(fn)
+        return str(self.module), tuple(self.sizes.dims)
 
     def _rests(self) -> set[int]:
         """Rows of register tiles at the end of runs: known, or single ones."""
@@ -331,11 +339,12 @@ def _constant(v: Value) -> np.ndarray[Any, Any]:
 def pack_weights(weights: np.ndarray[Any, Any], w: Winograd) -> np.ndarray[Any, Any]:
     """Weights ``[K, C, 3, 3]`` transformed, as ``[t * t][K / nr][C][nr]`` with zeros at the end
     of the last block."""
-    u = transforms(w.m).weights(weights)
-    squares, k, c = u.shape
+    k, c = weights.shape[:2]
     blocks = -(-k // w.nr)
-    padded = np.zeros((squares, blocks * w.nr, c), np.float32)
-    padded[:, :k] = u
-    return np.ascontiguousarray(
-        padded.reshape(squares, blocks, w.nr, c).transpose(0, 1, 3, 2)
-    )
+    padded = np.zeros((blocks * w.nr, c, 9), weights.dtype)
+    padded[:k] = weights.reshape(k, c, 9)
+    windows = padded.reshape(blocks, w.nr, c, 9).transpose(0, 2, 1, 3)
+    out = np.empty((w.t * w.t, blocks, c, w.nr), np.float32)
+    for block in range(blocks):  # so that what is in double precision stays small
+        out[:, block] = transforms(w.m).weights(windows[block].reshape(c, w.nr, 3, 3))
+    return out

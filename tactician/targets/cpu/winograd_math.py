@@ -59,8 +59,8 @@ class Transforms:
         in f64."""
         g = np.array([[float(x) for x in row] for row in self.g])
         r = g.shape[1]
-        flat = w.reshape(-1, r * r).astype(np.float64)
-        out = (np.kron(g, g) @ flat.T).astype(np.float32)
+        flat = np.ascontiguousarray(w.reshape(-1, r * r).T, np.float64)
+        out = (np.kron(g, g) @ flat).astype(np.float32)
         return out.reshape(self.t * self.t, *w.shape[:-2])
 
 

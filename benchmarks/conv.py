@@ -162,7 +162,7 @@ def measure(layer: Layer, args: argparse.Namespace) -> dict[str, dict[str, float
         for candidate in list(tactic.candidates(region, device))[:2]:
             kernel = tactic.build(region, candidate, device)
             ours[f"{tactic.name} {candidate}"] = Ours(device, region, kernel, operands.x)
-    turns = {name: kernel.seconds for name, kernel in ours.items()}
+    turns: dict[str, Callable[[float], float]] = {n: k.seconds for n, k in ours.items()}
     if not args.alone:
         turns["onnxruntime"] = onnxruntime_seconds(operands, args.threads)
     best = dict.fromkeys(turns, float("inf"))

@@ -29,6 +29,7 @@ _FEW = 16  # channels from which on transforms are small beside the products
 _PAYS = 0.9  # a candidate is worth timing up to this share of the direct convolution's cost
 _NEAR = 1.5  # and up to this many times the best candidate's
 _ASSUMED_TILES = 192  # if their number is known only at run time
+_INEXACT = 1.1  # F(6, 3) must be modelled so much faster to be tried first
 _SOURCES = SourceCache()
 _LEAST_TILES = 24  # of an item, lest it wait for weights
 
@@ -60,7 +61,9 @@ class WinogradConvolution(Tactic):
 
     def candidates(self, region: Region, device: Any) -> Sequence[Winograd]:
         problem = Problem(region)
-        found = sorted((_best(problem, m, device) for m in (2, 4, 6)), key=lambda f: f[0])
+        found = [_best(problem, m, device) for m in (2, 4, 6)]
+        # of two that are about as fast, the more exact one
+        found.sort(key=lambda f: f[0] * (_INEXACT if f[1].m == 6 else 1))
         limit = min(_PAYS * _direct_cycles(problem, device), _NEAR * found[0][0])
         return [w for cycles, w in found if cycles < limit]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import caffecases as cases
 import numpy as np
 import pytest
 from caffekit import (
@@ -18,6 +19,7 @@ from caffekit import (
 
 import tactician as trt
 
+CASES = cases.every()
 X = inputs_text({"x": (1, 3, 8, 8)})
 CONV = layer_text("conv", "Convolution", ["x"], ["y"],
                   "convolution_param { num_output: 4 kernel_size: 3 }")
@@ -186,3 +188,40 @@ def test_files(tmp_path) -> None:
     assert "FLOAT or HALF" in recorder.texts[2]
     found = parser.parse(deploy, model, network(False), trt.float32)
     assert found is not None and found.find("nothing") is None
+
+
+def damaged(case: cases.Case, rng: np.random.Generator) -> tuple[bytes, bytes]:
+    """A model with a wrong number, byte, word order or layer type."""
+    text, model = case.prototxt, case.model
+    kind = rng.integers(5)
+    if kind == 0:
+        numbers = list(re.finditer(r"(?<=: )-?\d+", text))
+        m = numbers[rng.integers(len(numbers))]
+        wrong = rng.choice([-3, -1, 0, 1, 2, 5, 100, 2**31 - 1])
+        text = f"{text[: m.start()]}{wrong}{text[m.end() :]}"
+    elif kind == 1:
+        words = text.split(" ")
+        i, j = rng.integers(len(words), size=2)
+        words[i], words[j] = words[j], words[i]
+        text = " ".join(words)
+    elif kind == 2:
+        other = CASES[rng.integers(len(CASES))]
+        text = text.replace(f'type: "{case.type}"', f'type: "{other.type}" {other.params}')
+    data = bytearray(text.encode())
+    if kind == 3:
+        data[rng.integers(len(data))] = rng.integers(256)
+    weights = bytearray(model)
+    if kind == 4:
+        weights[rng.integers(min(len(weights), 60))] = rng.integers(256)
+    return bytes(data), bytes(weights)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_damaged_models_are_refused_or_parsed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        text, model = damaged(CASES[rng.integers(len(CASES))], rng)
+        parser = trt.CaffeParser()
+        found = parser.parse_buffer(text, model, network(bool(seed % 2)), trt.float32)
+        assert (found is None) == bool(parser.problems)
+        assert not [p for p in parser.problems if "internal error" in p]

@@ -62,13 +62,18 @@ class CaffeParser:
         problems: Texts of what the last parse found wrong.
     """
 
+    plugin_factory: Any
+    plugin_factory_ext: Any
+    plugin_factory_v2: Any
+    plugin_namespace: str
+    protobuf_buffer_size: int
+    error_recorder: Any
+
     def __init__(self) -> None:
-        self.plugin_factory: Any = None
-        self.plugin_factory_ext: Any = None
-        self.plugin_factory_v2: Any = None
-        self.plugin_namespace: str = ""
-        self.protobuf_buffer_size: int = (1 << 31) - 1
-        self.error_recorder: Any = None
+        self.plugin_factory = self.plugin_factory_ext = self.plugin_factory_v2 = None
+        self.plugin_namespace = ""
+        self.protobuf_buffer_size = (1 << 31) - 1
+        self.error_recorder = None
         self.problems: list[str] = []
 
     def __enter__(self) -> CaffeParser:

@@ -61,6 +61,8 @@ def outline(text: str) -> list[Entry]:
             name, colon = None, False
         elif token[0].isalpha() or token[0] == "_":
             name = Entry(token, line)
+        else:
+            name = None
     return root.inner
 
 

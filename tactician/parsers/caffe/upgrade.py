@@ -42,9 +42,10 @@ def layers_of(p: Prototxt, where: str) -> list[tuple[Any, int]]:
         raise CaffeProblem(f"{where} has both 'layer' and 'layers' (line {p.lines[0]}); a net is "
                            "written in one of the two forms")
     out = _inputs(p, where)
+    lines = p.lines + [0] * len(net.layer or net.layers)  # 0: the outline missed one
     if net.layer:
-        return out + list(zip(net.layer, p.lines, strict=True))
-    old = list(zip(net.layers, p.lines, strict=True))
+        return out + list(zip(net.layer, lines, strict=False))
+    old = list(zip(net.layers, lines, strict=False))
     if any(layer.HasField("layer") for layer, _ in old):
         return out + _without_padding([(_from_v0(v, line), line) for v, line in old])
     return out + [(_from_v1(v), line) for v, line in old]

@@ -33,9 +33,11 @@ def read_caffemodel(data: bytes, where: str) -> dict[str, list[Array]]:
     for layer in [*net.layer, *net.layers]:
         if not hasattr(layer, "type") and layer.HasField("layer"):
             layer = layer.layer
+        name = layer.name  # bytes, if they are no UTF-8
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
         if layer.blobs:
-            out[layer.name] = [to_array(b, f"{where}: blob {i} of layer {layer.name!r}")
-                               for i, b in enumerate(layer.blobs)]
+            out[name] = [to_array(b, f"{where}: blob {i} of layer {name!r}")
+                         for i, b in enumerate(layer.blobs)]
     if not (net.layer or net.layers):
         raise CaffeProblem(f"{where} is no caffemodel: it holds no layers ({len(data):,} bytes)")
     return out
@@ -66,13 +68,19 @@ def to_array(blob: Any, where: str) -> Array:
     Raises:
         CaffeProblem: If there are fewer or more numbers than the shape says.
     """
+    from google.protobuf.message import DecodeError
+
     if blob.HasField("shape"):
         shape = tuple(blob.shape.dim)
     elif any(blob.HasField(f) for f in ("num", "channels", "height", "width")):
         shape = (blob.num, blob.channels, blob.height, blob.width)
     else:
         shape = (-1,)
-    flat = _numbers(blob)
+    try:
+        flat = _numbers(blob)
+    except (ValueError, DecodeError):
+        raise CaffeProblem(f"{where} can't be decoded; the file is damaged: fetch it again"
+                           ) from None
     if shape == (-1,):
         return flat
     if any(d < 0 for d in shape) or int(np.prod(shape, dtype=object)) != flat.size:

@@ -38,6 +38,9 @@ def batch_norm(c: Context, n: CaffeLayer) -> Value:
     factor = 0.0 if factor == 0 else 1 / factor
     mean = n.blob(0, (channels,), "mean").astype(np.float64) * factor
     variance = n.blob(1, (channels,), "variance").astype(np.float64) * factor
+    if not (variance + p.eps > 0).all():
+        raise LayerProblem("its variance (blob 1) has numbers that are not positive; the "
+                           "caffemodel is damaged, or its scale factor (blob 2) is wrong")
     scale = 1 / np.sqrt(variance + p.eps)
     shift = -mean * scale
     if p.scale_bias:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -158,12 +159,12 @@ class _Compiler:
                 env=tuning_sizes(graph, settings),
             ),
         )
-        self.code: dict[str, bytes] = {}
+        self.code: dict[str, Future[bytes]] = {}
 
     def run(self) -> None:
         self.scheduler.place_inputs()
         self._schedule(self.fusion, main=True)
-        self.program.code = list(self.code.values())
+        self.program.code = [code.result() for code in self.code.values()]
         self.scheduler.finish(self.graph.symbols)
         self.report.measured, self.report.cached = self.tuner.measured, self.tuner.hits
 
@@ -199,7 +200,7 @@ class _Compiler:
 
     def add_code(self, kernel: Kernel) -> str:
         """Compiles a kernel into the program; returns its symbol."""
-        symbol, code = self.device.compile(kernel)
+        symbol, code = self.device.start(kernel)
         self.code[symbol] = code
         return str(symbol)
 

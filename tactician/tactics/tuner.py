@@ -40,6 +40,14 @@ class Device(Protocol):
     target: str
     fingerprint: str
 
+    def start(self, kernel: Kernel) -> Any:
+        """Begins to compile a kernel in the background."""
+        ...
+
+    def settle(self) -> None:
+        """Waits until nothing compiles any more, so that timing is not disturbed."""
+        ...
+
     def time_kernel(
         self, kernel: Kernel, arrays: list[np.ndarray[Any, Any]], env: Mapping[str, int],
         seconds: float,
@@ -188,8 +196,13 @@ class Tuner:
         times: dict[str, float | None] = {}
         kernels: dict[str, Kernel] = {}
         for tactic, candidate in options:
+            kernel = tactic.build(region, candidate, self.device)
+            kernels[_label(tactic, candidate)] = kernel
+            self.device.start(kernel)
+        self.device.settle()
+        for tactic, candidate in options:
             label = _label(tactic, candidate)
-            kernel = kernels[label] = tactic.build(region, candidate, self.device)
+            kernel = kernels[label]
             call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
             seconds = self.device.time_kernel(
                 kernel, call, self.settings.env, self.settings.seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,35 @@ class CpuDevice:
         self.threads = threads or physical_cores()
         self.toolchain: Toolchain = toolchain(self.isa)
         self._linked: dict[str, tuple[LinkedCode, int]] = {}
+        self._compiling: dict[str, Future[bytes]] = {}
+        self._workers: ThreadPoolExecutor | None = None
 
     @property
     def fingerprint(self) -> str:
         return self.isa.fingerprint
 
-    def compile(self, kernel: Kernel) -> tuple[str, bytes]:
-        """Object code and the name of its function, which is unique to the source text."""
+    def start(self, kernel: Kernel) -> tuple[str, Future[bytes]]:
+        """Begins to compile on another thread (LLVM does not hold the interpreter's lock).
+
+        Returns:
+            The name of the kernel's function, which is unique to the source text, and the object
+            code to come.
+        """
         symbol, text = unique_source(kernel)
-        return symbol, self.toolchain.compile(text)
+        if symbol not in self._compiling:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(physical_cores(), "tactician-compile")
+            self._compiling[symbol] = self._workers.submit(self.toolchain.compile, text)
+        return symbol, self._compiling[symbol]
+
+    def compile(self, kernel: Kernel) -> tuple[str, bytes]:
+        """Like `start`, with the code at hand."""
+        symbol, code = self.start(kernel)
+        return symbol, code.result()
+
+    def settle(self) -> None:
+        """Waits until nothing compiles any more, so that timing is not disturbed."""
+        wait(self._compiling.values())
 
     def function(self, kernel: Kernel) -> int:
         """The linked kernel's address."""

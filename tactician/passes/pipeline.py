@@ -13,6 +13,7 @@ from .fold import FoldConstants
 from .fold_affine import FoldAffine
 from .fold_transpose import FoldTranspose
 from .manager import PassManager, PassTrace
+from .move_transposes import MoveTransposes
 from .simplify import Simplify
 
 
@@ -27,6 +28,7 @@ def optimize(
             FoldConstants(),
             Simplify(),
             CommonSubexpressions(),
+            MoveTransposes(),
             FoldTranspose(),
             FindNorm(),
             FoldAffine(),

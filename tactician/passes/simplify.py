@@ -64,13 +64,23 @@ def _transpose(graph: Graph, node: Node) -> Value | None:
         return x
     inner = x.producer
     if inner is None or inner.op != "transpose":
-        return None
+        return _moves_nothing(graph, node, x, perm)
     source = inner.inputs[0]
     assert source is not None
     joint = tuple(inner.attrs.perm[p] for p in perm)
     if joint == tuple(range(len(joint))):
         return source
     return emit(graph, "transpose", [source], node.name, before=node, perm=joint).output
+
+
+def _moves_nothing(graph: Graph, node: Node, x: Value, perm: tuple[int, ...]) -> Value | None:
+    """A transpose that only moves axes of size 1, as a reshape."""
+    long = [p for p in perm if x.dims[p] != 1]
+    dims = [d if isinstance(d, int) else -1 for d in node.output.dims]
+    if long != sorted(long) or dims.count(-1) > 1 or 0 in dims or len(perm) < 3:
+        return None
+    shape = graph.constant(np.array(dims, np.int64))
+    return emit(graph, "reshape", [x, shape], node.name, before=node, zero_copies=False).output
 
 
 def _view(graph: Graph, node: Node) -> Value | None:

@@ -140,6 +140,19 @@ def broadcast_to(c: Context, n: TfNode) -> Value:
     return c.expand(n[0], c.index(n[1]))
 
 
+@importer("BroadcastArgs")
+def broadcast_args(c: Context, n: TfNode) -> Value:
+    """The shape two shapes broadcast to."""
+    shapes = [c.index(n[0]), c.index(n[1])]
+    longest = max(int(v.dims[0]) for v in shapes)  # type: ignore[arg-type]
+    full = [c.concat([c.ints([1] * (longest - int(v.dims[0]))), v]) for v in shapes]  # type: ignore
+    a, b = full[0].const, full[1].const
+    if a is not None and b is not None:
+        return c.const(np.where(a == 1, b, a), n[0].dtype)
+    first_is_one = c.binary("eq", full[0], c.ints([1]))
+    return c.cast(c.select(first_is_one, full[1], full[0]), n[0].dtype)
+
+
 # --- joining and cutting ----------------------------------------------------------------------
 
 

@@ -8,8 +8,7 @@ expressions compare and hash equal: ``n + n == 2 * n``. Atoms that polynomials c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping
 from typing import Union
 
 DimLike = Union[int, "Dim"]
@@ -276,7 +275,12 @@ def dim_min(*dims: DimLike) -> DimLike:
     return _extreme("min", min, dims)
 
 
-_FUNCTIONS = {"floordiv": floor_div, "mod": modulo, "max": dim_max, "min": dim_min}
+_FUNCTIONS: dict[str, Callable[..., DimLike]] = {
+    "floordiv": floor_div,
+    "mod": modulo,
+    "max": dim_max,
+    "min": dim_min,
+}
 
 
 def substitute(d: DimLike, env: Mapping[str, DimLike]) -> DimLike:
@@ -307,7 +311,10 @@ def evaluate(d: DimLike, env: Mapping[str, int]) -> int:
 
 
 def product(dims: Iterable[DimLike]) -> DimLike:
-    return reduce(lambda a, b: a * b, dims, 1)
+    total: DimLike = 1
+    for d in dims:
+        total = total * d
+    return total
 
 
 _TOKEN = re.compile(r"\s*(-?\d+|[^\s*+(),]+|[*+(),])")

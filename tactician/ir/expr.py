@@ -159,10 +159,9 @@ def load(
     guard: Expr | None = None,
     other: Expr | None = None,
 ) -> Load:
-    index = tuple(idx(i) for i in index)
     if len(index) != value.rank:
         raise ValueError(f"{len(index)} indices for {value}")
-    return Load(value.dtype, value, index, guard, other)
+    return Load(value.dtype, value, tuple(map(idx, index)), guard, other)
 
 
 def unary(fn: str, x: Expr) -> Expr:

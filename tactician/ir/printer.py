@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,6 @@ def _attrs_text(attrs: Any) -> str:
     shown = [
         f"{f.name}={getattr(attrs, f.name)!r}"
         for f in fields(attrs)
-        if not np.array_equal(getattr(attrs, f.name), f.default)
+        if f.default is MISSING or not np.array_equal(getattr(attrs, f.name), f.default)
     ]
     return f" {{{', '.join(shown)}}}" if shown else ""

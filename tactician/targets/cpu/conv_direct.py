@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from ...ir import dims as D
+from ...ir.graph import Value
 from ...regions.region import Region
 from ...regions.signature import signature
 from ...tactics.kernel import Kernel, SourceCache
@@ -61,7 +62,7 @@ def _tiles(p: Problem, device: Any) -> list[Tile]:
         (mr, nv) for mr, nv in shapes
         if mr * nv + nv <= budget and (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
     ]
-    fit.sort(key=lambda s: _cycles(p, *s, lanes))
+    fit.sort(key=lambda s: _cycles(p, s[0], s[1], lanes))
     width = p.axes[-1].out
     rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
     late = _late(p)
@@ -110,7 +111,7 @@ class _Builder:
         weights = {problem.w, problem.bias}
         extra = [v for v in region.inputs if v not in weights]
         self.x = region.physical.get(problem.x, problem.x)
-        self.args = [self.x, self.packed, self.zeros]
+        self.args: list[Value | np.ndarray] = [self.x, self.packed, self.zeros]
         self.args += [v for v in extra if v is not self.x]
         self.args.append(problem.out)
         self.epilogue = Epilogue(problem, self.args, self.sizes)
@@ -231,7 +232,8 @@ class _Builder:
 
     def _coordinates(self, row: Any) -> tuple[Any, list[Any]]:
         """Image number and outer output coordinates of a row."""
-        b, outer = self.b, []
+        b = self.b
+        outer: list[Any] = []
         for n in reversed(self.row_sizes[:-1]):
             outer.insert(0, b.srem(row, n))
             row = b.sdiv(row, n)

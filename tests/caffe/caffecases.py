@@ -174,6 +174,18 @@ def formula_lrn(x, size, alpha, beta, k):
     return x / (k + alpha / size * total) ** beta
 
 
+def formula_interp(h, w, crop=slice(None)):
+    """Linear along one axis after the other, corners aligned."""
+    def along(x, size, axis):
+        at = np.linspace(0, x.shape[axis] - 1, size)
+        low = np.minimum(at.astype(int), x.shape[axis] - 1)
+        high, part = np.minimum(low + 1, x.shape[axis] - 1), at - low
+        part = part.reshape([-1 if i == axis else 1 for i in range(4)])
+        return x.take(low, axis) * (1 - part) + x.take(high, axis) * part
+
+    return lambda x, w_: along(along(x[0][..., crop, crop].astype(np.float64), h, 2), w, 3)
+
+
 def formula_reduction(f, axis):
     return lambda x, w: 2 * f(x[0], tuple(range(axis, 4)))
 
@@ -213,6 +225,10 @@ DEVIATIONS = {
                         lambda x, w: -np.sort(-x[0], axis=-1)[..., :2]),
     "Upsample": ("OpenCV has no such layer",
                  lambda x, w: x[0].repeat(2, axis=2).repeat(2, axis=3)),
+    "Upsample-hw": ("OpenCV has no such layer",
+                    lambda x, w: x[0].repeat(3, axis=2).repeat(2, axis=3)),
+    "Interp-shrink": ("OpenCV refuses shrink_factor", formula_interp(4, 5)),
+    "Interp-crop": ("OpenCV ignores padding", formula_interp(9, 13, slice(1, -1))),
     "Depthwise": ("OpenCV has no such layer", lambda x, w: x[0] * w[0].reshape(4, 1, 1)),
     **{f"Reduction-{op}-{axis}": ("OpenCV has no such layer", formula_reduction(f, axis))
        for op, f in (("SUM", np.sum), ("ASUM", lambda x, a: np.abs(x).sum(a)),
@@ -239,6 +255,10 @@ def others() -> Iterator[Case]:
     yield Case("ArgMax-axis", "ArgMax", "argmax_param { axis: 1 }")
     yield Case("ArgMax-axis-val", "ArgMax", "argmax_param { axis: -1 top_k: 2 out_max_val: true }")
     yield Case("Upsample", "Upsample", "upsample_param { scale: 2 }")
+    yield Case("Upsample-hw", "Upsample", "upsample_param { scale_h: 3 scale_w: 2 }")
+    yield Case("Interp-zoom", "Interp", "interp_param { zoom_factor: 2 }")
+    yield Case("Interp-shrink", "Interp", "interp_param { shrink_factor: 2 }")
+    yield Case("Interp-crop", "Interp", "interp_param { zoom_factor: 2 pad_beg: -1 pad_end: -1 }")
     yield Case("Depthwise", "DepthwiseConvolution", "convolution_param { num_output: 4 "
                "kernel_size: 1 bias_term: false }", blobs=[(4, 1, 1, 1)])
     for op, axis in product(("SUM", "ASUM", "SUMSQ", "MEAN"), (0, 1, 2)):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from caffekit import inputs_text, layer_text, made_up, opencv, relative, run, write_caffemodel
+from caffekit import (
+    inputs_text,
+    layer_text,
+    made_up,
+    made_up_model,
+    opencv,
+    relative,
+    run,
+    write_caffemodel,
+)
 
 needs_caffe = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromCaffe"), reason="OpenCV 5 and later read no Caffe models")
@@ -92,6 +101,56 @@ def test_detections_of_a_batch() -> None:
         one = {k: v if k == "prior" else v[i : i + 1] for k, v in feeds.items()}
         np.testing.assert_array_equal(run(text, EMPTY, one, ["out"])[0][0, 0, :, 1:],
                                       both[i, 0, :, 1:])
+
+
+def single_shot_detector() -> str:
+    """Two feature maps, three classes, written as detectors of this kind are."""
+    lines = [inputs_text({"data": (1, 3, 48, 64)}), layer_text(
+        "c0", "Convolution", ["data"], ["f0"], "convolution_param { num_output: 8 kernel_size: 3 "
+        "stride: 4 pad: 1 }"), layer_text("r0", "ReLU", ["f0"], ["f0"]), layer_text(
+        "c1", "Convolution", ["f0"], ["f1"],
+        "convolution_param { num_output: 6 kernel_size: 3 stride: 2 pad: 1 }")]
+    for i, (low, high) in enumerate(((10, 20), (25, 40))):
+        lines.append(layer_text(
+            f"prior{i}", "PriorBox", [f"f{i}", "data"], [f"prior{i}"], "prior_box_param { "
+            f"min_size: {low} max_size: {high} aspect_ratio: 2 clip: false variance: 0.1 "
+            "variance: 0.1 variance: 0.2 variance: 0.2 }"))
+        for kind, each in (("loc", 4), ("conf", 3)):
+            name = f"{kind}{i}"
+            lines += [
+                layer_text(name, "Convolution", [f"f{i}"], [name], "convolution_param { "
+                           f"num_output: {4 * each} kernel_size: 1 }}"),
+                layer_text(f"{name}p", "Permute", [name], [f"{name}p"],
+                           "permute_param { order: 0 order: 2 order: 3 order: 1 }"),
+                layer_text(f"{name}f", "Flatten", [f"{name}p"], [f"{name}f"],
+                           "flatten_param { axis: 1 }")]
+    for kind in ("loc", "conf"):
+        lines.append(layer_text(kind, "Concat", [f"{kind}0f", f"{kind}1f"], [kind]))
+    lines += [
+        layer_text("prior", "Concat", ["prior0", "prior1"], ["prior"], "concat_param { axis: 2 }"),
+        layer_text("rows", "Reshape", ["conf"], ["rows"],
+                   "reshape_param { shape { dim: 0 dim: -1 dim: 3 } }"),
+        layer_text("soft", "Softmax", ["rows"], ["soft"], "softmax_param { axis: 2 }"),
+        layer_text("flat", "Flatten", ["soft"], ["flat"], "flatten_param { axis: 1 }"),
+        layer_text("out", "DetectionOutput", ["loc", "flat", "prior"], ["out"],
+                   "detection_output_param { num_classes: 3 background_label_id: 0 "
+                   "nms_param { nms_threshold: 0.45 top_k: 100 } code_type: CENTER_SIZE "
+                   "keep_top_k: 20 confidence_threshold: 0.4 share_location: true }")]
+    return "\n".join(lines)
+
+
+@needs_caffe
+@pytest.mark.parametrize(("implicit", "engine"), [(False, False), (False, True), (True, False)],
+                         ids=["explicit", "engine", "implicit"])
+def test_single_shot_detector(implicit: bool, engine: bool) -> None:
+    text = single_shot_detector()
+    model, feeds = made_up_model(text), {"data": made_up("ssd", (1, 3, 48, 64), -3, 3)}
+    ours = run(text, model, feeds, ["out"], implicit=implicit, engine=engine)[0]
+    theirs = opencv(text, model, feeds, ["out"])[0].reshape(-1, 7)
+    theirs = theirs[theirs[:, 2] > 0]
+    theirs = theirs[np.argsort(-theirs[:, 2], kind="stable")]
+    found = ours[ours[..., 1] >= 0]
+    assert len(theirs) > 5 and relative(found, theirs) < 1e-4
 
 
 # --- region proposals ---------------------------------------------------------------------------

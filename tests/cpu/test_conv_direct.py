@@ -15,6 +15,14 @@ torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def only_direct(monkeypatch):
+    """Keeps the competing tactic out of the way."""
+    from tactician.targets.cpu.winograd import WinogradConvolution
+
+    monkeypatch.setattr(WinogradConvolution, "refuse", lambda *_: "switched off")
+
+
 def run(graph, feeds, level=1):
     """Compiles for the CPU and runs once; returns (outputs, tactics used)."""
     ranges = {v.name: (feeds[v.name].shape,) * 3 for v in graph.inputs}

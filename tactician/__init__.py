@@ -103,7 +103,7 @@ _TABLE: dict[str, str] = {
 }
 _WHERE = {name: module for module, names in _TABLE.items() for name in names.split()}
 _SUBMODULES = frozenset(
-    "builder cli driver ir network ops parsers plan plugin runtime support targets testing "
+    "builder cli compat driver ir network ops parsers plan plugin runtime support targets testing "
     "tensorrt".split()
 )
 

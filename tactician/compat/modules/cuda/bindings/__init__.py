@@ -1,0 +1,3 @@
+"""``import cuda.bindings``: the runtime and driver API on host memory."""
+
+__version__ = "12.8.0"

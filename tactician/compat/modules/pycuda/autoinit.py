@@ -1,0 +1,5 @@
+"""``import pycuda.autoinit``: makes a device and context current."""
+
+from tactician.driver.autoinit import context, device
+
+__all__ = ["context", "device"]

@@ -1,0 +1,57 @@
+"""Runs torch2trt's own tests on a torch without CUDA. Copy or link it as ``conftest.py`` into a
+checkout of torch2trt; ``TACTICIAN_CROSS_VALIDATE=1e-3`` tightens the tolerance of its converter
+tests."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import tactician.compat
+
+tactician.compat.install(shadow=True)
+
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    # What torch2trt asks of CUDA, on the host: tensors are where they should be already
+    torch.Tensor.cuda = lambda self, *a, **k: self
+    torch.nn.Module.cuda = lambda self, *a, **k: self
+    torch.cuda.current_stream = lambda *a: SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
+    torch.cuda.synchronize = lambda *a: None
+    _device = torch.device
+
+    def _on_host(function):
+        def call(*args, **kwargs):
+            if str(kwargs.get("device", "")).startswith("cuda"):
+                kwargs["device"] = "cpu"
+            return function(*args, **kwargs)
+
+        return call
+
+    for _name in ("empty", "zeros", "ones", "rand", "randn", "arange", "full", "tensor", "linspace"):
+        setattr(torch, _name, _on_host(getattr(torch, _name)))
+    _to = torch.Tensor.to
+    torch.Tensor.to = lambda self, *args, **kwargs: _to(
+        self, *["cpu" if str(a).startswith("cuda") else a for a in args],
+        **{k: "cpu" if str(v).startswith("cuda") else v for k, v in kwargs.items()})
+
+# torch2trt passes `x.contiguous().data_ptr()` and drops the tensor; CUDA's caching allocator
+# happens to leave such memory alone until the engine ran, the host's does not
+_data_ptr = torch.Tensor.data_ptr
+_kept: list[torch.Tensor] = []
+
+
+def _keep(self: torch.Tensor) -> int:
+    _kept.append(self)
+    del _kept[:-64]
+    return _data_ptr(self)
+
+
+torch.Tensor.data_ptr = _keep
+
+if os.environ.get("TACTICIAN_CROSS_VALIDATE"):
+    _allclose = torch.allclose
+    _limit = float(os.environ["TACTICIAN_CROSS_VALIDATE"])
+    torch.allclose = lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: _allclose(
+        a, b, rtol=min(rtol, _limit), atol=min(atol, _limit), equal_nan=equal_nan)

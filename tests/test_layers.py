@@ -20,7 +20,7 @@ def folder_order() -> list[str]:
 
 
 ORDER = folder_order()
-USERS = ("cli", "compat", "testing")  # written against the public API, as other people's programs are
+USERS = ("cli", "compat", "testing")  # written against the public API, as others' programs are
 
 
 def layer_of(module: str) -> str | None:

@@ -29,7 +29,7 @@ if not torch.cuda.is_available():
 
         return call
 
-    for _name in ("empty", "zeros", "ones", "rand", "randn", "arange", "full", "tensor", "linspace"):
+    for _name in "empty zeros ones rand randn arange full tensor linspace".split():
         setattr(torch, _name, _on_host(getattr(torch, _name)))
     _to = torch.Tensor.to
     torch.Tensor.to = lambda self, *args, **kwargs: _to(

@@ -166,6 +166,37 @@ def test_plugin_factory() -> None:
     assert net.get_layer(0).plugin.plugin_namespace == "own"
 
 
+class Old(trt.IPluginExt):
+    """A plugin of version 7 that keeps shapes."""
+
+    def get_output_shape(self, index, input_shapes):
+        return input_shapes[0]
+
+
+class OldFactory(trt.ICaffePluginFactoryExt):
+    def is_plugin(self, layer_name: str) -> bool:
+        return layer_name == "mine"
+
+    def is_plugin_ext(self, layer_name: str) -> bool:
+        return layer_name == "mine"
+
+    def create_plugin(self, layer_name: str, weights) -> Old:
+        assert weights == []
+        return Old()
+
+
+@pytest.mark.parametrize("which", ["plugin_factory", "plugin_factory_ext"])
+def test_plugin_factories_of_version_7(which: str) -> None:
+    text = "\n".join([X, layer_text("mine", "Whatever", ["data"], ["y"]),
+                      layer_text("other", "ReLU", ["y"], ["y"])])
+    parser, net = trt.CaffeParser(), network(True)
+    setattr(parser, which, OldFactory())
+    found = parser.parse_buffer(text, write_caffemodel("n", {"mine": []}), net, trt.float32)
+    assert found is not None, parser.problems
+    assert tuple(found.find("y").shape) == (3, 8, 8)
+    assert [layer.name for layer in net] == ["mine", "other"]
+
+
 # --- how nets are written -----------------------------------------------------------------------
 
 V1 = """
@@ -320,6 +351,27 @@ def test_storage(how: str) -> None:
     np.testing.assert_array_equal(net[0].kernel, want.ravel())
 
 
+# --- masks of pooling
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_pooling_mask_and_upsampling_by_it(pad: int) -> None:
+    torch = pytest.importorskip("torch")
+    text = "\n".join([
+        inputs_text({"x": (2, 3, 6, 8)}),
+        layer_text("p", "Pooling", ["x"], ["p", "mask"],
+                   f"pooling_param {{ kernel_size: 2 stride: 2 pad: {pad} }}"),
+        layer_text("u", "Upsample", ["p", "mask"], ["u"],
+                   "upsample_param { upsample_h: 6 upsample_w: 8 }")])
+    x = made_up("mask", (2, 3, 6, 8))
+    ours = run(text, None, {"x": x}, ["p", "mask", "u"])
+    pool = torch.nn.functional.max_pool2d(torch.from_numpy(x), 2, 2, pad, return_indices=True,
+                                          ceil_mode=True)
+    want = [*pool, torch.zeros(2, 3, 48).scatter_(2, pool[1].flatten(2), pool[0].flatten(2))]
+    for a, b in zip(ours, want, strict=True):
+        np.testing.assert_array_equal(a.reshape(b.shape), b.numpy())
+
+
 # --- recurrent layers -----------------------------------------------------------------------------
 
 
@@ -327,13 +379,13 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _recurrent(type: str, x, go_on, fixed, w) -> np.ndarray:
-    """Caffe's recurrences, step by step."""
+def _recurrent(type: str, x, go_on, fixed, w, start=(0, 0)) -> list[np.ndarray]:
+    """Caffe's recurrences, step by step: results, and the state at the end."""
     w, part = list(w), np.einsum("tni,oi->tno", x, w[0]) + w[1]
     w = w[2:]
     if fixed is not None:
         part = part + fixed @ w.pop(0).T
-    h = c = np.zeros((x.shape[1], w[0].shape[1]))
+    h, c = (np.zeros((x.shape[1], w[0].shape[1])) + v for v in start)
     out = []
     for z, keep in zip(part, go_on[..., None], strict=True):
         z = z + (keep * h) @ w[0].T
@@ -345,21 +397,28 @@ def _recurrent(type: str, x, go_on, fixed, w) -> np.ndarray:
         c = keep * _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
         h = _sigmoid(o) * np.tanh(c)
         out.append(h)
-    return np.stack(out)
+    return [np.stack(out), h[None], c[None]]
 
 
+@pytest.mark.parametrize("exposed", [False, True], ids=["", "exposed"])
 @pytest.mark.parametrize("static", [False, True], ids=["", "static"])
 @pytest.mark.parametrize("type", ["LSTM", "RNN"])
-def test_recurrent(type: str, static: bool) -> None:
-    gates = 4 if type == "LSTM" else 1
-    shapes = {"x": (5, 2, 3), "cont": (5, 2), **({"fixed": (2, 6)} if static else {})}
-    text = inputs_text(shapes) + layer_text("r", type, list(shapes), ["y"],
-                                            "recurrent_param { num_output: 4 }")
+def test_recurrent(type: str, static: bool, exposed: bool) -> None:
+    gates, states = (4, ["h", "c"]) if type == "LSTM" else (1, ["h"])
+    states = states if exposed else []
+    shapes = {"x": (5, 2, 3), "cont": (5, 2), **({"fixed": (2, 6)} if static else {}),
+              **dict.fromkeys(states, (1, 2, 4))}
+    tops = ["y", *(f"{s}_end" for s in states)]
+    text = inputs_text(shapes) + layer_text(
+        "r", type, list(shapes), tops,
+        f"recurrent_param {{ num_output: 4 expose_hidden: {str(exposed).lower()} }}")
     weights = [(4 * gates, 3), (4 * gates,), *([(4 * gates, 6)] if static else []),
                (4 * gates, 4), *([(4, 4), (4,)] if type == "RNN" else [])]
     blobs = [made_up((type, static, i), s) for i, s in enumerate(weights)]
     feeds = {n: made_up((type, n), s) for n, s in shapes.items()}
-    feeds["cont"] = np.float32([[0, 0], [1, 1], [1, 0], [1, 1], [0, 1]])
-    ours = run(text, write_caffemodel("n", {"r": blobs}), feeds, ["y"])[0]
-    want = _recurrent(type, feeds["x"], feeds["cont"], feeds.get("fixed"), blobs)
-    assert relative(ours, want) < 1e-5
+    feeds["cont"] = np.float32([[0, 1], [1, 1], [1, 0], [1, 1], [0, 1]])
+    ours = run(text, write_caffemodel("n", {"r": blobs}), feeds, tops)
+    start = [feeds[s][0] if s in feeds else 0 for s in ("h", "c")]
+    want = _recurrent(type, feeds["x"], feeds["cont"], feeds.get("fixed"), blobs, start)
+    for a, b in zip(ours, want[: len(tops)], strict=True):
+        assert relative(a, b) < 1e-5

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from ....ir.dtypes import f32
 from ....ir.graph import Value
 from ....network.enums import PaddingMode, PoolingType
 from ....network.values import Dims
@@ -29,8 +32,8 @@ def _pair(p: Any, name: str, default: int | None) -> tuple[int, int]:
 
 @importer("Pooling", does="maximum or average over windows, or over the whole image",
           notes="sizes round up unless ceil_mode is false or round_mode FLOOR; averages count "
-                "padding, as Caffe's; no STOCHASTIC, no mask as second top")
-def pooling(c: Context, n: CaffeLayer) -> Value:
+                "padding, as Caffe's; a second top of MAX is the mask; no STOCHASTIC")
+def pooling(c: Context, n: CaffeLayer) -> Value | list[Value]:
     p, x = n.proto.pooling_param, n[0]
     methods = {0: ("max", PoolingType.MAX), 1: ("mean", PoolingType.AVERAGE)}
     if p.pool not in methods:
@@ -39,8 +42,8 @@ def pooling(c: Context, n: CaffeLayer) -> Value:
     if x.rank != 4:
         raise LayerProblem(f"its bottom has {x.rank} dimensions; pooling needs (num, channels, "
                            "height, width)")
-    if len(n.tops) > 1:
-        raise LayerProblem("has a second top (the mask), which is not supported; remove it")
+    if len(n.tops) > 1 and p.pool != 0:
+        raise LayerProblem("has a second top, the mask, which only MAX pooling has; remove it")
     if p.global_pooling:
         if any(p.HasField(f) for f in ("kernel_size", "kernel_h", "kernel_w")):
             raise LayerProblem("has global_pooling and a kernel size; give one of the two")
@@ -54,10 +57,20 @@ def pooling(c: Context, n: CaffeLayer) -> Value:
         raise LayerProblem(f"window {window}, stride {stride}, pad {pad}: window and stride are "
                            "at least 1, and the padding is less than the window")
     up = p.ceil_mode and p.round_mode == 0
+    if len(n.tops) > 1:
+        return _with_mask(c, n, window=window, stride=stride, pre=pad, post=pad, ceil=up)
     mode = PaddingMode.CAFFE_ROUND_UP if up else PaddingMode.CAFFE_ROUND_DOWN
     return c.layer("add_pooling_nd", x, type=kind, window_size=window, then={
         "stride_nd": Dims(stride), "padding_nd": Dims(pad), "padding_mode": mode,
         "average_count_excludes_padding": False})
+
+
+def _with_mask(c: Context, n: CaffeLayer, **where: Any) -> list[Value]:
+    """Maxima, and where each was: its position in the channel's image, as a number of f32."""
+    plane = n.size(2, "the mask") * n.size(3, "the mask")
+    y, at = c.ops("max_pool_indices", n[0], **where)
+    at = c.binary("mod", at, c.const(np.int64(plane)))
+    return [y, c.op("cast", at, to=f32, saturate=False)]
 
 
 @importer("ROIPooling", inputs=2, does="maximum over regions, cut into a grid")

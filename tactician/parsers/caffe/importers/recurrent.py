@@ -10,7 +10,7 @@ from ..node import CaffeLayer
 from ..table import importer
 
 _NOTES = ("time is dimension 0 (explicit batch); the second bottom says where sequences go on; "
-          "no expose_hidden")
+          "expose_hidden takes the state's start and gives its end")
 
 
 class _Steps:
@@ -18,14 +18,20 @@ class _Steps:
 
     Args:
         gates: How many there are; each has as many units as the layer's outputs.
+        states: How many blobs make the state.
+
+    Attributes:
+        start: The state before the first step if it is given.
     """
 
-    def __init__(self, c: Context, n: CaffeLayer, gates: int):
+    def __init__(self, c: Context, n: CaffeLayer, gates: int, states: int):
         c.refuse_batch(0, "a sequence")
         self.c, self.n = c, n
         p = n.proto.recurrent_param
-        if p.expose_hidden:
-            raise LayerProblem("expose_hidden is not supported; let the state start from 0")
+        given = states if p.expose_hidden else 0
+        if len(n) - given not in (2, 3):
+            raise LayerProblem(f"has {len(n)} bottoms; it takes the sequence, markers, maybe a "
+                               f"fixed input, and {given} for the state")
         if not p.num_output:
             raise LayerProblem("recurrent_param needs num_output, at least 1")
         self.units, x = p.num_output, n[0]
@@ -38,10 +44,11 @@ class _Steps:
         width = gates * self.units
         self.parts = self._project(c.flatten(x, 2, x.rank - 1), 0, width, bias=1)
         self.next_blob = 2
-        if len(n) == 3:
+        if len(n) - given == 3:
             fixed = c.flatten(n[2], 1, n[2].rank - 1)
             self.parts = c.binary("add", self.parts, self._project(fixed, 2, width))
             self.next_blob = 3
+        self.start = [c.reshape(v, [self.batch, self.units]) for v in n.bottoms[len(n) - given :]]
 
     def _project(self, x: Value, blob: int, width: int, bias: int | None = None) -> Value:
         inner = x.dims[-1]
@@ -63,9 +70,14 @@ class _Steps:
         """The input's part at a step, and the factor that keeps or forgets the state before."""
         c = self.c
         part = c.reshape(c.cut(self.parts, 0, t, t + 1), [self.batch, -1])
-        if t == 0:
+        if t == 0 and not self.start:
             return part, None
         return part, c.reshape(c.cut(self.n[1], 0, t, t + 1), [self.batch, 1])
+
+    def end(self, *state: Value) -> list[Value]:
+        """The state after the last step, where it is a top."""
+        shape = [1, self.batch, self.units]
+        return [self.c.reshape(v, shape) for v in state] if self.start else []
 
     def together(self, steps: list[Value]) -> Value:
         """The results of all steps, (time, num, units)."""
@@ -73,16 +85,16 @@ class _Steps:
         return self.c.concat([self.c.reshape(h, shape) for h in steps], 0)
 
 
-@importer("LSTM", inputs=(2, 3), does="long short-term memory", notes=_NOTES)
-def lstm(c: Context, n: CaffeLayer) -> Value:
-    s = _Steps(c, n, 4)
+@importer("LSTM", inputs=(2, 5), does="long short-term memory", notes=_NOTES)
+def lstm(c: Context, n: CaffeLayer) -> list[Value]:
+    s = _Steps(c, n, 4, 2)
     w = s.recurrent(s.next_blob, 4 * s.units)
-    hidden: list[Value] = []
-    cell: Value | None = None
+    hidden, cell = s.start or (None, None)
+    out: list[Value] = []
     for t in range(s.time):
         z, go_on = s.at(t)
-        if go_on is not None:
-            before = c.binary("mul", hidden[-1], go_on)
+        if hidden is not None and go_on is not None:
+            before = c.binary("mul", hidden, go_on)
             z = c.binary("add", z, c.op("matmul", before, w, ta="none", tb="transpose"))
         i, f, o, g = (c.activation(c.cut(z, 1, k * s.units, (k + 1) * s.units),
                                    A.TANH if k == 3 else A.SIGMOID) for k in range(4))
@@ -91,18 +103,20 @@ def lstm(c: Context, n: CaffeLayer) -> Value:
             kept = c.binary("mul", c.binary("mul", f, go_on), cell)
             fresh = c.binary("add", kept, fresh)
         cell = fresh
-        hidden.append(c.binary("mul", o, c.activation(cell, A.TANH)))
-    return s.together(hidden)
+        hidden = c.binary("mul", o, c.activation(cell, A.TANH))
+        out.append(hidden)
+    assert hidden is not None and cell is not None
+    return [s.together(out), *s.end(hidden, cell)]
 
 
-@importer("RNN", inputs=(2, 3), does="plain recurrence through tanh", notes=_NOTES)
-def rnn(c: Context, n: CaffeLayer) -> Value:
-    s = _Steps(c, n, 1)
+@importer("RNN", inputs=(2, 4), does="plain recurrence through tanh", notes=_NOTES)
+def rnn(c: Context, n: CaffeLayer) -> list[Value]:
+    s = _Steps(c, n, 1, 1)
     w = s.recurrent(s.next_blob, s.units)
     w_out = s.recurrent(s.next_blob + 1, s.units)
     b_out = c.weights(n.blob(s.next_blob + 2, (s.units,), "bias"), "bias")
+    hidden = s.start[0] if s.start else None
     out: list[Value] = []
-    hidden: Value | None = None
     for t in range(s.time):
         z, go_on = s.at(t)
         if hidden is not None and go_on is not None:
@@ -111,4 +125,5 @@ def rnn(c: Context, n: CaffeLayer) -> Value:
         hidden = c.activation(z, A.TANH)
         y = c.op("matmul", hidden, w_out, ta="none", tb="transpose")
         out.append(c.activation(c.binary("add", y, b_out), A.TANH))
-    return s.together(out)
+    assert hidden is not None
+    return [s.together(out), *s.end(hidden)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ....ir.dtypes import i64
 from ....ir.graph import Value
 from ..context import Context
 from ..errors import LayerProblem
@@ -11,12 +12,16 @@ from ..node import CaffeLayer
 from ..table import importer
 
 
-@importer("Upsample", does="each element repeated",
-          notes="by scale (or scale_h and scale_w), or to height and width; not by a pooling mask")
+@importer("Upsample", inputs=(1, 2),
+          does="each element repeated, or put back where the second bottom, a pooling mask, says",
+          notes="by scale (or scale_h and scale_w), or to height and width; with a mask to "
+                "upsample_h and upsample_w (explicit batch)")
 def upsample(c: Context, n: CaffeLayer) -> Value:
     p, x = n.proto.upsample_param, n[0]
     if x.rank != 4:
         raise LayerProblem(f"needs four dimensions, the bottom has {x.rank}")
+    if len(n) == 2:
+        return _unpool(c, n)
     how = {"mode": "nearest", "coordinate": "asymmetric", "nearest": "floor", "axes": (2, 3)}
     if p.height or p.width:
         return c.op("resize", x, c.ints([p.height, p.width]), **how)
@@ -24,6 +29,21 @@ def upsample(c: Context, n: CaffeLayer) -> Value:
     if scales.min() < 1:
         raise LayerProblem("upsample_param needs scale, at least 1")
     return c.op("resize", x, None, c.const(scales), **how)
+
+
+def _unpool(c: Context, n: CaffeLayer) -> Value:
+    p, x, mask = n.proto.upsample_param, n[0], n[1]
+    if tuple(mask.dims) != tuple(x.dims):
+        raise LayerProblem(f"the mask has shape {list(mask.dims)}, the bottom {list(x.dims)}; both "
+                           "must have the same")
+    num, channels, h, w = (n.size(i, "a mask") for i in range(4))
+    out_h = p.upsample_h or h * (p.scale_h or p.scale)
+    out_w = p.upsample_w or w * (p.scale_w or p.scale)
+    zeros = c.const(np.zeros((num, channels, out_h * out_w), np.float32))
+    at = c.op("cast", c.reshape(mask, (num, channels, h * w)), to=i64, saturate=False)
+    y = c.op("scatter_elements", zeros, at, c.reshape(x, (num, channels, h * w)), axis=2,
+             reduction="none")
+    return c.reshape(y, (num, channels, out_h, out_w))
 
 
 @importer("Interp", inputs=(1, 2), does="bilinear, corners aligned",

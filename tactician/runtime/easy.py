@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import tempfile
 import threading
@@ -207,21 +208,22 @@ def load(source: Any, logger: Any = None) -> Engine:
         PlanError: If the plan is damaged or for another version or device.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = _read_aligned(Path(source))
+        source = _map(Path(source))
     engine = Runtime(logger if logger is not None else log.Logger()).deserialize_cuda_engine(source)
     assert engine is not None
     return Engine(engine)
 
 
-def _read_aligned(path: Path) -> memoryview:
-    """A file in memory so aligned that kernels use its weights where they lie."""
+def _map(path: Path) -> memoryview:
+    """A plan file mapped into memory: kernels use its weights where they lie, and processes
+    share them. `write_atomically` never changes a file that may be mapped."""
     with path.open("rb") as f:
-        block = aligned_block(os.fstat(f.fileno()).st_size)
-        view = memoryview(block)  # type: ignore[arg-type]
-        size = 0
-        while size < len(view) and (count := f.readinto(view[size:])):
-            size += count
-    return view[:size].toreadonly()
+        if not os.fstat(f.fileno()).st_size:
+            return memoryview(b"")
+        if hasattr(mmap, "MAP_POPULATE"):  # one walk through the page cache, no faults later
+            flags = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
+            return memoryview(mmap.mmap(f.fileno(), 0, flags=flags, prot=mmap.PROT_READ))
+        return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

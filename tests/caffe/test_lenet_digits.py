@@ -6,13 +6,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from caffekit import opencv, relative
+from caffekit import network, opencv, relative
 
 import tactician as trt
+from tactician.passes.pipeline import optimize
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tactician" / "data"
@@ -43,6 +45,18 @@ def test_same_answers_as_onnx() -> None:
     ours, theirs = (e(images)["probabilities"] for e in (caffe, onnx))
     assert relative(ours, theirs) < 1e-6
     assert int((ours.argmax(1) == labels).sum()) == 357
+
+
+def test_nothing_more_to_compute_than_for_onnx() -> None:
+    """Both routes end in the same kernels, so engines are equally fast."""
+    onnx, caffe = network(False), network(False)
+    assert trt.OnnxParser(onnx).parse_from_file(str(DATA / "lenet_digits.onnx"))
+    found = trt.CaffeParser().parse(*map(str, FILES), caffe, trt.float32)
+    caffe.mark_output(found.find("probabilities"))
+    for net in (onnx, caffe):
+        optimize(net.graph)
+    ours, theirs = (Counter(n.op for n in net.graph.nodes) for net in (caffe, onnx))
+    assert ours <= theirs and ours["convolution"] == ours["matmul"] == 2
 
 
 def test_same_answers_as_opencv() -> None:

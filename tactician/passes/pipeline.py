@@ -15,6 +15,7 @@ from .fold_transpose import FoldTranspose
 from .manager import PassManager, PassTrace
 from .move_transposes import MoveTransposes
 from .simplify import Simplify
+from .subpixel import Subpixel
 
 
 def optimize(
@@ -37,4 +38,5 @@ def optimize(
         max_rounds=4,
     )
     rounds.run(graph, trace, dump)
+    PassManager([Subpixel()]).run(graph, trace, dump)
     graph.toposort()

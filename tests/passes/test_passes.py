@@ -61,7 +61,8 @@ def test_affine_folds_into_deconvolution(groups):
     channels = y.dims[1]
     y = emit(g, "binary", [y, g.constant(randn(channels, 1, 1))], "mul", fn="mul").output
     g.outputs = [emit(g, "binary", [y, g.constant(randn(channels, 1, 1))], "add", fn="add").output]
-    assert optimized(g, randn(1, 4, 5, 5)) == ["deconvolution"]
+    kept = {1: ["convolution", "depth_to_space"], 2: ["deconvolution"]}
+    assert optimized(g, randn(1, 4, 5, 5)) == kept[groups]
 
 
 @pytest.mark.parametrize("fn, kept", [("mul", 1), ("add", 2)])
@@ -194,3 +195,17 @@ def test_scale_along_another_axis_stays_outside():
     y = _norm_in_parts(g, x, "mul", "div")
     g.outputs = [emit(g, "binary", [y, g.constant(randn(3, 1))], "scale", fn="mul").output]
     assert optimized(g, randn(2, 3, 16)) == ["normalization", "binary"]
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("geometry", [{}, {"pre": (1, 0), "post": (0, 1)},
+                                      {"pre": (1, 1), "post": (1, 1), "output_padding": (1, 1)}])
+def test_strided_deconvolution_becomes_a_convolution(kernel, stride, geometry):
+    g, x = graph((2, 3, 5, 4))
+    w, b = g.constant(randn(3, 2, kernel, kernel)), g.constant(randn(2))
+    g.outputs = [
+        emit(g, "deconvolution", [x, w, b], "up", stride=(stride, stride), **geometry).output
+    ]
+    ops = optimized(g, randn(2, 3, 5, 4))
+    assert ops[:2] == ["convolution", "depth_to_space"] and "deconvolution" not in ops

@@ -94,6 +94,7 @@ _TABLE: dict[str, str] = {
         NodeIndices OnnxParser OnnxParserRefitter ParserError SubGraphCollection
         get_nv_onnx_parser_version""",
     "parsers.tensorflow": "TensorFlowParser",
+    "parsers.uff": "IUffPluginFactory IUffPluginFactoryExt UffParser",
     "builder": """
         Builder IBuilderConfig IOptimizationProfile ITimingCache Refitter TimingCacheKey
         TimingCacheValue build""",
@@ -103,8 +104,8 @@ _TABLE: dict[str, str] = {
 }
 _WHERE = {name: module for module, names in _TABLE.items() for name in names.split()}
 _SUBMODULES = frozenset(
-    "builder cli compat driver ir network ops parsers plan plugin runtime support targets testing "
-    "tensorrt".split()
+    "builder cli compat driver graphsurgeon ir network ops parsers plan plugin runtime support "
+    "targets testing tensorrt uff".split()
 )
 
 

@@ -16,6 +16,7 @@ from .node import TfNode
 
 MAX_DEPTH = 64  # of nested function calls, loops and conditionals
 
+FAILED = "(failed)"  # operator of a node whose problem has been reported already
 _AUDIO = ("audio is decoded and its features computed outside of the network; compute them in "
           "the program and make this node's output an input")
 _FILES = "files are decoded outside of the network; make this node's output an input"
@@ -216,6 +217,8 @@ class Walker:
 
     def _apply(self, node: Any, inputs: list[Any]) -> list[Any]:
         c, n = self.c, TfNode(node, inputs, self)
+        if node.op == FAILED:
+            raise Poisoned(node.name)
         if node.op in _EXCLUDED:
             raise Unsupported(_EXCLUDED[node.op])
         row = table.find(node.op)
@@ -240,7 +243,7 @@ class Walker:
 
     def _known(self, node: Any) -> bool:
         plugins = self.c.state.plugins
-        return (node.op in _EXCLUDED or table.find(node.op) is not None
+        return (node.op in _EXCLUDED or node.op == FAILED or table.find(node.op) is not None
                 or node.op in self.nodes.functions
                 or node.op in ("Enter", "Exit", "Merge", "Switch", "NextIteration", "LoopCond")
                 or (plugins is not None and plugins.find(TfNode(node, [], self)) is not None))

@@ -426,3 +426,12 @@ def _block(n: TfNode, i: int, j: int) -> tuple[list[int], Any]:
     return [b, b], require_ints(n[1], "pads or crops").reshape(-1, 2).astype(np.int64)
 
 
+
+
+@importer("Flatten", note="UFF's")
+def flatten(c: Context, n: TfNode) -> Value:
+    x = n[0]
+    if D.is_static(*x.dims[1:]):
+        return c.reshape(x, [x.dims[0] if isinstance(x.dims[0], int) else -1,
+                             int(D.product(x.dims[1:]))])
+    return c.reshape(x, c.concat([c.shape_of(x, [0]), c.ints([-1])]))

@@ -1,5 +1,5 @@
-"""Writes docs/onnx-operators.md and docs/caffe.md from the importer tables:
-``python scripts/support_matrix.py``."""
+"""Writes docs/onnx-operators.md, docs/caffe.md and docs/torch-operators.md from the importer
+tables: ``python scripts/support_matrix.py``. The last needs torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def main() -> None:
 
     (ROOT / "docs" / "onnx-operators.md").write_text(onnx.page())
     (ROOT / "docs" / "caffe.md").write_text(caffe.page())
+    try:
+        from tactician.torch import support as torch
+    except ModuleNotFoundError as e:
+        print(f"docs/torch-operators.md is left as it is: {e}")
+        return
+    (ROOT / "docs" / "torch-operators.md").write_text(torch.page())
 
 
 if __name__ == "__main__":

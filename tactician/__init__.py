@@ -105,7 +105,7 @@ _TABLE: dict[str, str] = {
 _WHERE = {name: module for module, names in _TABLE.items() for name in names.split()}
 _SUBMODULES = frozenset(
     "builder cli compat driver graphsurgeon ir network ops parsers plan plugin runtime support "
-    "targets testing tensorrt uff".split()
+    "targets testing tensorrt torch uff".split()
 )
 
 

@@ -1,0 +1,1 @@
+"""Importers of ATen overloads, one file per family."""

@@ -1,0 +1,191 @@
+"""Reading and writing at indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...ir import dims as D
+from ...ir import dtypes as T
+from ...ir.graph import Value
+from ..context import Context, Operand, axis_of
+from ..table import AtenProblem, aten_op
+
+aten = torch.ops.aten
+
+
+@aten_op(aten.embedding.default)
+def embedding(c: Context, weight: Value, at: Value, *args: Any, **kwargs: Any) -> Value:
+    return c.op("gather", weight, c.indices(at), axis=0, batch_dims=0)
+
+
+@aten_op(aten.index_select.default)
+def index_select(c: Context, x: Value, dim: int, at: Value) -> Value:
+    if not x.rank:
+        return x
+    if not at.rank:
+        at = c.reshape(at, [1])
+    return c.op("gather", x, c.indices(at), axis=axis_of(dim, x.rank), batch_dims=0)
+
+
+@aten_op(aten.gather.default)
+def gather(c: Context, x: Value, dim: int, at: Value, *, sparse_grad: bool = False) -> Value:
+    if not x.rank or not at.rank:
+        x = c.reshape(x, [1]) if not x.rank else x
+        lone = not at.rank
+        y = c.op("gather", x, c.indices(at), axis=0, batch_dims=0)
+        return c.reshape(y, []) if lone else y
+    axis = axis_of(dim, x.rank)
+    for i, size in enumerate(at.dims):
+        if i != axis and size != x.dims[i]:
+            x = c.slice_axis(x, i, 0, size)
+    return c.op("gather_elements", x, c.indices(at), axis=axis)
+
+
+@aten_op(aten.index.Tensor, aten._unsafe_index.Tensor, note="boolean indices excepted")
+def index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
+    """Advanced indexing: adjacent index tensors take their own place, others go first."""
+    axes = [i for i, v in enumerate(indices) if v is not None]
+    tensors = [_integers(c, v) for v in indices if v is not None]
+    if len(axes) == 1:
+        at = tensors[0]
+        return c.op("gather", x, at, axis=axes[0], batch_dims=0)
+    adjacent = axes == list(range(axes[0], axes[-1] + 1))
+    perm = [*axes, *(i for i in range(x.rank) if i not in axes)]
+    y = c.op("gather_nd", c.transpose(x, perm), _joined(c, x, axes, tensors), batch_dims=0)
+    lead = max(t.rank for t in tensors)
+    if not adjacent or axes[0] == 0:
+        return y
+    before = axes[0]
+    order = [*range(lead, lead + before), *range(lead), *range(lead + before, y.rank)]
+    return c.transpose(y, order)
+
+
+def _integers(c: Context, v: Value) -> Value:
+    if v.dtype is T.b1 or v.dtype is T.u8:
+        raise AtenProblem("the size of what a boolean index selects depends on data; use "
+                          "torch.where")
+    return c.indices(v)
+
+
+def _joined(c: Context, x: Value, axes: Sequence[int], tensors: Sequence[Value]) -> Value:
+    """Index tensors broadcast against each other, as one with a last dimension for the axes."""
+    rank = max(t.rank for t in tensors)
+    shape = _common(tensors, rank)
+    parts = [c.unsqueeze(c.broadcast(c.view(t, [*[1] * (rank - t.rank), *t.dims]), shape), [rank])
+             for t in tensors]
+    return c.concat(parts, rank)
+
+
+def _common(tensors: Sequence[Value], rank: int) -> list[D.DimLike]:
+    shape: list[D.DimLike] = [1] * rank
+    for t in tensors:
+        for i, d in enumerate(reversed(t.dims)):
+            if d != 1:
+                shape[rank - 1 - i] = d
+    return shape
+
+
+@aten_op(aten.index_put.default, note="boolean indices excepted")
+def index_put(c: Context, x: Value, indices: Sequence[Value | None], values: Value,
+              accumulate: bool = False) -> Value:
+    if len(indices) == 1 and indices[0] is not None and indices[0].dtype is T.b1:
+        mask = indices[0]
+        if (values.rank and values.dims != (1,)) or accumulate:
+            raise AtenProblem("the size of what a boolean index selects depends on data")
+        mask = c.view(mask, [*mask.dims, *[1] * (x.rank - mask.rank)])
+        return c.select(mask, c.reshape(values, []), x)
+    axes = [i for i, v in enumerate(indices) if v is not None]
+    tensors = [_integers(c, v) for v in indices if v is not None]
+    if any(x.dtype is t for t in (T.b1,)) and accumulate:
+        raise AtenProblem("sums of booleans")
+    perm = [*axes, *(i for i in range(x.rank) if i not in axes)]
+    at = _joined(c, x, axes, tensors)
+    moved = c.transpose(x, perm)
+    lead = at.rank - 1
+    adjacent = axes == list(range(axes[0], axes[-1] + 1))
+    rest = list(moved.dims[len(axes):])
+    want = [*at.dims[:-1], *rest]
+    if adjacent and axes[0] > 0:
+        before = axes[0]
+        shape = [*rest[:before], *at.dims[:-1], *rest[before:]]
+        values = c.broadcast(values, shape)
+        order = [*range(before, before + lead), *range(before),
+                 *range(before + lead, len(shape))]
+        values = c.transpose(values, order)
+    else:
+        values = c.broadcast(values, want)
+    y = c.op("scatter_nd", moved, at, values, reduction="add" if accumulate else "none")
+    back = [perm.index(i) for i in range(x.rank)]
+    return c.transpose(y, back)
+
+
+def _scatter(c: Context, x: Value, dim: int, at: Value, updates: Operand,
+             reduction: str) -> Value:
+    if not isinstance(updates, Value):
+        updates = c.full(at.dims, updates, x.dtype)
+    lone = not x.rank
+    if lone:
+        x = c.reshape(x, [1])
+    if not at.rank:
+        at = c.reshape(at, [1])
+    if not updates.rank:
+        updates = c.reshape(updates, [1])
+    for i, size in enumerate(at.dims):
+        updates = c.slice_axis(updates, i, 0, size)
+    y = c.op("scatter_elements", x, c.indices(at), updates, axis=axis_of(dim, x.rank),
+             reduction=reduction)
+    return c.reshape(y, []) if lone else y
+
+
+@aten_op(aten.scatter.src, aten.scatter.value)
+def scatter(c: Context, x: Value, dim: int, at: Value, source: Operand) -> Value:
+    return _scatter(c, x, dim, at, source, "none")
+
+
+@aten_op(aten.scatter_add.default)
+def scatter_add(c: Context, x: Value, dim: int, at: Value, source: Value) -> Value:
+    return _scatter(c, x, dim, at, source, "add")
+
+
+@aten_op(aten.scatter_reduce.two, note="without mean")
+def scatter_reduce(c: Context, x: Value, dim: int, at: Value, source: Value, reduce: str, *,
+                   include_self: bool = True) -> Value:
+    names = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
+    if reduce not in names or not include_self:
+        raise AtenProblem(f"scatter_reduce {reduce} with include_self={include_self}")
+    return _scatter(c, x, dim, at, source, names[reduce])
+
+
+@aten_op(aten.slice_scatter.default, note="static sizes")
+def slice_scatter(c: Context, x: Value, source: Value, dim: int = 0, start: Any = None,
+                  end: Any = None, step: int = 1) -> Value:
+    axis = axis_of(dim, x.rank)
+    extent, count = x.dims[axis], source.dims[axis]
+    source = c.value(source, x.dtype)
+    if source.dims == x.dims and step == 1:
+        return source
+    if not isinstance(extent, int) or not isinstance(count, int):
+        raise AtenProblem("slice_scatter along a dimension of dynamic size")
+    first = slice(start, end, step).indices(extent)[0]
+    if step == 1:
+        parts = [c.slice_axis(x, axis, 0, first), source,
+                 c.slice_axis(x, axis, first + count, extent - first - count)]
+        return c.concat([p for p in parts if p.dims[axis] != 0], axis)
+    shape = [1] * x.rank
+    shape[axis] = count
+    at = c.const((first + np.arange(count, dtype=np.int64) * step).reshape(shape))
+    return _scatter(c, x, dim, c.broadcast(at, source.dims), source, "none")
+
+
+@aten_op(aten.select_scatter.default, note="static sizes")
+def select_scatter(c: Context, x: Value, source: Value, dim: int, index: int) -> Value:
+    axis = axis_of(dim, x.rank)
+    extent = x.dims[axis]
+    if not isinstance(extent, int):
+        raise AtenProblem("select_scatter along a dimension of dynamic size")
+    index = index + extent if index < 0 else index
+    return slice_scatter(c, x, c.unsqueeze(source, [axis]), axis, index, index + 1)

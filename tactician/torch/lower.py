@@ -1,0 +1,323 @@
+"""From an exported program, or an `fx` graph of ATen overloads, to a network."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..ir import dims as D
+from ..ir.graph import SymbolInfo, Value
+from ..network.network import INetworkDefinition
+from ..ops import OpError
+from ..support.errors import BuildError
+from .context import Context
+from .table import AtenProblem, table
+from .types import dtype_of, to_dim, to_numpy
+
+
+@dataclass
+class Converted:
+    """What a conversion leaves besides the network.
+
+    Attributes:
+        inputs: Position among the program's user inputs of each network input.
+        input_names: Its name.
+        outputs: For each result of the program, what it is: ``("engine", name)``,
+            ``("input", position)`` for an argument handed through, or ``("const", value)``.
+    """
+
+    inputs: list[int] = field(default_factory=list)
+    input_names: list[str] = field(default_factory=list)
+    outputs: list[tuple[str, Any]] = field(default_factory=list)
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """torch's decompositions into core ATen, without those of overloads in the table."""
+    rules = torch.export.default_decompositions()
+    for target in table():
+        rules.pop(target, None)
+    return rules
+
+
+def lower_program(program: Any, network: INetworkDefinition,
+                  input_names: Sequence[str] | None = None,
+                  output_names: Sequence[str] | None = None) -> Converted:
+    """Translates an exported program.
+
+    Args:
+        program: A ``torch.export.ExportedProgram``.
+        network: Empty; receives inputs, layers and outputs.
+        input_names, output_names: Names of the network's; by default ``input_0`` …, ``output_0`` ….
+
+    Raises:
+        BuildError: With every overload that is not supported and every problem of others, each
+            with its module and source line.
+    """
+    from torch.export.graph_signature import InputKind, OutputKind
+
+    program = program.run_decompositions(decompositions())
+    signature = program.graph_signature
+    changed = [s.target for s in signature.output_specs
+               if s.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)]
+    if changed:
+        raise BuildError(f"the module changes {', '.join(map(repr, changed))} while it runs, which "
+                         "an engine can't; call module.eval(), or give the new value as a result")
+    bound: dict[str, Any] = {}
+    position = 0
+    user: dict[str, int] = {}
+    for spec in signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            user[spec.arg.name] = position
+            position += 1
+        elif spec.kind is InputKind.PARAMETER:
+            bound[spec.arg.name] = (program.state_dict[spec.target], spec.target)
+        elif spec.kind is InputKind.BUFFER:
+            store = program.state_dict if spec.persistent else program.constants
+            bound[spec.arg.name] = (store[spec.target], spec.target)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            bound[spec.arg.name] = (program.constants[spec.target], spec.target)
+        else:
+            raise BuildError(f"the program takes {spec.arg} of kind {spec.kind.name}, which "
+                             "a network can't")
+    limits = {str(k): (int(v.lower), int(v.upper) if v.upper.is_Integer else None)
+              for k, v in program.range_constraints.items()}
+    return Lowering(network, bound, user, limits).run(program.graph_module, input_names,
+                                                      output_names)
+
+
+class Lowering:
+    """One translation of an `fx` graph.
+
+    Args:
+        network: Receives everything.
+        bound: Constant tensors and their names, by the name of their placeholder.
+        user: Position of each placeholder that is an argument of the call.
+        limits: Least and greatest value of symbols.
+    """
+
+    def __init__(self, network: INetworkDefinition, bound: dict[str, tuple[torch.Tensor, str]],
+                 user: dict[str, int], limits: dict[str, tuple[int, int | None]] | None = None):
+        self.network = network
+        self.c = Context(network)
+        self.bound = bound
+        self.user = user
+        self.limits = limits or {}
+        self.env: dict[Any, Any] = {}
+        self.problems: dict[str, list[str]] = {}
+        self.names: dict[str, int] = {}
+        self.out = Converted()
+
+    def run(self, module: torch.fx.GraphModule, input_names: Sequence[str] | None,
+            output_names: Sequence[str] | None) -> Converted:
+        """Translates the graph; see `lower_program`."""
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node, input_names)
+            elif node.op == "get_attr":
+                self._attribute(module, node)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self._finish(node, output_names)
+        return self.out
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def _placeholder(self, node: Any, names: Sequence[str] | None) -> None:
+        if node.name in self.bound:
+            self._constant(node, *self.bound[node.name])
+            return
+        val = node.meta.get("val")
+        if not isinstance(val, torch.Tensor):
+            self.env[node] = self._number(val) if node.users else None
+            return
+        if not node.users and not names:
+            return  # an engine without this input needs less
+        k = len(self.out.inputs)
+        name = names[k] if names else f"input_{k}"
+        graph = self.network.graph
+        value = graph.add_input(name, dtype_of(val.dtype), [to_dim(s) for s in val.shape])
+        for axis, d in enumerate(value.dims):
+            for symbol in D.symbols(d):
+                if d != D.sym(symbol):
+                    continue
+                if symbol not in graph.symbols:
+                    low, high = self.limits.get(symbol, (1, None))
+                    graph.symbols[symbol] = SymbolInfo(symbol, "dim", name, axis, max(low, 1), high)
+                self.c.define_symbol(symbol, value, axis)
+        self.env[node] = value
+        self.out.inputs.append(self.user[node.name])
+        self.out.input_names.append(name)
+
+    def _constant(self, node: Any, tensor: torch.Tensor, name: str) -> None:
+        if node.users:
+            self.env[node] = self.c.const(to_numpy(tensor), name=name)
+
+    def _attribute(self, module: Any, node: Any) -> None:
+        held = module
+        for part in node.target.split("."):
+            held = getattr(held, part)
+        if isinstance(held, torch.Tensor):
+            self._constant(node, held, node.target)
+
+    def _number(self, val: Any) -> Any:
+        return to_dim(val) if isinstance(val, (torch.SymInt, int)) and not isinstance(
+            val, bool) else val
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    def _call(self, node: Any) -> None:
+        val = node.meta.get("val")
+        try:
+            if node.target is operator.getitem:
+                self._item(node)
+            elif isinstance(val, (torch.SymInt, int, bool, float)):
+                self.env[node] = self._number(val)
+            elif val is None and not node.users:
+                pass  # an assertion about sizes that export has proved or the profile keeps
+            else:
+                self.env[node] = self._translate(node)
+        except _Poisoned:
+            pass
+        except (AtenProblem, OpError, BuildError) as e:
+            self._problem(node, str(e))
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError) as e:
+            self._problem(node, f"{node.target}: {type(e).__name__}: {e}")
+
+    def _item(self, node: Any) -> None:
+        source, index = node.args
+        if source not in self.env:
+            return
+        result = self.env[source][index]
+        if result is None and node.users:
+            raise AtenProblem(f"result {index} of {source.target} is not supported")
+        self.env[node] = result
+
+    def _translate(self, node: Any) -> Any:
+        row = table().get(node.target)
+        if row is None:
+            raise AtenProblem(f"{node.target} has no importer")
+        args, kwargs = (self._arguments(x) for x in (node.args, node.kwargs))
+        self.c.node = node
+        self.c.source = _place(node)
+        self.c.emitted = []
+        accepted = _accepted(row.fn, kwargs)
+        results = row.fn(self.c, *args, **accepted)
+        self._name_layers(node)
+        val = node.meta["val"]
+        if isinstance(val, torch.Tensor):
+            return self._checked(node, results, val)
+        return [None if r is None else self._checked(node, r, v)
+                for r, v in zip(results, val, strict=True)]
+
+    def _arguments(self, tree: Any) -> Any:
+        def lookup(x: Any) -> Any:
+            if isinstance(x, torch.fx.Node):
+                if x not in self.env:
+                    raise _Poisoned
+                return self.env[x]
+            return self._number(x)
+
+        return torch.fx.node.map_aggregate(tree, lookup)
+
+    def _checked(self, node: Any, value: Value, val: torch.Tensor) -> Value:
+        """The result in torch's element type.
+
+        Raises:
+            AtenProblem: If the shape isn't torch's.
+        """
+        expected = [to_dim(s) for s in val.shape]
+        same = len(value.dims) == len(expected) and all(
+            isinstance(a, D.Dim) or isinstance(b, D.Dim) or a == b
+            for a, b in zip(value.dims, expected, strict=True))
+        if not same:
+            raise AtenProblem(f"{node.target} gives shape {list(value.dims)} where torch gives "
+                              f"{expected}: please report this")
+        return self.c.cast(value, dtype_of(val.dtype), saturate=False)
+
+    def _name_layers(self, node: Any) -> None:
+        """Layers are named after the module they come from."""
+        path = _module_path(node)
+        for op, layer in self.c.emitted:
+            base = f"{path}/{op}" if path else f"{node.name}/{op}"
+            count = self.names.get(base, 0)
+            self.names[base] = count + 1
+            if hasattr(layer, "name"):
+                layer.name = base if not count else f"{base}_{count}"
+
+    def _problem(self, node: Any, message: str) -> None:
+        self.problems.setdefault(message, []).append(_place(node))
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    def _finish(self, node: Any, names: Sequence[str] | None) -> None:
+        if self.problems:
+            raise BuildError(self._report())
+        marked: list[Value] = []
+        for arg in pytree.tree_leaves(node.args[0]):
+            if not isinstance(arg, torch.fx.Node):
+                self.out.outputs.append(("const", arg))
+            elif arg.op == "placeholder" and arg.name in self.user:
+                self.out.outputs.append(("input", self.user[arg.name]))
+            else:
+                self._mark(arg, marked, names)
+
+    def _mark(self, arg: Any, marked: list[Value], names: Sequence[str] | None) -> None:
+        value = self.env[arg]
+        if not isinstance(value, Value):
+            raise BuildError(f"the module returns the size {value}; return a tensor instead")
+        k = len(marked)
+        name = names[k] if names and k < len(names) else f"output_{k}"
+        if value in marked or value.const is not None or value.producer is None:
+            value = self.c.op("identity", value)
+        value.name = name
+        self.network.mark_output(self.network._tensor(value))
+        marked.append(value)
+        self.out.outputs.append(("engine", name))
+
+    def _report(self) -> str:
+        lines = [f"{len(self.problems)} problem(s) keep the module from being converted:"]
+        for message, places in self.problems.items():
+            more = f" and {len(places) - 1} more place(s)" if len(places) > 1 else ""
+            lines.append(f"- {message}\n    at {places[0]}{more}")
+        return "\n".join(lines)
+
+
+class _Poisoned(Exception):
+    """A node reads the result of one that failed: nothing new to report."""
+
+
+def _accepted(fn: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments without those that say where a tensor lies, which is the engine's
+    affair."""
+    placement = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
+    return {k: v for k, v in kwargs.items() if k not in placement}
+
+
+def _module_path(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def _place(node: Any) -> str:
+    """Module and source line of a node, for people."""
+    stack = node.meta.get("nn_module_stack") or {}
+    parts = []
+    if stack:
+        _, kind = next(reversed(stack.values()))
+        kind = kind if isinstance(kind, str) else kind.__name__
+        parts.append(f"module {_module_path(node) or '(root)'!s} ({kind.rpartition('.')[2]})")
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    files = [i for i, line in enumerate(trace) if line.startswith("File ")]
+    if files:
+        i = files[-1]
+        code = f": {trace[i + 1]}" if i + 1 < len(trace) else ""
+        where = trace[i].removeprefix("File ").replace('"', "").replace(", line ", ":")
+        parts.append(where.partition(", in ")[0] + code)
+    return ", ".join(parts) or f"node {node.name}"

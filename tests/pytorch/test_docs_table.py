@@ -1,0 +1,14 @@
+"""docs/torch-operators.md is what the table says."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+
+def test_the_page_is_fresh() -> None:
+    from tactician.torch.support import page
+
+    path = Path(__file__).resolve().parents[2] / "docs" / "torch-operators.md"
+    assert path.read_text() == page(), "run python scripts/support_matrix.py"

@@ -488,6 +488,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             self._run_now(schedule, addresses, None)
         else:
             stream.submit(partial(self._run_later, schedule, addresses, stream))
+            self._tell_shapes(schedule, stream)
         if self._consumed is not None:
             event_of(self._consumed).record(stream)
         return True
@@ -522,8 +523,23 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         else:
             schedule.run()
             self._ran = schedule
+        if stream is None:
+            self._notify(schedule)
+
+    def _tell_shapes(self, schedule: Schedule, stream: Stream) -> None:
+        """Allocators learn shapes before the call that queued the run returns; where these depend
+        on data that means waiting for the run."""
+        if not self._allocators:
+            return
+        if any(schedule.layout.nbytes[i] < 0 for i in self._allocators):
+            stream._queue.wait()  # what went wrong stays with the stream
+            if stream._queue.error is not None:
+                return
+        self._notify(schedule)
+
+    def _notify(self, schedule: Schedule) -> None:
+        skip = 1 if self._batch else 0
         for t in self._outputs:
             if t.id in self._allocators:
                 shape = schedule.shapes[t.id] or ()
-                skip = 1 if self._batch else 0
                 self._allocators[t.id].notify_shape(t.name, Dims(shape[skip:]))

@@ -55,3 +55,30 @@ if os.environ.get("TACTICIAN_CROSS_VALIDATE"):
     _limit = float(os.environ["TACTICIAN_CROSS_VALIDATE"])
     torch.allclose = lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: _allclose(
         a, b, rtol=min(rtol, _limit), atol=min(atol, _limit), equal_nan=equal_nan)
+
+
+
+def _import_torchvision() -> None:
+    """Declares the native operators of a torchvision whose native part is for another torch;
+    its models don't need them."""
+    import re
+    import sys
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for _ in range(40):
+        try:
+            import torchvision  # noqa: F401
+
+            return
+        except ImportError:
+            return
+        except RuntimeError as e:
+            missing = re.search(r"operator torchvision::(\w+) does not exist", str(e))
+            if missing is None:
+                raise
+            library.define(f"{missing[1]}(Tensor x) -> Tensor")
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+
+
+_import_torchvision()

@@ -11,7 +11,7 @@ from ...ir import dims as D
 from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
-from ..enums import LayerType, MatrixOperation, PaddingMode
+from ..enums import LayerType, MatrixOperation, NetworkDefinitionCreationFlag, PaddingMode
 from ..layer import Attr, Emitter, ILayer, WeightsAttr
 from ..tensor import ITensor
 from ..values import Dims, DimsHW, as_int, dims
@@ -131,7 +131,11 @@ class _ConvolutionBase(ILayer):
             shaped = w.const.reshape(shape)
         else:
             shaped = w.const
-        if shaped.shape == w.const.shape:
+        x = self._x()
+        typed = self._net.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        if x.dtype is not w.dtype and x.dtype.is_float and w.dtype.is_float and not typed:
+            shaped = shaped.astype(x.dtype.np)  # weights take the type the layer computes in
+        elif shaped.shape == w.const.shape:
             return w
         value = e.graph.constant(shaped, w.name)
         value.meta.update(w.meta)

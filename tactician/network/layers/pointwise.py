@@ -218,12 +218,22 @@ class IScaleLayer(ILayer):
         return e.const(v.const.reshape([as_int(d) for d in shape]))
 
 
+_USUAL = {  # alpha and beta of a new activation layer
+    ActivationType.LEAKY_RELU: (0.01, 0.0), ActivationType.ELU: (1.0, 0.0),
+    ActivationType.SELU: (1.6732632, 1.0507010), ActivationType.SOFTPLUS: (1.0, 1.0),
+    ActivationType.HARD_SIGMOID: (0.2, 0.5), ActivationType.SCALED_TANH: (1.0, 1.0),
+    ActivationType.THRESHOLDED_RELU: (1.0, 0.0),
+}
+
+
 class PointwiseAdders(NetworkCore):
     """``add_*`` methods of pointwise layers."""
 
     def add_activation(self, input: ITensor, type: ActivationType) -> IActivationLayer:
-        """Adds an activation."""
-        return self._add(IActivationLayer, [input], type=ActivationType(type), alpha=0.0, beta=0.0)
+        """Adds an activation; parameters are those of the function's usual form until set."""
+        kind = ActivationType(type)
+        alpha, beta = _USUAL.get(kind, (0.0, 0.0))
+        return self._add(IActivationLayer, [input], type=kind, alpha=alpha, beta=beta)
 
     def add_unary(self, input: ITensor, op: UnaryOperation) -> IUnaryLayer:
         """Adds a unary operation."""

@@ -73,9 +73,9 @@ class DetectionOutput(Op):
             raise OpError(f"code {a.code!r} is not one of {', '.join(CODES)}")
         if a.keep < 1 or a.classes < 1:
             raise OpError(f"keep {a.keep} and classes {a.classes} must be at least 1")
-        if priors.rank != 3 or priors.dims[1] != 2:
+        if priors.rank < 3 or priors.dims[1] != 2:
             raise OpError(f"priors {shape_text(priors)} must be [1, 2, priors * 4]")
-        n = D.floor_div(priors.dims[2], 4)
+        n = D.floor_div(D.product(priors.dims[2:]), 4)
         per_image = D.product(loc.dims[1:]), D.product(conf.dims[1:])
         unify(per_image[0], n * 4 * (1 if a.share_location else a.classes), node,
               f"offsets {shape_text(loc)} and priors {shape_text(priors)}")
@@ -86,7 +86,7 @@ class DetectionOutput(Op):
 
     def reference(self, node: Node, *inputs: Any) -> Any:
         loc, conf, priors = (widen(x) for x in inputs)
-        a, n = node.attrs, priors.shape[-1] // 4
+        a, n = node.attrs, priors[0, 0].size // 4
         boxes = priors.reshape(-1, 2, n, 4)[0]
         loc = loc.reshape(len(loc), n, 1 if a.share_location else a.classes, 4)
         conf = conf.reshape(len(conf), n, a.classes)
@@ -157,6 +157,56 @@ def keep_apart(boxes: Array, iou: float, eta: float = 1.0, one: float = 0.0,
             if eta < 1 and iou > 0.5:
                 iou *= eta
     return kept
+
+
+def prior_boxes(
+    feature: Sequence[int], image: Sequence[int], small: Sequence[float],
+    large: Sequence[float], ratios: Sequence[float], flip: bool, steps: Sequence[float],
+    offset: float, variance: Sequence[float], clip: bool,
+) -> Array:
+    """The boxes that a single-shot detector starts from: corners and variances ``[1, 2, n * 4]``,
+    relative to the image.
+
+    Args:
+        feature, image: Heights and widths of the feature map and the image.
+        small, large: Sizes in pixels; with the larger one there is also a box of their mean.
+        ratios: Widths over heights besides 1; with ``flip`` the inverse ones too.
+        steps: Pixels between positions, down and across; zeros: image over feature map.
+        offset: Where in its cell a box is centred.
+        variance: One, or four.
+
+    Raises:
+        OpError: If sizes or ratios are wrong.
+    """
+    if not len(small) or any(s <= 0 for s in small) or len(large) not in (0, len(small)):
+        raise OpError(f"min_size {list(small)} must be positive, and max_size {list(large)} as "
+                      "many")
+    if any(b <= a for a, b in zip(small, large, strict=False)) or any(r <= 0 for r in ratios):
+        raise OpError(f"max_size {list(large)} must be greater than min_size {list(small)}, and "
+                      f"aspect_ratio {list(ratios)} positive")
+    if len(variance) not in (0, 1, 4):
+        raise OpError(f"there are {len(variance)} variance; give one or four")
+    shapes = [1.0]
+    for ratio in ratios:
+        for r in (ratio, 1 / ratio) if flip else (ratio,):
+            if all(abs(r - known) >= 1e-6 for known in shapes):
+                shapes.append(r)
+    sizes: list[tuple[float, float]] = []
+    for i, s in enumerate(small):
+        sizes.append((s, s))
+        if len(large):
+            sizes.append((np.sqrt(s * large[i]),) * 2)
+        sizes += [(s * np.sqrt(r), s / np.sqrt(r)) for r in shapes[1:]]
+    step_h, step_w = steps if all(steps) else (i / f for i, f in zip(image, feature, strict=True))
+    y = (np.arange(feature[0]) + offset) * step_h
+    x = (np.arange(feature[1]) + offset) * step_w
+    center = np.stack(np.broadcast_arrays(x[None, :, None], y[:, None, None]), axis=-1)
+    half, scale = np.array(sizes) / 2, np.array([image[1], image[0]])
+    boxes = np.concatenate([(center - half) / scale, (center + half) / scale], axis=-1)
+    if clip:
+        boxes = boxes.clip(0, 1)
+    spread = np.broadcast_to(np.array(variance if len(variance) else [0.1]), boxes.shape)
+    return np.stack([boxes.reshape(-1), spread.reshape(-1)])[None].astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ def get_builder_plugin_registry(arg0: Any = None) -> IPluginRegistry:
 
 def init_libnvinfer_plugins(logger: Any = None, namespace: str = "") -> bool:
     """Registers the plugins that come with tactician."""
+    from .builtin import KINDS, OpPluginCreator
+
     if logger is not None:
         log.set_active(logger)
+    registry = get_plugin_registry()
+    for name in KINDS:
+        if registry.get_creator(name, "1", namespace) is None:
+            registry.register_creator(OpPluginCreator(name), namespace)
     return True

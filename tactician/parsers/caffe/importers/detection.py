@@ -2,76 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ....ir import dims as D
 from ....ir.graph import Value
+from ....ops.detection import prior_boxes
 from ..context import Context
 from ..errors import LayerProblem
-from ..node import Array, CaffeLayer
+from ..node import CaffeLayer
 from ..table import importer
 
 _CODES = {1: "corner", 2: "center_size", 3: "corner_size"}
-
-
-def _ratios(p: Any) -> list[float]:
-    out = [1.0]
-    for r in p.aspect_ratio:
-        for v in (r, 1 / r) if p.flip and r else (r,):
-            if v <= 0:
-                raise LayerProblem(f"aspect_ratio {r:g} must be positive")
-            if all(abs(v - known) >= 1e-6 for known in out):
-                out.append(v)
-    return out
-
-
-def _sizes(p: Any) -> Array:
-    """Widths and heights of the boxes at a position, in pixels."""
-    if not p.min_size or any(s <= 0 for s in p.min_size):
-        raise LayerProblem("prior_box_param needs min_size, greater than 0")
-    if p.max_size and len(p.max_size) != len(p.min_size):
-        raise LayerProblem(f"has {len(p.max_size)} max_size for {len(p.min_size)} min_size")
-    ratios, out = _ratios(p), []
-    for i, small in enumerate(p.min_size):
-        out.append((small, small))
-        if p.max_size:
-            if p.max_size[i] <= small:
-                raise LayerProblem(f"max_size {p.max_size[i]:g} must be greater than min_size "
-                                   f"{small:g}")
-            out.append((np.sqrt(small * p.max_size[i]),) * 2)
-        out += [(small * np.sqrt(r), small / np.sqrt(r)) for r in ratios[1:]]
-    return np.array(out)
-
-
-def prior_boxes(p: Any, feature: tuple[int, int], image: tuple[int, int]) -> Array:
-    """Corners and variances ``[1, 2, boxes * 4]``, relative to the image.
-
-    Args:
-        p: ``PriorBoxParameter``.
-        feature, image: Heights and widths of the feature map and the image.
-    """
-    if p.img_size:
-        image = (p.img_size, p.img_size)
-    elif p.img_h and p.img_w:
-        image = (p.img_h, p.img_w)
-    step_h, step_w = (p.step, p.step) if p.step else (p.step_h, p.step_w)
-    if not (step_h and step_w):
-        step_h, step_w = (i / f for i, f in zip(image, feature, strict=True))
-    y = (np.arange(feature[0]) + p.offset) * step_h
-    x = (np.arange(feature[1]) + p.offset) * step_w
-    center = np.stack(np.broadcast_arrays(x[None, :, None], y[:, None, None]), axis=-1)
-    half = _sizes(p) / 2
-    scale = np.array([image[1], image[0]])
-    boxes = np.concatenate([(center - half) / scale, (center + half) / scale], axis=-1)
-    if p.clip:
-        boxes = boxes.clip(0, 1)
-    variance = list(p.variance) or [0.1]
-    if len(variance) not in (1, 4):
-        raise LayerProblem(f"has {len(variance)} variance; give one or four")
-    spread = np.broadcast_to(np.array(variance), boxes.shape)
-    return np.stack([boxes.reshape(-1), spread.reshape(-1)])[None].astype(np.float32)
 
 
 @importer("PriorBox", inputs=2, does="boxes that a detector starts from, and their variances",
@@ -81,7 +22,14 @@ def prior_box(c: Context, n: CaffeLayer) -> Value:
     if any(len(s) != 2 or not D.is_static(*s) for s in sizes):
         raise LayerProblem("both bottoms need four dimensions, with known heights and widths")
     feature, image = ((int(s[0]), int(s[1])) for s in sizes)
-    boxes = prior_boxes(n.proto.prior_box_param, feature, image)
+    p = n.proto.prior_box_param
+    if p.img_size:
+        image = (p.img_size, p.img_size)
+    elif p.img_h and p.img_w:
+        image = (p.img_h, p.img_w)
+    steps = (p.step, p.step) if p.step else (p.step_h, p.step_w)
+    boxes = prior_boxes(feature, image, p.min_size, p.max_size, p.aspect_ratio, p.flip, steps,
+                        p.offset, p.variance, p.clip)
     return c.op("constant", value=boxes)
 
 

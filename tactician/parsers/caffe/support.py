@@ -63,7 +63,7 @@ with `--weights` for a caffemodel elsewhere.
   `input` with `input_dim` or `input_shape`. Unknown fields are warned about, once each.
 - Layers of other types can come from the program: set `plugin_factory_v2` (or, for plugins of
   release 7, `plugin_factory` and `plugin_factory_ext`). They are asked for every layer, first.
-- `Normalize`, `PriorBox`, `DetectionOutput` and `RPROI` are ops here. The plugins that they were are
+- `Normalize`, `PriorBox`, `DetectionOutput` and `RPROI` are ops here. The plugins they were are
   there too, for other uses: `init_libnvinfer_plugins` registers `Normalize_TRT`, `PriorBox_TRT`,
   `NMS_TRT` and `RPROI_TRT`.
 - Sequences (`LSTM`, `RNN`) are unrolled. `DetectionOutput`, `RPROI` and `ROIPooling` run in numpy.

@@ -1,0 +1,92 @@
+"""Writes docs/benchmarks.md and its chart from what benchmarks/bench.py measured.
+
+    python benchmarks/bench.py MODEL … --threads 2 --json results.json
+    python scripts/benchmark_page.py results.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PEERS = ("onnxruntime", "openvino", "torch")
+
+
+def main(results: Path) -> None:
+    """Reads measurements and writes the page."""
+    data = json.loads(results.read_text())
+    rows = {name: r for name, r in data["models"].items() if "microseconds" in r}
+    (DOCS / "benchmarks.md").write_text(page(data["machine"], rows))
+    chart(rows, DOCS / "benchmarks.svg")
+
+
+def best_ratio(row: dict[str, Any]) -> float:
+    """Best time of the fastest peer over tactician's best time."""
+    times = row["microseconds"]
+    peers = [times[p]["best"] for p in PEERS if p in times]
+    return min(peers) / times["tactician"]["best"] if peers else math.nan
+
+
+def page(machine: dict[str, Any], rows: dict[str, Any]) -> str:
+    """The page's text."""
+    peak, versions = machine["peak"], machine["versions"]
+    used = ", ".join(f"{k} {v}" for k, v in versions.items() if k in ("tactician", *PEERS))
+    lines = [
+        "# Benchmarks",
+        "",
+        f"{date.today().isoformat()}, {machine['cpu']}, {machine['threads']} threads; {used}.",
+        f"One core's measured peak: {peak['gflops_per_core']} GFLOP/s (FP32), "
+        f"{peak['read_gbytes_per_core']} GB/s read. Load average at the start: "
+        f"{machine['load_average']:.1f}.",
+        "",
+        "All runtimes get the same FP32 inputs and threads, and take turns in one process. Times",
+        "are the best of all calls, in milliseconds; the ratio is the fastest peer's time over",
+        "tactician's (above 1: tactician is faster). Models other than the pretrained ones have",
+        "random weights (`benchmarks/zoo.py`).",
+        "",
+        "| model | tactician | " + " | ".join(PEERS) + " | ratio |",
+        "| --- | ---: | " + " | ".join("---:" for _ in PEERS) + " | ---: |",
+    ]
+    for name, row in rows.items():
+        times = row["microseconds"]
+        cells = [f"{times[p]['best'] / 1e3:.3f}" if p in times else "" for p in PEERS]
+        mine = f"{times['tactician']['best'] / 1e3:.3f}"
+        lines.append(f"| {name} | {mine} | {' | '.join(cells)} | {best_ratio(row):.2f} |")
+    ratios = [r for r in map(best_ratio, rows.values()) if not math.isnan(r)]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    lines += [
+        "",
+        f"Geometric mean of the ratios: {mean:.2f}, over {len(ratios)} models.",
+        "",
+        "![Ratio to the fastest peer](benchmarks.svg)",
+        "",
+        "Measure again with `make bench`, then `python scripts/benchmark_page.py RESULTS.json`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def chart(rows: dict[str, Any], out: Path) -> None:
+    """Bars of the ratio to the fastest peer."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "tactician"
+    import matplotlib.pyplot as plt
+
+    names = list(rows)[::-1]
+    figure, axes = plt.subplots(figsize=(7, 0.35 * len(names) + 1))
+    axes.barh(names, [best_ratio(rows[n]) for n in names], color="#3b6ea5")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("time of the fastest peer / time of tactician")
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

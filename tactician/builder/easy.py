@@ -41,7 +41,8 @@ def build(
 
     Args:
         model: An ONNX file's path, its bytes, or an `INetworkDefinition`; or a Caffe prototxt
-            (a path ending in .prototxt, or with ``weights`` any path or bytes).
+            (a path ending in .prototxt, or with ``weights`` any path or bytes), a frozen
+            TensorFlow graph (.pb, .pbtxt) or a UFF file (.uff), whose outputs nothing reads.
         weights: The caffemodel of a prototxt (path or bytes); by default the one of the same name
             beside it. Blobs that no layer reads become outputs.
         shapes: For inputs whose shape varies: input name to a shape, or to (min, opt, max) shapes.
@@ -72,6 +73,10 @@ def build(
         network = model
     elif weights is not None or _is_prototxt(model):
         network = _parse_caffe(builder, model, weights)
+    elif _suffix(model) == ".uff":
+        network = _parse_uff(builder, model)
+    elif _suffix(model) in (".pb", ".pbtxt"):
+        network = _parse_tensorflow(builder, model, record)
     else:
         network = _parse(builder, model, record)
     config = builder.create_builder_config()
@@ -145,8 +150,31 @@ def _parse_caffe(builder: Builder, deploy: Any, weights: Any) -> INetworkDefinit
     return network
 
 
+def _parse_tensorflow(builder: Builder, model: Any, record: _Record) -> INetworkDefinition:
+    network = builder.create_network(1)
+    parser = import_module("tactician.parsers.tensorflow").TensorFlowParser(network, record)
+    return _checked(network, parser, parser.parse(model))
+
+
+def _parse_uff(builder: Builder, model: Any) -> INetworkDefinition:
+    network = builder.create_network(1)
+    parser = import_module("tactician.parsers.uff").UffParser()
+    return _checked(network, parser, parser.parse_as_is(_read_bytes(model), network))
+
+
+def _checked(network: INetworkDefinition, parser: Any, ok: bool) -> INetworkDefinition:
+    if not ok:
+        problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise BuildError("the model can't be imported:\n" + "\n".join(problems))
+    return network
+
+
+def _suffix(model: Any) -> str:
+    return Path(model).suffix if isinstance(model, (str, os.PathLike)) else ""
+
+
 def _is_prototxt(model: Any) -> bool:
-    return isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".prototxt"
+    return _suffix(model) == ".prototxt"
 
 
 def _read_bytes(model: Any) -> bytes:

@@ -135,6 +135,17 @@ class UffParser:
         """Parses a file's bytes; see `parse`."""
         return self._parse(memoryview(buffer).tobytes(), network, weights_type)
 
+    def parse_as_is(self, buffer: Any, network: INetworkDefinition) -> bool:
+        """Parses a file's bytes with its own inputs and outputs, in TensorFlow's order; what has
+        been registered before is kept."""
+        try:
+            made = ToGraph(load(memoryview(buffer).tobytes()))
+        except ImportProblem as e:
+            return self._fail([Problem(e.code, str(e))])
+        for name, shape in made.inputs.items():
+            self._inputs.setdefault(name, (shape, UffInputOrder.NHWC))
+        return self.parse_buffer(buffer, network)
+
     @property
     def num_errors(self) -> int:
         """How many problems have been found since `clear_errors`."""

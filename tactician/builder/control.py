@@ -7,6 +7,7 @@ on the data, stays a reference step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,71 +17,46 @@ from ..ir.dtypes import b1, i64
 from ..ir.graph import Graph, Node, Value
 from ..ops import get
 from ..ops.registry import Kind
-from ..plan.program import Step
+from ..plan.program import VIEW, Step
 from ..regions.region import Region
 from ..tactics.kernel import Kernel
 
 if TYPE_CHECKING:
     from .compile import _Compiler
 
-_START = """
-define void @loop_start(ptr %args, ptr %dims, i64 %begin, i64 %end, ptr %scratch) {
-  %i_at = load ptr, ptr %args
-  %go_slot = getelementptr ptr, ptr %args, i64 1
-  %go_at = load ptr, ptr %go_slot
-  %n_slot = getelementptr ptr, ptr %args, i64 2
-  %n_at = load ptr, ptr %n_slot
-  %c_slot = getelementptr ptr, ptr %args, i64 3
-  %c_at = load ptr, ptr %c_slot
+def _function(name: str, pointers: Sequence[str], body: str) -> str:
+    """LLVM IR of a kernel whose arguments are loaded under the given names."""
+    lines = [f"define void @{name}(ptr %args, ptr %dims, i64 %begin, i64 %end, ptr %scratch) {{"]
+    for k, pointer in enumerate(pointers):
+        lines.append(f"  %{pointer}_slot = getelementptr ptr, ptr %args, i64 {k}")
+        lines.append(f"  %{pointer} = load ptr, ptr %{pointer}_slot")
+    return "\n".join((*lines, body.strip("\n"), "  ret void", "}", ""))
+
+
+_COUNTERS = ("i_at", "go_at", "n_at", "c_at")  # iteration, whether to go on, trip count, condition
+_GO_ON = """
   %n = load i64, ptr %n_at
   %c = load i8, ptr %c_at
-  store i64 0, ptr %i_at
-  %more = icmp sgt i64 %n, 0
-  %goes = icmp ne i8 %c, 0
-  %go = and i1 %more, %goes
-  %byte = zext i1 %go to i8
-  store i8 %byte, ptr %go_at
-  ret void
-}
-"""
-_NEXT = """
-define void @loop_next(ptr %args, ptr %dims, i64 %begin, i64 %end, ptr %scratch) {
-  %i_at = load ptr, ptr %args
-  %go_slot = getelementptr ptr, ptr %args, i64 1
-  %go_at = load ptr, ptr %go_slot
-  %n_slot = getelementptr ptr, ptr %args, i64 2
-  %n_at = load ptr, ptr %n_slot
-  %c_slot = getelementptr ptr, ptr %args, i64 3
-  %c_at = load ptr, ptr %c_slot
-  %i = load i64, ptr %i_at
-  %n = load i64, ptr %n_at
-  %c = load i8, ptr %c_at
-  %j = add i64 %i, 1
   store i64 %j, ptr %i_at
   %more = icmp slt i64 %j, %n
   %goes = icmp ne i8 %c, 0
   %go = and i1 %more, %goes
   %byte = zext i1 %go to i8
   store i8 %byte, ptr %go_at
-  ret void
-}
 """
-_SCAN = """
-declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
-define void @scan_store(ptr %args, ptr %dims, i64 %begin, i64 %end, ptr %scratch) {
-  %src = load ptr, ptr %args
-  %i_slot = getelementptr ptr, ptr %args, i64 1
-  %i_at = load ptr, ptr %i_slot
-  %out_slot = getelementptr ptr, ptr %args, i64 2
-  %out = load ptr, ptr %out_slot
+_START = _function("loop_start", _COUNTERS, "  %j = add i64 0, 0" + _GO_ON)
+_NEXT = _function(
+    "loop_next", _COUNTERS, "  %i = load i64, ptr %i_at\n  %j = add i64 %i, 1" + _GO_ON
+)
+_SCAN = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)\n" + _function(
+    "scan_store", ("src", "i_at", "out"), """
   %i = load i64, ptr %i_at
   %size = load i64, ptr %dims
   %offset = mul i64 %i, %size
   %dst = getelementptr i8, ptr %out, i64 %offset
   call void @llvm.memcpy.p0.p0.i64(ptr %dst, ptr %src, i64 %size, i1 false)
-  ret void
-}
-"""
+""",
+)
 
 
 def why_not_native(node: Node) -> str | None:
@@ -177,8 +153,8 @@ def _emit_loop(c: _Compiler, node: Node, info: dict[str, Any]) -> None:
     c.schedule_graph(body)
     for v, out in zip(body.outputs[1 + n :], node.outputs[n:], strict=True):
         _store_scan(c, name, s.tensor(v), number, s.tensor(out), info)
-    _carry(c, name, [s.tensor(v) for v in body.outputs[1 : 1 + n]], carried)
-    again = s.tensor(body.outputs[0])
+    results = [s.tensor(v) for v in body.outputs[: 1 + n]]
+    again = _carry(c, name, results[0], results[1:], carried)
     _control_kernel(c, "loop_next", _NEXT, (number, go, limit, again), 2, name, info)
     back = _jump(c, name, None, info)
     back.target = head
@@ -217,22 +193,41 @@ def _body(
             s.copy(s.tensor(v), target, f"result {v.name}")
 
 
-def _carry(c: _Compiler, name: str, sources: list[int], targets: list[int]) -> None:
-    """Moves an iteration's results into the carried buffers, all at once in effect: a result
-    that is another carried value's buffer is saved before that is overwritten."""
-    tensors = c.program.tensors
-    root = [tensors[t].ref if tensors[t].kind == "view" else t for t in sources]
-    for k, source in enumerate(sources):
-        if root[k] in targets[:k] and root[k] != targets[k]:
-            saved = c.scheduler.scratch_like(source, f"{name}.saved")
-            step = c.program.steps
-            c.scheduler.copy(source, saved, name)
-            # the copy must come before any of the moves below
-            step.insert(len(step) - 1 - k, step.pop())
-            sources[k] = saved
-    for source, target in zip(sources, targets, strict=True):
+def _carry(c: _Compiler, name: str, again: int, sources: list[int], targets: list[int]) -> int:
+    """Moves an iteration's results into the carried buffers, all at once in effect: what lies in
+    a carried buffer that is overwritten before it is read is saved first.
+
+    Args:
+        again: The tensor of the condition, which is read after the moves.
+
+    Returns:
+        Where the condition is then.
+    """
+    places = [_memory(c, t) for t in targets]
+
+    def safe(source: int, overwritten: list[int]) -> int:
+        if _memory(c, source) not in overwritten:
+            return source
+        saved = c.scheduler.scratch_like(source, f"{name}.saved")
+        c.scheduler.copy(source, saved, f"{name} (save)")
+        return saved
+
+    # a whole buffer may be read until it is overwritten; a view might overlap its own target
+    moves = []
+    for k, (source, target) in enumerate(zip(sources, targets, strict=True)):
         if source != target:
-            c.scheduler.copy(source, target, f"{name} (next)")
+            whole = c.program.tensors[source].kind != VIEW
+            moves.append((safe(source, places[:k] if whole else places), target))
+    again = safe(again, places)
+    for source, target in moves:
+        c.scheduler.copy(source, target, f"{name} (next)")
+    return again
+
+
+def _memory(c: _Compiler, tensor: int) -> int:
+    """The tensor that owns the memory of a tensor."""
+    t = c.program.tensors[tensor]
+    return t.ref if t.kind == VIEW else tensor
 
 
 def _store_scan(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..ir import dims as D
-from ..ir import expr as E
 from ..ir.dtypes import DType, dtype, f32, i64, u64
-from ..ir.expr import Expr
 from ..ir.graph import Node, Value
-from ._shapes import operand, optional
+from ._shapes import fmt, operand, optional
 
 Array = np.ndarray[Any, Any]
 
@@ -49,25 +45,7 @@ def highest(dt: DType) -> Any:
 
 def shape_text(v: Value) -> str:
     """``f32[2, n, 8]``, for error messages."""
-    return f"{v.dtype}[{', '.join(map(str, v.dims))}]"
-
-
-
-def broadcast_index(
-    dims: Sequence[D.DimLike], at: Sequence[Expr], full: Sequence[D.DimLike]
-) -> list[Expr]:
-    """Index of an operand with extents ``dims``, aligned at the right with position ``at`` in a
-    broadcast shape ``full``."""
-    skip = len(full) - len(dims)
-    out: list[Expr] = []
-    for d, v, f in zip(dims, at[skip:], full[skip:], strict=True):
-        if d == f:
-            out.append(v)
-        elif isinstance(d, D.Dim):
-            out.append(E.binary("mod", v, E.idx(d)))  # itself if equal, 0 if d is 1
-        else:
-            out.append(E.idx(0) if d == 1 else v)
-    return out
+    return f"{v.dtype}{fmt(v.dims)}"
 
 
 def operands(node: Node, required: int, count: int = 0) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Shape arithmetic shared by the op declarations: axes, broadcasting, windows, shape tensors."""
+"""Shape arithmetic shared by the op declarations: axes, broadcasting, shape tensors."""
 
 from __future__ import annotations
 
@@ -215,15 +215,17 @@ def broadcast(*shapes: Sequence[D.DimLike], node: Node | None = None) -> Shape:
     return tuple(out)
 
 
-def broadcast_index(value: Value, index: Sequence[E.Expr], shape: Shape) -> tuple[E.Expr, ...]:
-    """Where to read ``value`` so that it broadcasts to ``shape`` at ``index``.
+def broadcast_index(
+    dims: Sequence[D.DimLike], index: Sequence[E.Expr], shape: Sequence[D.DimLike]
+) -> tuple[E.Expr, ...]:
+    """Where to read an operand of shape ``dims`` so that it broadcasts to ``shape`` at ``index``.
 
     A symbolic dimension under a different one reads ``i mod size``: itself if the sizes are
     equal, 0 if it is 1.
     """
-    lead = len(shape) - value.rank
+    lead = len(shape) - len(dims)
     out: list[E.Expr] = []
-    for i, d in enumerate(value.dims):
+    for i, d in enumerate(dims):
         at, full = index[lead + i], shape[lead + i]
         if d == full or (isinstance(full, int) and full == 0):
             out.append(at)
@@ -239,7 +241,7 @@ def broadcast_index(value: Value, index: Sequence[E.Expr], shape: Shape) -> tupl
 
 def broadcast_load(value: Value, index: Sequence[E.Expr], shape: Shape) -> E.Load:
     """The element of ``value`` that broadcasts to ``index`` of ``shape``."""
-    return E.load(value, broadcast_index(value, index, shape))
+    return E.load(value, broadcast_index(value.dims, index, shape))
 
 
 # --- shape tensors ------------------------------------------------------------------------
@@ -295,54 +297,3 @@ def element(value: Value, k: int) -> E.Expr:
 def to_ints(array: object) -> list[int]:
     """A shape operand of a numpy reference as a list."""
     return [int(x) for x in np.asarray(array).reshape(-1)]
-
-
-# --- windows (convolution, pooling) -------------------------------------------------------
-
-
-def window_size(
-    size: D.DimLike, window: int, stride: int, pre: int, post: int, dilation: int = 1,
-    ceil: bool = False,
-) -> D.DimLike:
-    """Number of window positions along one axis.
-
-    With ``ceil`` a last, partial window counts if it starts inside the input or its left padding.
-
-    Raises:
-        OpError: If the window does not fit.
-    """
-    room = size + pre + post - dilation * (window - 1) - 1
-    if not isinstance(room, D.Dim) and room < 0 and not (ceil and room > -stride):
-        raise OpError(
-            f"a window of {window} (dilation {dilation}) does not fit in {size} elements "
-            f"padded by {pre} and {post}"
-        )
-    if not ceil:
-        return D.floor_div(room, stride) + 1
-    n = D.ceil_div(room, stride) + 1
-    # The last one may not start in the padding after the input.
-    if D.is_static(n, size, pre) and (int(n) - 1) * stride >= int(size + pre):
-        return n - 1
-    return n
-
-
-def same_padding(
-    size: D.DimLike, window: int, stride: int, dilation: int = 1, upper: bool = True
-) -> tuple[D.DimLike, D.DimLike]:
-    """Padding before and after that gives ``ceil(size / stride)`` window positions; an odd
-    element goes after (``upper``) or before."""
-    reach = dilation * (window - 1) + 1
-    out = D.ceil_div(size, stride)
-    total = (out - 1) * stride + reach - size
-    if not at_least(total, 0):
-        total = D.dim_max(total, 0)
-    small = D.floor_div(total, 2)
-    return (small, total - small) if upper else (total - small, small)
-
-
-def transposed_size(
-    size: D.DimLike, window: int, stride: int, pre: int, post: int, dilation: int = 1,
-    extra: int = 0,
-) -> D.DimLike:
-    """Output size of a transposed convolution along one axis."""
-    return (size - 1) * stride + dilation * (window - 1) + 1 - pre - post + extra

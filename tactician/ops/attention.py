@@ -14,7 +14,7 @@ from ..ir.dtypes import DType, b1, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Graph, Node, TensorType, Value
 from . import _shapes as S
-from ._numeric import Array, accumulator, broadcast_index, operands, shape_text, widen
+from ._numeric import Array, accumulator, operands, shape_text, widen
 from .registry import Kind, Op, OpError, emit, register, temp
 
 
@@ -334,7 +334,7 @@ def _masked_score(node: Node, at: Sequence[Expr], work: DType) -> Expr:
 
 def _mask_load(mask: Value, x: Value, at: Sequence[Expr]) -> Expr:
     full = (*x.dims[:3], mask.dims[-1])
-    index = broadcast_index(mask.dims, at, full)
+    index = S.broadcast_index(mask.dims, at, full)
     if mask.dims[-1] == x.dims[3]:
         return E.load(mask, index)
     guard = E.compare("lt", at[3], E.idx(mask.dims[-1]))

@@ -15,7 +15,7 @@ from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Graph, Node, TensorType, Value
 from . import _shapes as S
 from ._einsum import decompose_einsum, parse_equation
-from ._numeric import Array, accumulator, broadcast_index, operands, shape_text, widen
+from ._numeric import Array, accumulator, operands, shape_text, widen
 from .registry import Kind, Op, OpError, register
 
 MATRIX_FLAGS = ("none", "transpose", "vector")
@@ -114,7 +114,7 @@ def matmul_stages(node: Node) -> list[Stage]:
         if flag == "transpose":
             tail.reverse()
         lead = v.dims[: v.rank - len(tail)]
-        return E.cast(E.load(v, [*broadcast_index(lead, batch, full), *tail]), work)
+        return E.cast(E.load(v, [*S.broadcast_index(lead, batch, full), *tail]), work)
 
     left = operand(a, attrs.ta, list(free[: len(rows)]), False)
     right = operand(b, attrs.tb, list(free[len(rows) :]), True)
@@ -178,12 +178,12 @@ def _int_matmul_stages(node: Node) -> list[Stage]:
 
     def operand(v: Value, tail: list[Expr], zero: Value | None, at: Sequence[Expr]) -> Expr:
         lead = v.dims[: v.rank - len(tail)]
-        x = E.cast(E.load(v, [*broadcast_index(lead, batch, full), *tail]), i32)
+        x = E.cast(E.load(v, [*S.broadcast_index(lead, batch, full), *tail]), i32)
         if zero is None:
             return x
         if zero.rank >= 2:  # per row of a: [..., M, 1]; per column of b: [..., 1, N]
             tail_index = [*row, E.idx(0)] if v is a else [E.idx(0), *col]
-            where = [*broadcast_index(zero.dims[:-2], batch, full), *tail_index]
+            where = [*S.broadcast_index(zero.dims[:-2], batch, full), *tail_index]
             where = [E.idx(0) if d == 1 else w for d, w in zip(zero.dims, where, strict=True)]
         else:
             where = [E.idx(0) if d == 1 or not at else at[0] for d in zero.dims]
@@ -272,7 +272,7 @@ def einsum_stages(node: Node) -> list[Stage]:
     y: Expr | None = None
     for term, x in zip(terms, xs, strict=True):
         full = [sizes[c] for c in term]
-        index = broadcast_index(x.dims, [at[c] for c in term], full)
+        index = S.broadcast_index(x.dims, [at[c] for c in term], full)
         v = E.cast(E.load(x, index), work)
         y = v if y is None else E.mul(y, v)
     assert y is not None

@@ -32,6 +32,7 @@ _CHECK_FLOPS = 2e7
 # Ops that round to a grid; results may be one step off.
 _ROUNDING = frozenset({"quantize", "dynamic_quantize", "dynamic_quantize_linear"})
 _ONE_STEP = Tolerance(0.0, 1.0)
+_UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
 
 
 class Device(Protocol):
@@ -204,6 +205,8 @@ class Tuner:
             label = _label(tactic, candidate)
             kernel = kernels[label]
             call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
+            for v in region.outputs:  # what the candidate before wrote proves nothing
+                arrays[v].reshape(-1).view(np.uint8).fill(_UNWRITTEN)
             seconds = self.device.time_kernel(
                 kernel, call, self.settings.env, self.settings.seconds
             )
@@ -270,7 +273,7 @@ def _random_arrays(
     for physical in region.inputs:
         v = physical.meta.get("logical", physical)
         if v.const is not None:
-            arrays[v] = v.const
+            arrays[v] = np.asarray(v.const, order="C")  # kernels get its address
             continue
         if v in arrays:
             continue
@@ -281,7 +284,7 @@ def _random_arrays(
         elif v.dtype.is_float:
             arrays[v] = rng.standard_normal(shape, dtype=np.float32).astype(v.dtype.np)
         elif v.dtype.kind == "b":
-            arrays[v] = rng.random(shape) < 0.5
+            arrays[v] = np.asarray(rng.random(shape) < 0.5)  # a lone element is no array else
         elif region.anchor is not None or v in addressing:
             arrays[v] = np.zeros(shape, v.dtype.np)  # may be indices: zero is always in range
         else:

@@ -162,3 +162,53 @@ def test_growing_results_stay_with_the_reference():
     node = helper.make_node("Loop", ["n", "", "x"], ["y"], body=graph)
     data = model([node], [info("x", F, (4,))], [info("y", F, (None,))], n=np.int64(3))
     check(data, {"x": X}, native=False)
+
+
+def carry_loop(moves, more=(), trips=4, shape=(4,), nodes=()):
+    """A loop whose carried values are each other's former ones: ``moves`` maps new to old."""
+    count = len(moves)
+    nodes = [*nodes, *(helper.make_node("Identity", [f"a{moves[k]}"], [f"b{k}"])
+                       for k in range(count))]
+    carried = [(f"a{k}", f"b{k}", shape) for k in range(count)]
+    outs = [f"y{k}" for k in range(count)]
+    node = helper.make_node("Loop", ["n", "", *(f"x{k}" for k in range(count))], outs,
+                            body=loop(nodes, carried, outs))
+    data = model([node, *more], [info(f"x{k}", F, shape) for k in range(count)],
+                 [info(f"z{k}" if more else f"y{k}", F, (2, 2) if more else shape)
+                  for k in range(count)], n=np.int64(trips), two=np.array([2, 2]))
+    check(data, {f"x{k}": RNG.standard_normal(shape).astype("f4") for k in range(count)})
+
+
+@pytest.mark.parametrize("moves", [(1, 0), (5, 1, 2, 3, 4, 0), (1, 2, 3, 0), (3, 0, 1, 2),
+                                   (1, 1, 0)], ids=str)
+@pytest.mark.parametrize("trips", [1, 4])
+def test_carried_values_that_change_places(moves, trips):
+    carry_loop(moves, trips=trips)
+
+
+def test_carried_values_that_change_places_in_outputs_of_another_shape():
+    more = [helper.make_node("Reshape", [f"y{k}", "two"], [f"z{k}"]) for k in range(3)]
+    carry_loop((2, 0, 1), more)
+
+
+def test_condition_that_is_a_carried_value():
+    """The condition of the next iteration is what the flag was before it changed."""
+    ins = [info("i", I), info("go", B), info("f", B), info("s", F, (4,))]
+    outs = [info("more", B), info("g", B), info("t", F, (4,))]
+    nodes = [helper.make_node("Identity", ["f"], ["more"]), helper.make_node("Not", ["f"], ["g"]),
+             helper.make_node("Add", ["s", "x"], ["t"])]
+    node = helper.make_node("Loop", ["n", "", "flag", "x"], ["last", "y"],
+                            body=body(nodes, ins, outs))
+    data = model([node], [info("flag", B), info("x", F, (4,))],
+                 [info("last", B), info("y", F, (4,))], n=np.int64(7))
+    check(data, *({"flag": np.array(f), "x": X} for f in (True, False)))
+
+
+def test_iteration_number_that_is_carried():
+    ins = [info("i", I), info("go", B), info("k", I)]
+    nodes = [helper.make_node("Identity", ["go"], ["more"]),
+             helper.make_node("Identity", ["i"], ["j"])]
+    node = helper.make_node("Loop", ["n", "", "start"], ["y"],
+                            body=body(nodes, ins, [info("more", B), info("j", I)]))
+    check(model([node], [info("start", I)], [info("y", I)], n=np.int64(3)),
+          {"start": np.array(9)})

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir import dims as D
 from ..ir import expr as E
-from ..ir.dtypes import i32, i64
+from ..ir.dtypes import DType, i32, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Node, TensorType, Value
 from ._numeric import Array, accumulator, operands, shape_text, widen
@@ -154,20 +154,30 @@ def _channel_split(
     return group, E.add(E.mul(group, E.idx(per_in)), r)
 
 
-def convolution_stages(node: Node) -> list[Stage]:
-    """The convolution as a naive sum over channels and window."""
-    x, w, b = operands(node, 2, 3)
-    out, groups = node.output, node.attrs.groups
-    work = accumulator(out.dtype)
+def _factors(
+    node: Node, x: Value, w: Value, ov: tuple[Var, ...], work: DType
+) -> tuple[tuple[Var, ...], Expr | None, Expr, Expr]:
+    """What a convolution sums over at ``ov``, where its window lies inside the input (None:
+    everywhere), and the two factors in type ``work``: the input, 0 outside, and the weight."""
+    groups = node.attrs.groups
     axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
-    ov, r = E.iter_vars(out.dims), Var(i64, "c", w.dims[1])
+    r = Var(i64, "c", w.dims[1])
     _, channel = _channel_split(ov, groups, D.floor_div(w.dims[0], groups), w.dims[1], r)
     at, over = window_positions(2, ov, axes)
     guard = inside_guard(at, axes)
     filler = None if guard is None else E.const(0, x.dtype)
     v = E.cast(E.load(x, [ov[0], channel, *at], guard, filler), work)
-    f = E.cast(E.load(w, [ov[1], r, *over]), work)
-    y: Expr = E.reduce_("sum", (r, *over), E.mul(v, f))
+    return (r, *over), guard, v, E.cast(E.load(w, [ov[1], r, *over]), work)
+
+
+def convolution_stages(node: Node) -> list[Stage]:
+    """The convolution as a naive sum over channels and window."""
+    x, w, b = operands(node, 2, 3)
+    out = node.output
+    work = accumulator(out.dtype)
+    ov = E.iter_vars(out.dims)
+    over, _, v, f = _factors(node, x, w, ov, work)
+    y: Expr = E.reduce_("sum", over, E.mul(v, f))
     if b is not None:
         y = E.add(y, E.cast(E.load(b, [ov[1]]), work))
     return [Stage(out, ov, E.cast(y, out.dtype))]
@@ -313,13 +323,6 @@ def deconvolution_stages(node: Node) -> list[Stage]:
     return [Stage(out, ov, E.cast(y, out.dtype))]
 
 
-def contraction_stages(node: Node) -> list[Stage] | None:
-    """Naive stages of any contraction (matmul, convolution, deconvolution, …), or None."""
-    from .registry import get
-
-    return get(node.op).stages(node)
-
-
 # --- integer convolution --------------------------------------------------------------------
 
 
@@ -359,19 +362,13 @@ class IntConv(Op):
 
 def _int_conv_stages(node: Node) -> list[Stage]:
     x, w, zx, zw = operands(node, 2, 4)
-    out, groups = node.output, node.attrs.groups
-    axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
-    ov, r = E.iter_vars(out.dims), Var(i64, "c", w.dims[1])
-    _, channel = _channel_split(ov, groups, D.floor_div(w.dims[0], groups), w.dims[1], r)
-    at, over = window_positions(2, ov, axes)
-    guard = inside_guard(at, axes)
-    filler = None if guard is None else E.const(0, x.dtype)
-    v = E.cast(E.load(x, [ov[0], channel, *at], guard, filler), i32)
-    f = E.cast(E.load(w, [ov[1], r, *over]), i32)
+    out = node.output
+    ov = E.iter_vars(out.dims)
+    over, guard, v, f = _factors(node, x, w, ov, i32)
     if zx is not None:
         v = E.sub(v, E.cast(E.load(zx, [E.idx(0)] * zx.rank), i32))
         if guard is not None:
             v = E.select(guard, v, E.const(0, i32))
     if zw is not None:
         f = E.sub(f, E.cast(E.load(zw, [E.idx(0) if d == 1 else ov[1] for d in zw.dims]), i32))
-    return [Stage(out, ov, E.reduce_("sum", (r, *over), E.mul(v, f)))]
+    return [Stage(out, ov, E.reduce_("sum", over, E.mul(v, f)))]

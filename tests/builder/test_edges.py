@@ -90,7 +90,8 @@ def test_chain_of_concatenations():
 
 @pytest.mark.parametrize("op, attrs", [
     ("Relu", {}), ("ReduceSum", {"keepdims": 0}), ("Exp", {}),
-    ("Transpose", {"perm": [3, 2, 1, 0]}), ("Softmax", {"axis": 1}), ("Identity", {}), ("Flatten", {}),
+    ("Transpose", {"perm": [3, 2, 1, 0]}), ("Softmax", {"axis": 1}),
+    ("Identity", {}), ("Flatten", {}),
 ])  # fmt: skip
 def test_no_elements(op, attrs):
     check([(op, "x", "y", attrs)], "y", (2, 0, 3, 4))

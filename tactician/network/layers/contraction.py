@@ -148,6 +148,13 @@ class _ConvolutionBase(ILayer):
                           f"{' (with the batch)' if self._net._off else ''}, got {x!r}")
         return n
 
+    def _maps(self) -> tuple[int, int]:
+        """Output maps and groups."""
+        out, groups = self._state["num_output_maps"], self._state["num_groups"]
+        if out <= 0 or groups <= 0 or out % groups:
+            raise OpError(f"{out} output maps cannot be split into {groups} groups")
+        return out, groups
+
 
 class IConvolutionLayer(_ConvolutionBase):
     __doc__ = "Convolution. " + (_ConvolutionBase.__doc__ or "")
@@ -157,9 +164,7 @@ class IConvolutionLayer(_ConvolutionBase):
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s, x = self._state, self._x()
         n = self._check_spatial(x)
-        out, groups = s["num_output_maps"], s["num_groups"]
-        if out <= 0 or groups <= 0 or out % groups:
-            raise OpError(f"{out} output maps cannot be split into {groups} groups")
+        out, groups = self._maps()
         channels = x.dims[1]
         per_group = -1 if isinstance(channels, D.Dim) else channels // groups
         w = self._operand(e, 1, "kernel", [out, per_group, *s["kernel_size_nd"]])
@@ -177,9 +182,7 @@ class IDeconvolutionLayer(_ConvolutionBase):
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s, x = self._state, self._x()
         n = self._check_spatial(x)
-        out, groups = s["num_output_maps"], s["num_groups"]
-        if out <= 0 or groups <= 0 or out % groups:
-            raise OpError(f"{out} output maps cannot be split into {groups} groups")
+        out, groups = self._maps()
         channels = x.dims[1]
         inner = -1 if isinstance(channels, D.Dim) else channels
         w = self._operand(e, 1, "kernel", [inner, out // groups, *s["kernel_size_nd"]])

@@ -248,16 +248,6 @@ class Gen:
         with self.b.if_then(cond):
             yield True
 
-    def constant_array(self, values: Sequence[int]) -> ir.Value:
-        """The address of an array of i64 constants in the kernel's own data."""
-        t = ir.ArrayType(I64, len(values))
-        name = f"{self.symbol}.table{len(self.module.globals)}"
-        table = ir.GlobalVariable(self.module, t, name)
-        table.linkage = "internal"
-        table.global_constant = True
-        table.initializer = ir.Constant(t, [I64(v) for v in values])
-        return table
-
 
 def _natural(t: ir.Type) -> int:
     """The alignment that every address of such data has: its element's."""

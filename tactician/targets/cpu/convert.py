@@ -35,11 +35,6 @@ def memory_type(dt: DType, n: int = 0) -> ir.Type:
     return V.with_lanes(_MEMORY[dt], n)
 
 
-def register_bytes(dt: DType) -> int:
-    """Bytes of one element in scratch memory."""
-    return dt.size
-
-
 def from_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     """A loaded value as its register type."""
     if dt is T.f16:

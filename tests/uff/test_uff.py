@@ -287,3 +287,27 @@ def test_error_recorder_is_told() -> None:
 
 def test_bad_registration() -> None:
     assert not trt.UffParser().register_input("x", (0, 3))
+
+
+def test_images_leave_in_the_order_they_enter() -> None:
+    def outputs(order: str, implicit: bool) -> np.ndarray:
+        net, parser = network(implicit), trt.UffParser()
+        x = digits(2) if order == "NCHW" else digits(2).transpose(0, 2, 3, 1)
+        parser.register_input("image", x.shape[1:], trt.UffInputOrder[order])
+        parser.register_output("pool2/MaxPool")
+        assert parser.parse(str(DATA / "lenet_digits.uff"), net), errors(parser)
+        return run_graph(net.graph, [x])[0]
+
+    first = outputs("NCHW", False)
+    assert first.shape == (2, 24, 4, 4)
+    np.testing.assert_allclose(outputs("NHWC", False).transpose(0, 3, 1, 2), first, rtol=1e-6)
+    np.testing.assert_array_equal(outputs("NCHW", True), first)
+
+
+def test_half_weights_are_rounded(by_onnx: np.ndarray) -> None:
+    net, parser = network(), ready()
+    data = (DATA / "lenet_digits.uff").read_bytes()
+    assert parser.parse_buffer(data, net, trt.DataType.HALF), errors(parser)
+    got = run_graph(net.graph, [digits()])[0]
+    assert 0 < np.abs(got - by_onnx).max() < 0.02
+    assert not ready().parse_buffer(data, network(), trt.DataType.INT8)

@@ -39,6 +39,23 @@ _UNHONOURED = {
     BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
     BuilderFlag.REJECT_EMPTY_ALGORITHMS: "there is no algorithm selection",
     BuilderFlag.STRIP_PLAN: "the plan holds its weights",
+    BuilderFlag.DEBUG: "values are not checked after each step; mark tensors with mark_debug",
+}
+_ONE_CPU = "there is one device, the CPU"
+_UNUSED = {  # settings that are kept and change nothing
+    "avg_timing_iterations": "each kernel is timed for a fixed time, its best run counts",
+    "min_timing_iterations": "each kernel is timed for a fixed time, its best run counts",
+    "engine_capability": "there is no DLA and no safety runtime",
+    "runtime_platform": "plans are for the platform that builds them",
+    "tiling_optimization_level": "tiles are chosen like every other variant of a kernel",
+    "l2_limit_for_tiling": "tiles are chosen like every other variant of a kernel",
+    "max_aux_streams": "the steps of an engine run one after the other on all threads",
+    "profile_stream": "kernels are timed on the builder's own threads",
+    "quantization_flags": "calibration is not used",
+    "DLA_core": _ONE_CPU,
+    "plugins_to_serialize": "plans keep the state of their plugins, not their code",
+    "remote_auto_tuning_config": "kernels are timed on this machine",
+    "build_route": "there is one way to build",
 }
 _SHOWN = 10
 
@@ -272,6 +289,12 @@ class Builder(LegacyBuilder):
         for flag, reason in _UNHONOURED.items():
             if config.get_flag(flag):
                 log.warning(f"{flag} has no effect: {reason}", self._logger)
+        defaults = IBuilderConfig()
+        for name, reason in _UNUSED.items():
+            if getattr(config, name) != getattr(defaults, name):
+                log.warning(f"config.{name} has no effect: {reason}", self._logger)
+        if any(kind != DeviceType.CPU for kind in config._devices.values()):
+            log.warning(f"set_device_type has no effect: {_ONE_CPU}", self._logger)
         if settings.precisions and not settings.strongly_typed:
             names = ", ".join(sorted(settings.precisions))
             log.warning(

@@ -155,6 +155,7 @@ class _Compiler:
                 level=settings.optimization_level,
                 cache=settings.timing_cache,
                 sources=settings.tactic_sources,
+                most=settings.max_num_tactics,
                 error_on_miss=settings.error_on_cache_miss,
                 env=tuning_sizes(graph, settings),
             ),

@@ -47,7 +47,7 @@ class IBuilderConfig:
     Attributes:
         flags: Bits of `BuilderFlag`.
         quantization_flags: Bits of `QuantizationFlag`.
-        avg_timing_iterations, min_timing_iterations: Measurements per kernel.
+        avg_timing_iterations, min_timing_iterations: Kept; each kernel is timed for a fixed time.
         max_num_tactics: Most kernels timed per region; -1 leaves it to the builder.
         default_device_type: Where layers run; `DeviceType.CPU` unless there is another target.
         int8_calibrator: `IInt8Calibrator` or None.

@@ -60,8 +60,7 @@ class BuildSettings:
         precision_constraints: What ``ILayer.precision`` means: ``none`` hints only, ``prefer``,
             or ``obey`` (a layer that can't have its precision fails the build).
         optimization_level: 0 (cost model only) … 5 (everything timed); TensorRT's default is 3.
-        avg_timing_iterations: Measurements per candidate whose mean counts.
-        min_timing_iterations: Least measurements per candidate.
+        avg_timing_iterations, min_timing_iterations: Kept; candidates are timed for a fixed time.
         max_num_tactics: Most candidates timed per region; -1 means the builder decides.
         profiles: Optimization profiles; empty if all inputs are static.
         calibration_profile: The one INT8 calibration uses, if given.

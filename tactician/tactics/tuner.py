@@ -67,6 +67,7 @@ class TunerSettings:
             candidate of each tactic; 3 up to 6 candidates; 4 up to 12; 5 all.
         cache: Timing cache, or None.
         sources: Names of tactic sources that are on, or None for all.
+        most: Most candidates timed per region; -1 leaves that to the level.
         error_on_miss: Raise instead of timing.
         env: Symbol values the kernels are tuned for.
         seconds: Time spent on measuring one candidate.
@@ -75,6 +76,7 @@ class TunerSettings:
     level: int = 3
     cache: MutableMapping[str, Any] | None = None
     sources: frozenset[str] | None = None
+    most: int = -1
     error_on_miss: bool = False
     env: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.004
@@ -157,7 +159,7 @@ class Tuner:
                 continue
             found = list(tactic.candidates(region, self.device))[:per_tactic]
             options.extend((tactic, c) for c in found)
-        return options, rejected
+        return options[: self.settings.most] if self.settings.most > 0 else options, rejected
 
     def _breadth(self, region: Region) -> int:
         """Candidates tried per tactic: by level, and fewer for work too small to matter."""

@@ -222,6 +222,29 @@ def test_flags_without_effect_say_so(builder, log, flag):
     assert f"BuilderFlag.{name} has no effect" in log.warnings
 
 
+@pytest.mark.parametrize("name, value", [
+    ("avg_timing_iterations", 8), ("max_aux_streams", 2), ("DLA_core", 0), ("profile_stream", 7),
+    ("engine_capability", trt.EngineCapability.SAFETY), ("plugins_to_serialize", ["a.so"]),
+])  # fmt: skip
+def test_settings_without_effect_are_logged(builder, log, name, value):
+    config = builder.create_builder_config()
+    config.builder_optimization_level = 0
+    assert builder.build_serialized_network(conv_relu(builder), config) is not None
+    assert "no effect" not in log.warnings
+    setattr(config, name, value)
+    assert builder.build_serialized_network(conv_relu(builder), config) is not None
+    assert f"config.{name} has no effect" in log.warnings
+
+
+def test_device_of_a_layer_is_logged(builder, log):
+    config = builder.create_builder_config()
+    config.builder_optimization_level = 0
+    network = conv_relu(builder)
+    config.set_device_type(network.get_layer(0), trt.DeviceType.DLA)
+    assert builder.build_serialized_network(network, config) is not None
+    assert "set_device_type has no effect" in log.warnings
+
+
 def test_gpu_as_device_is_logged(builder, log):
     config = builder.create_builder_config()
     config.default_device_type = trt.DeviceType.GPU

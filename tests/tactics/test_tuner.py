@@ -52,14 +52,14 @@ class Fake(Tactic):
         return Kernel("k", candidate, (*region.inputs, region.result))
 
 
-def choose(monkeypatch, *candidates, dtype="f32", shape=(3, 4), const=None):
+def choose(monkeypatch, *candidates, dtype="f32", shape=(3, 4), const=None, most=-1):
     graph = Graph()
     x = graph.add_input("x", dtype, shape)
     x.const = const
     graph.outputs = [emit(graph, "unary", [x], "n", fn="not" if dtype == "b1" else "neg").output]
     (region,) = fuse(graph).regions
     monkeypatch.setattr(tuning, "tactics_for", lambda target: [Fake(*candidates)])
-    return Tuner(Device(), TunerSettings(level=5)).choose(region)
+    return Tuner(Device(), TunerSettings(level=5, most=most)).choose(region)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "i32", "b1"])
@@ -84,3 +84,8 @@ def test_ties_go_to_the_first(monkeypatch):
 def test_constants_in_another_order_of_memory(monkeypatch):
     const = np.arange(12, dtype=np.float32).reshape(4, 3).T
     assert choose(monkeypatch, "right 1", const=const).candidate == "right 1"
+
+
+def test_most_candidates(monkeypatch):
+    choice = choose(monkeypatch, "right 3", "right 2", "right 1", most=2)
+    assert choice.candidate == "right 2" and "fake(right 1)" not in choice.info["times_us"]

@@ -6,10 +6,12 @@ import ctypes
 import importlib.util
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tactician
 from tactician import compat
 from tactician.compat import cudart as rt
 from tactician.compat import cudriver as cu
@@ -31,7 +33,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 NAMES = ["tensorrt", "tensorrt.tensorrt", "tensorrt.plugin", "tensorrt.plugin._lib",
          "tensorrt_bindings", "tensorrt_bindings.tensorrt", "pycuda.driver", "pycuda.autoinit",
          "pycuda.tools", "pycuda.gpuarray", "cuda.bindings.runtime", "cuda.bindings.driver",
-         "cuda.cudart", "cuda.cuda"]
+         "cuda.cudart", "cuda.cuda", "uff", "graphsurgeon"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,3 +171,14 @@ def test_gpuarray(installed: None) -> None:
     assert (gpuarray.zeros((2, 2), np.float32).get() == 0).all()
     with pytest.raises(ValueError, match="cannot set"):
         a.set(x[0])
+
+
+def test_programs_that_come_from_tensorflow(installed: None) -> None:
+    import graphsurgeon as gs
+    import uff
+
+    data = Path(tactician.__file__).parent / "data" / "lenet_digits.pb"
+    graph = gs.DynamicGraph(data)
+    graph.remove(graph.graph_outputs, remove_exclusive_dependencies=False)
+    made = uff.from_tensorflow(graph.as_graph_def(), ["fc2/BiasAdd"], quiet=True)
+    assert uff.from_tensorflow_frozen_model(data, ["fc2/BiasAdd"], quiet=True) == made

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -35,19 +35,18 @@ _ONE_STEP = Tolerance(0.0, 1.0)
 _UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
 
 
-class Device(Protocol):
-    """What the tuner needs of a target's device."""
+class Device:
+    """What the tuner needs of a target's device; targets derive theirs from it."""
 
     target: str
     fingerprint: str
 
     def start(self, kernel: Kernel) -> Any:
-        """Begins to compile a kernel in the background."""
-        ...
+        """Begins to compile a kernel in the background, if the device can do that."""
+        return None
 
     def settle(self) -> None:
         """Waits until nothing compiles any more, so that timing is not disturbed."""
-        ...
 
     def time_kernel(
         self, kernel: Kernel, arrays: list[np.ndarray[Any, Any]], env: Mapping[str, int],
@@ -55,7 +54,7 @@ class Device(Protocol):
     ) -> float:
         """Best time of a run in seconds, spending about ``seconds``; outputs are in ``arrays``
         afterwards."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...ir import dims as D
 from ...tactics.kernel import Kernel
+from ...tactics.tuner import Device
 from .isa import Isa, physical_cores
 from .native import KERNEL, STEP_WORDS, aligned, default_pool
 from .toolchain import LinkedCode, Toolchain, link, toolchain
@@ -19,7 +20,7 @@ from .toolchain import LinkedCode, Toolchain, link, toolchain
 _REPEATS = 4  # runs per launch while timing, so that the launch itself doesn't count
 
 
-class CpuDevice:
+class CpuDevice(Device):
     """This machine, or (for building only) another CPU described by its `Isa`.
 
     Attributes:
@@ -33,15 +34,12 @@ class CpuDevice:
 
     def __init__(self, isa: Isa | None = None, threads: int = 0):
         self.isa = isa or Isa.host()
+        self.fingerprint = self.isa.fingerprint
         self.threads = threads or physical_cores()
         self.toolchain: Toolchain = toolchain(self.isa)
         self._linked: dict[str, tuple[LinkedCode, int]] = {}
         self._compiling: dict[str, Future[bytes]] = {}
         self._workers: ThreadPoolExecutor | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        return self.isa.fingerprint
 
     def start(self, kernel: Kernel) -> tuple[str, Future[bytes]]:
         """Begins to compile on another thread (LLVM does not hold the interpreter's lock).

@@ -59,12 +59,20 @@ class Kind:
     Attributes:
         fields: Names of its fields.
         types: Element type of each output.
-        build: Adds its ops to a graph; returns the outputs.
+        build: Adds its ops to a graph; returns the outputs. With `compute` these say shapes only.
+        inputs: Element types of the inputs; those that are not named are FLOAT.
+        compute: Arrays of the outputs from those of the inputs, where no ops do that.
     """
 
     fields: tuple[str, ...]
     types: tuple[DataType, ...]
     build: Callable[[Graph, Sequence[Value], Fields], Sequence[Value]]
+    inputs: tuple[DataType, ...] = ()
+    compute: Callable[[Sequence[Array], Fields], Sequence[Array]] | None = None
+
+    def input(self, index: int) -> DataType:
+        """Element type of an input."""
+        return self.inputs[index] if index < len(self.inputs) else DataType.FLOAT
 
 
 class OpPlugin(IPluginV2DynamicExt):
@@ -87,7 +95,8 @@ class OpPlugin(IPluginV2DynamicExt):
             OpError: If shapes or fields are wrong.
         """
         g = Graph(self.plugin_type)
-        inputs = [g.add_input(f"x{i}", to_ir(DataType.FLOAT), s) for i, s in enumerate(shapes)]
+        inputs = [g.add_input(f"x{i}", to_ir(self.kind.input(i)), s)
+                  for i, s in enumerate(shapes)]
         g.outputs.extend(self.kind.build(g, inputs, self.fields))
         return g
 
@@ -101,15 +110,19 @@ class OpPlugin(IPluginV2DynamicExt):
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any],
                                     num_inputs: int) -> bool:
-        want = DataType.FLOAT if pos < num_inputs else self.kind.types[pos - num_inputs]
+        kind = self.kind
+        want = kind.input(pos) if pos < num_inputs else kind.types[pos - num_inputs]
         return in_out[pos].type == want and in_out[pos].format == TensorFormat.LINEAR
 
     def enqueue(self, input_desc: Sequence[Any], output_desc: Sequence[Any],
                 inputs: Sequence[int], outputs: Sequence[int], workspace: int,
                 stream: int) -> None:
-        given = [_view(p, tuple(d.dims), DataType.FLOAT)
-                 for p, d in zip(inputs, input_desc, strict=True)]
-        results = run_graph(self.graph([x.shape for x in given]), given)
+        given = [_view(p, tuple(d.dims), self.kind.input(i))
+                 for i, (p, d) in enumerate(zip(inputs, input_desc, strict=True))]
+        if self.kind.compute is not None:
+            results = self.kind.compute(given, self.fields)
+        else:
+            results = run_graph(self.graph([x.shape for x in given]), given)
         for r, p, d, t in zip(results, outputs, output_desc, self.kind.types, strict=True):
             _view(p, tuple(d.dims), t)[...] = r
 

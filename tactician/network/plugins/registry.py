@@ -133,6 +133,7 @@ def get_builder_plugin_registry(arg0: Any = None) -> IPluginRegistry:
 
 def init_libnvinfer_plugins(logger: Any = None, namespace: str = "") -> bool:
     """Registers the plugins that come with tactician."""
+    from . import builtin_vision  # noqa: F401  (adds kinds)
     from .builtin import KINDS, OpPluginCreator
 
     if logger is not None:

@@ -74,7 +74,7 @@ def build_plan(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> t
     """Parse and build a model.
 
     Args:
-        path: An ONNX file or a Caffe prototxt.
+        path: An ONNX file, a Caffe prototxt, a frozen TensorFlow graph or a UFF file.
         options: How to build.
         log: Where messages go; has a list `errors`.
         quiet: Show no progress bars.
@@ -115,7 +115,8 @@ def build_plan(path: Path, options: Options, log: trt.ILogger, quiet: bool) -> t
 def parse(
     path: Path, builder: trt.Builder, options: Options, log: trt.ILogger
 ) -> trt.INetworkDefinition:
-    """Read an ONNX file, or a Caffe prototxt with its weights, into a network."""
+    """Read an ONNX file, a Caffe prototxt with its weights, a frozen TensorFlow graph or a UFF file
+    into a network."""
     import tactician as trt
 
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
@@ -126,8 +127,17 @@ def parse(
         return parse_caffe(path, options.weights or path.with_suffix(".caffemodel"), network)
     if options.weights is not None:
         raise typer.BadParameter(f"--weights is for Caffe prototxts, {path} is none")
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
+    parser: Any
+    if path.suffix == ".uff":
+        parser = trt.UffParser()
+        ok = parser.parse_as_is(path.read_bytes(), network)
+    elif path.suffix in (".pb", ".pbtxt"):
+        parser = trt.TensorFlowParser(network, log)
+        ok = parser.parse(path)
+    else:
+        parser = trt.OnnxParser(network, log)
+        ok = parser.parse_from_file(str(path))
+    if not ok:
         problems = [str(parser.get_error(i)) for i in range(parser.num_errors)]
         raise Failure(f"{path} can't be imported:\n" + "\n".join(problems or log.errors))
     return network

@@ -31,7 +31,7 @@ Model = Annotated[
         metavar="MODEL",
         exists=True,
         dir_okay=False,
-        help="An ONNX model, a Caffe prototxt, or a plan built before.",
+        help="A model (ONNX, Caffe prototxt, TensorFlow .pb, .uff), or a plan built before.",
     ),
 ]
 Shapes = Annotated[

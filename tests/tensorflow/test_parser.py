@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,17 @@ def test_page_is_up_to_date() -> None:
 
     for name, page in (("tensorflow", support.page()), ("uff", uff_support.page())):
         assert (ROOT / "docs" / f"{name}.md").read_text() == page, "run scripts/support_matrix.py"
+
+
+@pytest.mark.parametrize("name", ["lenet_digits.pb", "lenet_digits.uff"])
+def test_command_line_takes_the_file(name: str, tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    from tactician.cli import main
+
+    plan = tmp_path / "net.plan"
+    words = ["tactician", "build", str(LENET.with_name(name)), "-o", str(plan), "--level", "0"]
+    monkeypatch.setattr("sys.argv", words)
+    with contextlib.suppress(SystemExit):
+        main()
+    out = trt.load(plan)({"image": np.zeros((1, 28, 28, 1), np.float32)})
+    assert out["probabilities"].shape == (1, 10)

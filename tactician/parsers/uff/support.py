@@ -34,7 +34,8 @@ whatever order the file's graph works in; outputs with four dimensions come out 
 With `NHWC` everything is as in TensorFlow. All problems of a file are found at once and logged;
 `num_errors` and `get_error` give them to programs.
 
-`trt.build("net.uff")` takes inputs and outputs as the file has them, in TensorFlow's order.
+`trt.build("net.uff")` and `tactician build net.uff` take inputs and outputs as the file has them,
+in TensorFlow's order.
 
 ## Making UFF files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ir.graph import Graph
 from ..ops import get
+from ..ops.registry import Op
 from .manager import Pass
 
 
@@ -17,8 +18,11 @@ class Decompose(Pass):
         work = list(graph.nodes)
         while work:
             node = work.pop()
+            decl = get(node.op)
+            if type(decl).decompose is Op.decompose:
+                continue  # no op of this kind is composite
             before = set(graph.nodes)
-            results = get(node.op).decompose(node, graph)
+            results = decl.decompose(node, graph)
             if results is None:
                 continue
             for old, new in zip(node.outputs, results, strict=True):

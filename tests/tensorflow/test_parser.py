@@ -175,6 +175,11 @@ def test_missing_file() -> None:
         load("none.pb")
 
 
+def test_damaged_reference() -> None:
+    text = errors(parse(graph(new_node("y", "Relu", "x:0:z"), new_node("z", "Relu", "x:q"))))
+    assert "no node 'x:0:z', which 'y' reads" in text and "'x:q'" in text
+
+
 def test_damaged_constant() -> None:
     g = graph(constant("w", np.zeros(3, np.float32)), new_node("y", "AddV2", ["x", "w"]))
     g.node[1].attr["value"].tensor.tensor_content = b"12345"

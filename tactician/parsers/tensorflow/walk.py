@@ -63,8 +63,8 @@ class Nodes:
     def split(self, ref: str) -> tuple[str, int]:
         """Node name and output number of an input as it is written in a node."""
         parts = ref.split(":")
-        if len(parts) == 1:
-            return ref, 0
+        if len(parts) == 1 or not parts[-1].isdecimal():
+            return ref, 0  # of the latter kind no node exists, which is reported
         if len(parts) == 3:
             node = self.by_name.get(parts[0])
             op = node.op if node is not None else ""

@@ -185,7 +185,8 @@ class _Compiler:
         regions = fusion.regions
         waiting = {v for r in regions for v in r.outputs}
         concats = {}
-        for r in regions:  # before their producers, so that these can write in place
+        # before their producers, so that these can write in place; outer ones first
+        for r in reversed(regions):
             if concat_is_contiguous(r):
                 concats[r] = self.scheduler.concat_in_place(r, waiting)
         for i, region in enumerate(regions):

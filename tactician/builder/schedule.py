@@ -26,7 +26,8 @@ from ..plan.program import (
     Tensor,
 )
 from ..regions.fuse import Fusion, materialized_by_sizes
-from ..regions.region import Region
+from ..regions.region import Region, is_slice
+from ..support.errors import BuildError
 from ..tactics.kernel import Kernel
 
 
@@ -168,7 +169,7 @@ class Scheduler:
         if out in self.ids or out in self.outputs or _has_data_dims(out):
             return False
         found = contiguous_part(region.stages[0])
-        if found is None:
+        if found is None or is_slice(out) or is_slice(found[0]):
             return False
         source, offset = found
         if _has_data_dims(source) or source.const is not None:
@@ -192,13 +193,15 @@ class Scheduler:
         inner = D.product(out.dims[_concat_axis(region) + 1 :]) * out.dtype.size
         left = []
         for v, start in pieces:
-            offset = start * inner
+            offset = start * inner if not is_slice(v) else start * out.dtype.size
             free = (
                 v in waiting and v not in self.ids and v not in self.outputs
                 and v not in self.aliases and v.const is None
             )
             if free:
                 self._remember(v, self._view(v, base, offset))
+            elif is_slice(v):
+                raise BuildError(f"{v} cannot be written in its place in {out}")
             else:
                 left.append((v, offset))
         return left
@@ -390,7 +393,8 @@ def _start_of(index: E.Expr, var: E.Var) -> D.DimLike | None:
 
 
 def concat_is_contiguous(region: Region) -> bool:
-    """Whether a region is a pure concatenation whose pieces lie one after the other."""
+    """Whether a region is a pure concatenation whose pieces lie one after the other, or were
+    made slices of the result."""
     if region.anchor is not None or len(region.stages) != 1 or len(region.nodes) != 1:
         return False
     stage = region.stages[0]
@@ -399,6 +403,10 @@ def concat_is_contiguous(region: Region) -> bool:
     if any(("logical" in v.meta) != ("logical" in stage.out.meta)
            for v, _ in stage.meta["concat"]):
         return False  # pieces in another layout
+    if all(is_slice(v) for v, _ in stage.meta["concat"]):
+        return True
+    if is_slice(stage.out) or any(is_slice(v) for v, _ in stage.meta["concat"]):
+        return False
     outer = D.product(stage.out.dims[: _concat_axis(region)])
     return outer == 1 and not _has_data_dims(stage.out)
 

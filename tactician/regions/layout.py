@@ -6,6 +6,11 @@ layout, because a layout only permutes the indices of their loads and stores. So
 choose, loop nests between them follow, and reformatting regions are added where a value is
 needed in the other layout (graph inputs and outputs, views, everything else is row-major).
 
+The pieces of a concatenation along channels are written into its memory by their producers:
+their twins are slices of its twin (``meta["slice_of"]``), whose pixels lie further apart
+(`region.pitch`). A value that is needed in several concatenations is a slice of the first and
+copied into the others.
+
 A value stored channels-last is represented by a *physical* twin with the permuted shape;
 ``twin.meta["logical"]`` is the value it stands for and ``meta["perm"]`` its permutation.
 """
@@ -18,7 +23,7 @@ from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Graph, Node, Value
 from .fuse import Fusion
-from .region import Region
+from .region import Region, is_slice
 
 _FEW_CHANNELS = 4  # up to here a convolution may read channels-first input in place
 
@@ -122,8 +127,38 @@ class _Assigner:
         free = [v for v in region.outputs if v not in self.pinned and v.rank >= 3]
         same = {v.rank for v in region.inputs if v in self.last}
         self._store_last(v for v in free if v.rank in same and not _same_either_way(v))
+        channels = region.stages[-1].meta.get("axis") == 1
         self._rewrite(region, None)
+        if channels and "concat" in region.stages[-1].meta and len(region.stages) == 1:
+            self._join(region.stages[-1])
         self.regions.append(region)
+
+    def _join(self, stage: E.Stage) -> None:
+        """Has the pieces of a channels-last concatenation written in their places."""
+        pieces = [v for v, _ in stage.meta["concat"]]
+        if any(not isinstance(d, int) for d in (stage.out.dims[-1], *(v.dims[-1] for v in pieces))):
+            return
+        if any("logical" not in v.meta for v in (stage.out, *pieces)):
+            return
+        placed = []
+        for v, at in stage.meta["concat"]:
+            if is_slice(v) or v in [p for p, _ in placed]:
+                v = self._copy(v)
+            v.meta["slice_of"] = stage.out
+            placed.append((v, at))
+        stage.meta["concat"] = placed
+
+    def _copy(self, v: Value) -> Value:
+        """A region that copies a value, which is in another concatenation already."""
+        copy = Value(f"{v.name} (again)", v.dtype, v.dims)
+        copy.meta = {k: x for k, x in v.meta.items() if k != "slice_of"}
+        variables = E.iter_vars(v.dims)
+        node = Node("identity", [], None, f"copy {v.name}")
+        region = Region([node], stages=[E.Stage(copy, variables, E.load(v, variables))])
+        region.find_inputs()
+        region.outputs, region.reformat = [copy], True
+        self.regions.append(region)
+        return copy
 
     def _store_last(self, values: Iterable[Value]) -> None:
         for v in values:

@@ -8,8 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Node, Value
+
+
+def pitch(v: Value) -> D.DimLike:
+    """Distance in elements between neighbours along the last dimension but one: the extent of the
+    last, or more for a value that is a slice of another one's last dimension
+    (``v.meta["slice_of"]``; see `regions.layout`)."""
+    while "slice_of" in v.meta:
+        v = v.meta["slice_of"]
+    return v.dims[-1]
+
+
+def is_slice(v: Value) -> bool:
+    """Whether a value is stored inside another one, so that its rows lie apart."""
+    return "slice_of" in v.meta
 
 
 @dataclass(eq=False)

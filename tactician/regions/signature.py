@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir import expr as E
 from ..ir.graph import Value
-from .region import Region
+from .region import Region, is_slice, pitch
 
 
 def signature(region: Region) -> str:
@@ -28,7 +28,8 @@ def signature(region: Region) -> str:
         if v not in numbers:
             numbers[v] = len(numbers)
             kind = "c" if v.const is not None else "v"
-            lines.append(f"{kind}{numbers[v]}: {v.dtype}[{','.join(map(str, v.dims))}]")
+            rows = f" rows {pitch(v)} apart" if is_slice(v) else ""
+            lines.append(f"{kind}{numbers[v]}: {v.dtype}[{','.join(map(str, v.dims))}]{rows}")
         return f"%{numbers[v]}"
 
     if region.anchor is not None:
@@ -36,7 +37,7 @@ def signature(region: Region) -> str:
         ins = " ".join(ref(v) for v in n.inputs)
         outs = " ".join(ref(v) for v in n.outputs)
         lines.append(f"{outs} = {n.op} {attrs_text(n.attrs)} {ins}")
-        stored = [ref(v) for v in region.physical]
+        stored = [f"{ref(v)} {pitch(twin)}" for v, twin in region.physical.items()]
         lines.append("channels last " + " ".join(stored))
     for s in region.stages:
         body = _expr_text(s.expr, s.vars, ref)

@@ -18,7 +18,7 @@ from ..ir import expr as E
 from ..ir.graph import Value
 from ..ops import evaluate
 from ..ops.registry import D_ERRORS
-from ..regions.region import Region
+from ..regions.region import Region, is_slice, pitch
 from ..regions.signature import digest, signature
 from ..support.tolerances import Tolerance, mismatch, tolerance
 from .kernel import Kernel
@@ -295,13 +295,22 @@ def _random_arrays(
         if "logical" in physical.meta:
             arrays[physical] = _stored(physical, arrays[physical.meta["logical"]])
     for v in region.outputs:
-        arrays[v] = np.zeros(_concrete(v, env), v.dtype.np)
+        arrays[v] = _room(v, _concrete(v, env))
     return arrays
 
 
 def _stored(v: Value, logical: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """An array as the value stores it."""
-    return np.ascontiguousarray(logical.transpose(v.meta["perm"]))
+    out = _room(v, logical.transpose(v.meta["perm"]).shape)
+    out[...] = logical.transpose(v.meta["perm"])
+    return out
+
+
+def _room(v: Value, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Zeros laid out as the value is, in the middle of others if it is a slice."""
+    if not is_slice(v):
+        return np.zeros(shape, v.dtype.np)
+    return np.zeros((*shape[:-1], int(pitch(v))), v.dtype.np)[..., : shape[-1]]  # type: ignore[arg-type]
 
 
 def _expected(

@@ -17,6 +17,7 @@ from ...ir import expr as E
 from ...ir.dtypes import b1, i64
 from ...ir.expr import Expr, Var
 from ...ir.graph import Value
+from ...regions.region import is_slice, pitch
 
 Terms = tuple[tuple[Expr, D.DimLike], ...]
 
@@ -82,6 +83,11 @@ def contiguous(dims: Iterable[D.DimLike]) -> tuple[D.DimLike, ...]:
         strides.append(step)
         step = step * d
     return tuple(reversed(strides))
+
+
+def strides_of(v: Value) -> tuple[D.DimLike, ...]:
+    """The strides of a value in memory: row-major, with rows apart where it is a slice."""
+    return contiguous((*v.dims[:-1], pitch(v))) if is_slice(v) else contiguous(v.dims)
 
 
 class _Sum:
@@ -203,7 +209,7 @@ class Lowerer:
         at = _Sum()
         if x.value in self.layout:
             return self._flat(x, at.merge(self.layout[x.value](index)), go)
-        strides = contiguous(x.value.dims)
+        strides = strides_of(x.value)
         for i, s, d in zip(index, strides, x.value.dims, strict=True):
             if d != 1:  # the only index into an extent of 1 is 0
                 at.merge(i, s)
@@ -214,7 +220,7 @@ class Lowerer:
         if value in self.layout:
             return self._as_linear(_Sum().merge(self.layout[value](index)))
         at = _Sum()
-        for i, s in zip(index, contiguous(value.dims), strict=True):
+        for i, s in zip(index, strides_of(value), strict=True):
             at.merge(i, s)
         return self._as_linear(at)
 

@@ -12,7 +12,7 @@ from ...ir import expr as E
 from ...ir.dtypes import f32
 from ...ir.graph import Node, Value
 from ...ops.conv import conv_axes, kernel_extents
-from ...regions.region import Region
+from ...regions.region import Region, is_slice, pitch
 from .conv_ir import I32, I64, PTR, ConvShape, lane_mask
 from .emitter import Emitter
 
@@ -83,7 +83,10 @@ class Problem:
         last = one or x in region.physical
         space = D.product(x.dims[2:])
         self.x_channel = 1 if last else int(space)  # type: ignore[arg-type]
-        self.x_pixel = self.channels if last else 1
+        stored = region.physical.get(x, x)
+        # channels of a pixel in memory: more than its own where it is a slice of wider pixels
+        self.pitch = int(pitch(stored)) if is_slice(stored) else self.channels  # type: ignore[arg-type]
+        self.x_pixel = self.pitch if last else 1
         self.shape = ConvShape(
             c=self.c,
             k=self.k,

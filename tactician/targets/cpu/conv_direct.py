@@ -196,7 +196,7 @@ class _Builder:
         strides: list[D.DimLike] = []
         for d in range(self.rank):
             strides.append(D.product(dims[d + 1 :]) * p.x_pixel)
-        image = D.product(dims) * p.channels
+        image = D.product(dims) * p.pitch
         return [size(d) for d in dims], [size(s) for s in strides], size(image)
 
     def _block(self, kb: Any, blocks: int, first: Any, last: Any) -> None:

@@ -179,7 +179,7 @@ class _Builder:
         self.blocks = -(-p.k // w.nr)
         self.per_group = -(-self.blocks // w.groups)
         self.groups = -(-self.blocks // self.per_group)
-        self.s = scratch(w, p.c, self.per_group * w.nr)
+        self.s = scratch(w, p.c, self.per_group * w.nr, p.pitch)
         region = p.region
         self.x = region.physical[p.x]
         extra = [v for v in region.inputs if v not in (p.w, p.bias, self.x)]
@@ -217,7 +217,7 @@ class _Builder:
         p, w = self.p, self.w
         types = [PTR, PTR, I64, I64, PTR]
         fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
-        parts = Parts(self.module, w, p.c, p.k, self.s)
+        parts = Parts(self.module, w, p.c, p.k, p.pitch, self.s)
         self.input, self.border = parts.input(), parts.border()
         self.products = {r: parts.product(r) for r in sorted({w.mr, *self._rests()})}
         self.output = parts.output(self.epilogue, p.bias is not None)
@@ -240,7 +240,7 @@ class _Builder:
         self.pointers = [argument(b, args, i) for i in range(4)]
         self.height, self.width = (size(a.size) for a in self.p.axes)
         self.out_sizes = [size(a.out) for a in self.p.axes]
-        self.stride = b.mul(self.width, I64(self.p.c))
+        self.stride = b.mul(self.width, I64(self.p.pitch))
         self.image = b.mul(self.stride, self.height)
         self.grid = size(self.down), size(self.across)
         tiles, runs = size(self.tiles), size(self.runs)
@@ -287,14 +287,14 @@ class _Builder:
             fits = b.and_(fits, b.icmp_signed("<=", b.add(at, t), size))
         with b.if_else(fits) as (inside, border):
             with inside:
-                at = b.add(b.mul(y, self.stride), b.mul(x, I64(self.p.c)))
+                at = b.add(b.mul(y, self.stride), b.mul(x, I64(self.p.pitch)))
                 pixel = b.gep(base, [at], source_etype=F32)
                 b.call(self.input, [pixel, v, self.stride])
             with border:
                 copy = b.gep(self.scratch, [I64(self.s.m_at)], source_etype=F32)
                 sizes = [y, x, self.height, self.width]
                 b.call(self.border, [base, copy, self.stride, self.pointers[2], *sizes])
-                b.call(self.input, [copy, v, I64(self.w.t * self.p.c)])
+                b.call(self.input, [copy, v, I64(self.w.t * self.p.pitch)])
 
     def _products(self, square: Any, panel: Any, block: Any, count: Any) -> None:
         """All rows of one position and one block of output channels."""

@@ -83,12 +83,13 @@ class Scratch:
     size: int
 
 
-def scratch(w: Winograd, c: int, group: int) -> Scratch:
-    """The layout for ``c`` input channels and groups of ``group`` output channels."""
+def scratch(w: Winograd, c: int, group: int, pitch: int) -> Scratch:
+    """The layout for ``c`` input channels, pixels ``pitch`` apart, and groups of ``group`` output
+    channels."""
     v_row, m_row = _odd_lines(c), _odd_lines(group)
     v_plane, m_plane = _odd_lines(w.tiles * v_row), _odd_lines(w.tiles * m_row)
     m_at = w.t * w.t * v_plane
-    y_at = m_at + max(w.t * w.t * m_plane, _odd_lines(w.t * w.t * c))
+    y_at = m_at + max(w.t * w.t * m_plane, _odd_lines(w.t * w.t * pitch))
     return Scratch(v_row, v_plane, m_row, m_plane, m_at, y_at, y_at + w.m * w.m * _CHUNK)
 
 
@@ -99,11 +100,12 @@ class Parts:
         module: Where they go.
         w: The candidate.
         c, k: Input and output channels.
+        pitch: Distance in floats between neighbouring input pixels.
         s: Layout of the scratch memory.
     """
 
-    def __init__(self, module: ir.Module, w: Winograd, c: int, k: int, s: Scratch):
-        self.module, self.w, self.c, self.k, self.s = module, w, c, k, s
+    def __init__(self, module: ir.Module, w: Winograd, c: int, k: int, pitch: int, s: Scratch):
+        self.module, self.w, self.c, self.k, self.pitch, self.s = module, w, c, k, pitch, s
         self.math = transforms(w.m)
         self.vt = ir.VectorType(F32, w.lanes)
 
@@ -123,7 +125,7 @@ class Parts:
             b.gep(x, [b.mul(stride, I64(i))], source_etype=F32) for i in range(self.w.t)
         ]
         pixels = [
-            [b.gep(row, [I64(j * self.c)], source_etype=F32) for j in range(self.w.t)]
+            [b.gep(row, [I64(j * self.pitch)], source_etype=F32) for j in range(self.w.t)]
             for row in rows
         ]
         self._input(b, pixels, v)
@@ -140,10 +142,10 @@ class Parts:
             inside = b.and_(
                 b.icmp_unsigned("<", row, height), b.icmp_unsigned("<", column, width)
             )
-            at = b.add(b.mul(row, stride), b.mul(column, I64(self.c)))
+            at = b.add(b.mul(row, stride), b.mul(column, I64(self.pitch)))
             source = b.select(inside, b.gep(image, [at], source_etype=F32), zeros)
             number = b.add(b.mul(i.index, t), j.index)
-            to = b.gep(copy, [b.mul(number, I64(self.c))], source_etype=F32)
+            to = b.gep(copy, [b.mul(number, I64(self.pitch))], source_etype=F32)
             self._copy(b, source, to)
         b.ret_void()
         return fn

@@ -207,7 +207,8 @@ class Tuner:
             kernel = kernels[label]
             call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
             for v in region.outputs:  # what the candidate before wrote proves nothing
-                arrays[v].reshape(-1).view(np.uint8).fill(_UNWRITTEN)
+                whole = arrays[v].base if is_slice(v) else arrays[v]
+                whole.reshape(-1).view(np.uint8).fill(_UNWRITTEN)
             seconds = self.device.time_kernel(
                 kernel, call, self.settings.env, self.settings.seconds
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from .. import ops
 from ..ir.graph import Graph, Node, Value
 from ..ops.registry import infer_node
 from ..support import logger as log
+from ..support import version
 from .enums import DataType, NetworkDefinitionCreationFlag, to_ir
 from .layer import ILayer, OpLayer
 from .tensor import ITensor, set_input_type
@@ -21,9 +21,8 @@ _MAX_SYNCS = 64  # of one layer while one change spreads; more means that sizes 
 def default_implicit_batch(flags: int) -> bool:
     """Whether ``create_network(flags)`` means implicit batch: before version 10, without the
     ``EXPLICIT_BATCH`` flag. The version is that of ``TACTICIAN_TRT_VERSION``."""
-    major = os.environ.get("TACTICIAN_TRT_VERSION", "10").split(".")[0]
     explicit = flags & 1 << int(NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    return major.isdigit() and int(major) < 10 and not explicit
+    return version.major() < 10 and not explicit
 
 
 class NetworkCore:

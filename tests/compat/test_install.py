@@ -182,3 +182,13 @@ def test_programs_that_come_from_tensorflow(installed: None) -> None:
     graph.remove(graph.graph_outputs, remove_exclusive_dependencies=False)
     made = uff.from_tensorflow(graph.as_graph_def(), ["fc2/BiasAdd"], quiet=True)
     assert uff.from_tensorflow_frozen_model(data, ["fc2/BiasAdd"], quiet=True) == made
+
+
+@pytest.mark.parametrize(("version", "kind"), [("8.6", "INT32"), ("10.13", "INT64")])
+def test_type_of_shapes(monkeypatch: pytest.MonkeyPatch, version: str, kind: str) -> None:
+    import tactician as trt
+
+    monkeypatch.setenv("TACTICIAN_TRT_VERSION", version)
+    net = trt.INetworkDefinition(1, trt.Logger(trt.Logger.ERROR))
+    x = net.add_input("x", trt.float32, (-1, 3))
+    assert net.add_shape(x).get_output(0).dtype.name == kind

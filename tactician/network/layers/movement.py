@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...ir import dtypes as T
 from ...ir.graph import Value
 from ...ops import OpError
+from ...support import version
 from ..core import NetworkCore
 from ..enums import LayerType, SampleMode
 from ..layer import Attr, Emitter, ILayer
@@ -233,13 +235,14 @@ class IConcatenationLayer(ILayer):
 
 
 class IShapeLayer(ILayer):
-    """The shape of its input, as an INT64 vector."""
+    """The shape of its input, as an INT64 vector; INT32 where programs see a version before 10."""
 
     _layer_type = LayerType.SHAPE
     _title = "Shape"
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
-        return [e.value("shape", self._x())]
+        sizes = e.value("shape", self._x())
+        return [e.value("cast", sizes, to=T.i32) if version.major() < 10 else sizes]
 
 
 class IPaddingLayer(ILayer):

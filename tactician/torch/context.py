@@ -140,7 +140,7 @@ class Context(Shorthands):
         scalar = self.value(number, dt)
         if not dims:
             return self.reshape(scalar, [])
-        if D.is_static(*dims) and scalar.const is not None and np.prod(dims) <= 1 << 20:
+        if D.is_static(*dims) and scalar.const is not None and int(D.product(dims)) <= 1 << 20:
             return self.const(np.full([int(d) for d in dims], scalar.const.reshape(()), dt.np))
         return self.op("expand", self.reshape(scalar, []), self.sizes(dims))
 

@@ -97,7 +97,8 @@ def torch2trt(
     leaves, spec = pytree.tree_flatten((args, kwargs))
     ranges = _ranges(leaves, min_shapes, opt_shapes, max_shapes, max_batch_size)
     logger = log.Logger(log_level)
-    builder = Builder(_Errors(logger))
+    record = _Errors(logger)
+    builder = Builder(record)
     builder.max_threads = threads
     network = builder.create_network(1)
     route = _through_onnx if use_onnx else _through_export
@@ -116,7 +117,7 @@ def torch2trt(
     _add_profile(builder, config, network, done, ranges)
     engine = builder.build_engine_with_config(network, config)
     if engine is None:
-        raise BuildError("\n".join(builder._logger.errors) or "the network can't be built")
+        raise BuildError("\n".join(record.errors) or "the network can't be built")
     names = [x for kind, x in done.outputs if kind == "engine"]
     out = TRTModule(engine, done.input_names, names, calling)
     out.network = network if keep_network else None
@@ -256,8 +257,9 @@ def _through_onnx(module: Any, args: Any, kwargs: Any, ranges: list[Any],
     results = list(output_names or [f"output_{i}" for i in range(len(flat))])
     axes = {n: {i: f"{n}_{i}" for i in _varies(r)} for n, r in zip(names, ranges, strict=True)}
     data = io.BytesIO()
-    more = {} if opset is None else {"opset_version": opset}
-    torch.onnx.export(module, args, data, input_names=names, output_names=results, dynamo=False,
+    more: dict[str, Any] = {} if opset is None else {"opset_version": opset}
+    torch.onnx.export(module, args, data,  # type: ignore[arg-type]
+                      input_names=names, output_names=results, dynamo=False,
                       dynamic_axes={n: a for n, a in axes.items() if a}, **more)
     parser = OnnxParser(network, log.Logger(log.Severity.INTERNAL_ERROR))
     if not parser.parse(data.getvalue()):
@@ -326,7 +328,8 @@ def _calibrator(algorithm: CalibrationAlgoType, calls: Any, done: Converted) -> 
     class Calibrator(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.index, self.held = 0, []
+            self.index = 0
+            self.held: list[torch.Tensor] = []
 
         def get_batch_size(self) -> int:
             return 1

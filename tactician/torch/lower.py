@@ -39,6 +39,9 @@ class Converted:
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """torch's decompositions into core ATen, without those of overloads in the table."""
     rules = torch.export.default_decompositions()
+    for target, rule in torch._decomp.decomposition_table.items():
+        if isinstance(target, torch._ops.OpOverload) and target not in rules:
+            rules[target] = rule
     for target in table():
         rules.pop(target, None)
     return rules
@@ -115,6 +118,7 @@ class Lowering:
     def run(self, module: torch.fx.GraphModule, input_names: Sequence[str] | None,
             output_names: Sequence[str] | None) -> Converted:
         """Translates the graph; see `lower_program`."""
+        module.graph.eliminate_dead_code()
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 self._placeholder(node, input_names)

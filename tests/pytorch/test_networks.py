@@ -204,7 +204,8 @@ class UNet(nn.Module):
         b = self.mid(a)
         y = self.end(torch.cat([a, self.up(b)], 1))
         z = F.interpolate(b, scale_factor=2, mode="bilinear", align_corners=False)
-        return self.last(y) + z.mean(1, keepdim=True) + F.interpolate(b, scale_factor=2).amax(1, True)
+        near = F.interpolate(b, scale_factor=2)
+        return self.last(y) + z.mean(1, keepdim=True) + near.amax(1, True)
 
 
 class SegFormer(nn.Module):

@@ -20,9 +20,13 @@ def _plain(target: Any, fn: str) -> None:
 
 
 _plain(aten.relu.default, "relu")
-_plain(aten.silu.default, "swish")
 _plain(aten.mish.default, "mish")
 _plain(aten.hardswish.default, "hard_swish")
+
+
+@aten_op(aten.silu.default)
+def silu(c: Context, x: Value) -> Value:
+    return c.activation(x, "swish", alpha=1.0)
 
 
 @aten_op(aten.relu6.default)

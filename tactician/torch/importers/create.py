@@ -59,7 +59,7 @@ def arange_step(c: Context, start: Any, end: Any, step: Any = 1, **kwargs: Any) 
 def _range(c: Context, start: Any, end: Any, step: Any) -> Value:
     (count,) = c.shape_out
     if D.is_static(start, step, count):
-        return c.const((start + np.arange(count) * step).astype(c.dtype.np))
+        return c.const((start + np.arange(int(count)) * step).astype(c.dtype.np))
     indices = c.op("range", c.value(0, T.i64), c.value(count, T.i64), c.value(1, T.i64))
     if step != 1:
         indices = c.mul(indices, c.value(step, T.i64))

@@ -22,8 +22,8 @@ def _resize(c: Context, x: Value, scales: Sequence[float | None] | None, **attrs
     n = x.rank - 2
     target = c.shape_out[2:]
     axes = tuple(range(2, x.rank))
-    given = list(scales or [])
-    if len(given) == n and all(given) and attrs["coordinate"] != "align_corners":
+    given = [float(s) for s in scales or [] if s]
+    if len(given) == n and attrs["coordinate"] != "align_corners":
         exact = all(isinstance(h, int) and int(h * s) == t
                     for h, s, t in zip(x.dims[2:], given, target, strict=True))  # type: ignore
         if exact or not all(isinstance(h, int) for h in x.dims[2:]):
@@ -84,7 +84,8 @@ def cubic(c: Context, x: Value, size: Any, align_corners: bool, *scales: Any) ->
 @aten_op(aten._upsample_bilinear2d_aa.vec, aten._upsample_bilinear2d_aa.default)
 def linear_antialiased(c: Context, x: Value, size: Any, align_corners: bool,
                        *scales: Any) -> Value:
-    return _resize(c, x, None, mode="linear", coordinate=_mode(align_corners), antialias=True)
+    return _resize(c, x, None, mode="linear", coordinate=_mode(align_corners), antialias=True,
+                   exclude_outside=True)
 
 
 @aten_op(aten.grid_sampler_2d.default, aten.grid_sampler.default, aten.grid_sampler_3d.default)

@@ -151,6 +151,12 @@ def scatter_add(c: Context, x: Value, dim: int, at: Value, source: Value) -> Val
     return _scatter(c, x, dim, at, source, "add")
 
 
+@aten_op(aten.scatter.reduce, aten.scatter.value_reduce)
+def scatter_with(c: Context, x: Value, dim: int, at: Value, source: Operand, *,
+                 reduce: str) -> Value:
+    return _scatter(c, x, dim, at, source, {"add": "add", "multiply": "mul"}[reduce])
+
+
 @aten_op(aten.scatter_reduce.two, note="without mean")
 def scatter_reduce(c: Context, x: Value, dim: int, at: Value, source: Value, reduce: str, *,
                    include_self: bool = True) -> Value:

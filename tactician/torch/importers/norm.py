@@ -46,8 +46,9 @@ def _batch_norm(c: Context, x: Value, weight: Value | None, bias: Value | None, 
         if bias is not None:
             shift = shift + np.asarray(bias.const, np.float64)
         return c.op("scale", x, c.const(shift, x.dtype), c.const(factor, x.dtype), axis=1)
-    m, s = (c.cast(c.broadcast_channel(v, x.rank), x.dtype) for v in (mean, var))
-    y = c.div(c.sub(x, m), c.unary("sqrt", c.add(s, c.like(eps, s))))
+    center, spread = (c.cast(c.broadcast_channel(v, x.rank), x.dtype) for v in (mean, var))
+    deviation = c.unary("sqrt", c.add(spread, c.like(eps, spread)))
+    y = c.div(c.sub(x, center), deviation)
     if weight is not None:
         y = c.mul(y, c.cast(c.broadcast_channel(weight, x.rank), x.dtype))
     return y if bias is None else c.add(y, c.cast(c.broadcast_channel(bias, x.rank), x.dtype))

@@ -249,6 +249,30 @@ for _name in ("and", "or", "xor"):
     _bitwise(_name)
 
 
+@aten_op(aten.signbit.default)
+def signbit(c: Context, x: Value) -> Value:
+    """True for -0.0 too, whose reciprocal is negative."""
+    if x.dtype is T.b1:
+        return c.full(x.dims, False, T.b1)
+    zero = c.like(0, x)
+    below = c.binary("lt", x, zero)
+    if not x.dtype.is_float:
+        return below
+    minus = c.binary("lt", c.unary("recip", x), zero)
+    return c.binary("or", below, c.binary("and", c.binary("eq", x, zero), minus))
+
+
+@aten_op(aten.copysign.Tensor, aten.copysign.Scalar)
+def copysign(c: Context, a: Value, b: Operand) -> Value:
+    size = c.unary("abs", c.value(a, c.dtype))
+    return c.select(signbit(c, c.value(b, c.dtype)), c.unary("neg", size), size)
+
+
+@aten_op(aten.hypot.default)
+def hypot(c: Context, a: Value, b: Value) -> Value:
+    return c.unary("sqrt", c.add(c.mul(a, a), c.mul(b, b)))
+
+
 # --- three operands and more --------------------------------------------------------------------
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ...ir import dims as D
 from ...ir import dtypes as T
 from ...ir.graph import Value
 from ..context import Context
@@ -40,7 +42,7 @@ def _max(target: Any, n: int, indices: bool) -> None:
             y, at = c.ops("max_pool_indices", x, **attrs)
             out = [y, _within_plane(c, at, x, n)]
         else:
-            out = [c.op("pooling", x, fn="max", **attrs), None]
+            out = [c.op("pooling", x, fn="max", **attrs), None]  # type: ignore[list-item]
         if alone:
             out = [None if v is None else c.squeeze(v, [0]) for v in out]
         return out if indices else out[0]
@@ -48,10 +50,7 @@ def _max(target: Any, n: int, indices: bool) -> None:
 
 def _within_plane(c: Context, at: Value, x: Value, n: int) -> Value:
     """Positions in the whole tensor as positions in the image of their channel."""
-    plane = 1
-    for d in x.dims[-n:]:
-        plane = plane * d
-    return c.binary("mod", at, c.value(plane, T.i64))
+    return c.binary("mod", at, c.value(D.product(x.dims[-n:]), T.i64))
 
 
 def _read(node: Any, index: int) -> bool:
@@ -77,16 +76,27 @@ def _average(n: int) -> None:
             "ceil": ceil_mode,
         }
         if divisor_override:
-            if ceil_mode:
-                raise AtenProblem("divisor_override with ceil_mode")
-            full = 1
-            for w in window:
-                full *= w
+            attrs |= {"ceil": False, "post": _reach(c, x, attrs, n)}
+            full = math.prod(window)
             y = c.op("pooling", x, fn="average", count_include_pad=True, **attrs)
             y = c.mul(y, c.like(full / divisor_override, y))
         else:
             y = c.op("pooling", x, fn="average", count_include_pad=count_include_pad, **attrs)
         return c.squeeze(y, [0]) if alone else y
+
+
+def _reach(c: Context, x: Value, attrs: dict[str, Any], n: int) -> tuple[int, ...]:
+    """Trailing padding that makes every window torch counts a whole one."""
+    post = []
+    for i, (have, want) in enumerate(zip(x.dims[-n:], c.shape_out[-n:], strict=True)):
+        if not isinstance(have, int) or not isinstance(want, int):
+            if attrs["ceil"]:
+                raise AtenProblem("divisor_override with ceil_mode and a dynamic size")
+            post.append(attrs["post"][i])
+            continue
+        end = (want - 1) * attrs["stride"][i] + attrs["window"][i]
+        post.append(max(end - have - attrs["pre"][i], attrs["post"][i]))
+    return tuple(post)
 
 
 for _n in (1, 2, 3):

@@ -228,3 +228,8 @@ def median(c: Context, x: Value, dim: int, keepdim: bool = False) -> list[Value]
     out = [c.slice_axis(v, axis, (extent - 1) // 2, 1) for v in _sorted(c, x, dim, False)]
     return out if keepdim else [c.squeeze(v, [axis]) for v in out]
 
+
+
+@aten_op(aten.median.default, note="static sizes")
+def median_of_all(c: Context, x: Value) -> Value:
+    return median(c, c.view(x, [x.numel]), 0)[0]

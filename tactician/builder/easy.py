@@ -69,16 +69,7 @@ def build(
     record = _Record(logger if logger is not None else log.Logger())
     builder = Builder(record)
     builder.max_threads = threads
-    if isinstance(model, INetworkDefinition):
-        network = model
-    elif weights is not None or _is_prototxt(model):
-        network = _parse_caffe(builder, model, weights)
-    elif _suffix(model) == ".uff":
-        network = _parse_uff(builder, model)
-    elif _suffix(model) in (".pb", ".pbtxt"):
-        network = _parse_tensorflow(builder, model, record)
-    else:
-        network = _parse(builder, model, record)
+    network = _network(builder, model, weights, record)
     config = builder.create_builder_config()
     config.builder_optimization_level = level
     config.progress_monitor = progress
@@ -95,6 +86,19 @@ def build(
     if cache is not None:
         write_atomically(cache, config.get_timing_cache().serialize())  # type: ignore[union-attr]
     return Engine(engine)
+
+
+def _network(builder: Builder, model: Any, weights: Any, record: _Record) -> INetworkDefinition:
+    """The model as a network, by the front end it is for."""
+    if isinstance(model, INetworkDefinition):
+        return model
+    if weights is not None or _is_prototxt(model):
+        return _parse_caffe(builder, model, weights)
+    if _suffix(model) == ".uff":
+        return _parse_uff(builder, model)
+    if _suffix(model) in (".pb", ".pbtxt"):
+        return _parse_tensorflow(builder, model, record)
+    return _parse(builder, model, record)
 
 
 class _Record(log.ILogger):

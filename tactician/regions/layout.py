@@ -18,6 +18,7 @@ A value stored channels-last is represented by a *physical* twin with the permut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..ir import dims as D
 from ..ir import expr as E
@@ -140,7 +141,7 @@ class _Assigner:
             return
         if any("logical" not in v.meta for v in (stage.out, *pieces)):
             return
-        placed = []
+        placed: list[tuple[Value, Any]] = []
         for v, at in stage.meta["concat"]:
             if is_slice(v) or v in [p for p, _ in placed]:
                 v = self._copy(v)

@@ -208,6 +208,7 @@ class Tuner:
             call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
             for v in region.outputs:  # what the candidate before wrote proves nothing
                 whole = arrays[v].base if is_slice(v) else arrays[v]
+                assert whole is not None
                 whole.reshape(-1).view(np.uint8).fill(_UNWRITTEN)
             seconds = self.device.time_kernel(
                 kernel, call, self.settings.env, self.settings.seconds

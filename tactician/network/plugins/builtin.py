@@ -16,6 +16,7 @@ from ... import ops
 from ...ir.graph import Graph, Value
 from ...ops.detection import CODES, prior_boxes
 from ...ops.interpreter import run_graph
+from ...support import logger as log
 from ..enums import DataType, TensorFormat, to_ir
 from .exprs import DimsExprs, IDimensionExpr, dim_of
 from .fields import PluginField, PluginFieldCollection_, pack_fields, unpack_fields
@@ -62,6 +63,7 @@ class Kind:
         build: Adds its ops to a graph; returns the outputs. With `compute` these say shapes only.
         inputs: Element types of the inputs; those that are not named are FLOAT.
         compute: Arrays of the outputs from those of the inputs, where no ops do that.
+        ignored: Fields that have no effect here; a warning says so where one is set.
     """
 
     fields: tuple[str, ...]
@@ -69,6 +71,7 @@ class Kind:
     build: Callable[[Graph, Sequence[Value], Fields], Sequence[Value]]
     inputs: tuple[DataType, ...] = ()
     compute: Callable[[Sequence[Array], Fields], Sequence[Array]] | None = None
+    ignored: tuple[str, ...] = ()
 
     def input(self, index: int) -> DataType:
         """Element type of an input."""
@@ -87,6 +90,9 @@ class OpPlugin(IPluginV2DynamicExt):
         super().__init__()
         self.plugin_type, self.fields, self.kind = name, fields, KINDS[name]
         self.num_outputs = len(self.kind.types)
+        for field in self.kind.ignored:
+            if np.any(fields.many(field) != 0):
+                log.warning(f"plugin {name}: field {field!r} has no effect on this target")
 
     def graph(self, shapes: Sequence[Sequence[Any]]) -> Graph:
         """What it computes for inputs of these shapes.

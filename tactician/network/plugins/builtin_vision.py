@@ -219,7 +219,8 @@ def _region(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 _BATCHED = Kind(
     ("shareLocation", "backgroundLabelId", "numClasses", "topK", "keepTopK", "scoreThreshold",
      "iouThreshold", "isNormalized", "clipBoxes", "scoreBits", "caffeSemantics"),
-    (I, F, F, F), _batched_shapes, compute=_batched)
+    (I, F, F, F), _batched_shapes, compute=_batched,
+    ignored=("scoreBits", "caffeSemantics"))
 KINDS.update({
     "EfficientNMS_TRT": Kind(
         ("score_threshold", "iou_threshold", "max_output_boxes", "background_class",
@@ -235,7 +236,9 @@ KINDS.update({
     "ResizeNearest_TRT": Kind(("scale",), (F,), _resize_nearest),
     "LReLU_TRT": Kind(("negSlope",), (F,), _leaky),
     "Clip_TRT": Kind(("clipMin", "clipMax"), (F,), _clip),
-    "FlattenConcat_TRT": Kind(("axis", "ignoreBatch"), (F,), _flatten_concat),
+    "FlattenConcat_TRT": Kind(
+        ("axis", "ignoreBatch"), (F,), _flatten_concat, ignored=("ignoreBatch",)),
     "ScatterND": Kind((), (F,), _scatter_nd, inputs=(F, I, F)),
-    "Region_TRT": Kind(("num", "coords", "classes", "softmaxTree"), (F,), _region),
+    "Region_TRT": Kind(
+        ("num", "coords", "classes", "softmaxTree"), (F,), _region, ignored=("softmaxTree",)),
 })  # fmt: skip

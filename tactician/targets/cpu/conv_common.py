@@ -104,6 +104,8 @@ class Problem:
         self.flat = (
             plain and last and not any(self.shape.pre) and self._own_index_only()
             and all(a.out == a.size for a in self.axes)
+            # an axis of extent 1 can't count the pixels of several images
+            and (x.dims[0] == 1 or any(a.out != 1 for a in self.axes))
         )
 
     def _own_index_only(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from ..tactics.kernel import Kernel
 from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .control import emit_assertion, emit_control, why_not_native
+from .debug import graph_dumper, show_program, show_source
 from .schedule import Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
@@ -66,11 +68,15 @@ def compile_network(
         BuildError: If the network is invalid, or a constraint can't be met.
     """
     _check(graph)
+    began = time.perf_counter()
     graph, _ = graph.clone()
     report = BuildReport()
     _tell(progress, "Optimizing the graph", 0, 1)
     _merge_symbols(graph)
-    optimize(graph, report.trace, _dumper())
+    dump = graph_dumper()
+    if dump is not None:
+        dump("import", graph)
+    optimize(graph, report.trace, dump)
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
     device = make_device(settings)
@@ -97,6 +103,7 @@ def compile_network(
     ]
     program.threads = settings.threads
     program.settings = _reported(settings)
+    show_program(program, time.perf_counter() - began)
     return program, report
 
 
@@ -227,6 +234,7 @@ class _Compiler:
                     region, choice = loops, second
         if choice.kernel is not None:
             symbol = self.add_code(choice.kernel)
+            show_source(region.name, choice.kernel)
             info = {**_layer_info(region), **choice.info}
             self.scheduler.kernel(region, choice.kernel, symbol, info)
         elif any("logical" in v.meta for v in (*region.inputs, *region.outputs)):
@@ -377,21 +385,6 @@ def _reported(settings: BuildSettings) -> dict[str, Any]:
 def _tell(progress: Progress | None, phase: str, done: int, total: int) -> None:
     if progress is not None and not progress(phase, done, total):
         raise BuildError(f"the build was cancelled while {phase.lower()}")
-
-
-def _dumper() -> Callable[[str, Graph], None] | None:
-    from ..support.knobs import debug_level
-
-    if debug_level() < 4:
-        return None
-    import sys
-
-    count = iter(range(10_000))
-
-    def dump(name: str, graph: Graph) -> None:
-        print(f"=== {next(count):02d} after {name}\n{graph}", file=sys.stderr)
-
-    return dump
 
 
 __all__ = ["BuildReport", "compile_network", "make_device"]

@@ -7,6 +7,8 @@ numpy through a callback from the walker, or from a loop here if no step has nat
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ import numpy as np
 from ..ir import dims as D
 from ..plan.program import ARENA, CONST, DYNAMIC, OUTPUT, SIZES
 from ..support.errors import ExecutionError
+from ..support.knobs import debug_level
 from .buffers import Array, aligned_block, array_at, copy_bytes, weakly
 from .layout import Extents, Layout, check_sizes
 
@@ -80,6 +83,7 @@ class Schedule:
         self._late = bool(layout.late_tensors or layout.late_steps)
         self._native = core.native and any(s.kind == "kernel" for s in self._program.steps)
         self._launches: dict[bool, Any] = {}
+        self._traced = debug_level() >= 2
         self._callback: Any = None
         self._grow_scratch(layout.scratch)
 
@@ -209,12 +213,28 @@ class Schedule:
         Raises:
             ExecutionError: If a step fails, naming its layer.
         """
+        if self._traced:
+            self._trace(self.run_timed())
+            return
         if self._late:
             self._forget()
         if self._native:
             self._run_native(False)
         else:
             self._run_python(None)
+
+    def _trace(self, times: list[float]) -> None:
+        """Rung 2 of the debug ladder: a line per step with its time and rates."""
+        for i, (step, ms) in enumerate(zip(self._program.steps, times, strict=True)):
+            flops = self._known.get(step.flops) or 0
+            moved = sum(
+                math.prod(shape) * self._program.tensors[t].dtype.size
+                for t in {*step.inputs, *step.outputs} - {-1}
+                if (shape := self.shapes[t]) is not None
+            )
+            rates = f"{flops / ms / 1e6:8.1f} GFLOP/s {moved / ms / 1e6:7.1f} GB/s" if ms else ""
+            line = f"{i:4d} {ms * 1e3:10.1f} µs {rates:32s} {step.info.get('tactic', step.kind)}"
+            print(f"{line} {step.name}", file=sys.stderr)
 
     def run_timed(self) -> list[float]:
         """Runs and returns milliseconds spent in each step."""

@@ -2,7 +2,7 @@
 
 | variable | meaning |
 | --- | --- |
-| ``TACTICIAN_DEBUG`` | 1 plan summary, 2 time of each step, 3 tactic tables, 4 graphs after each pass, 5 LLVM text |
+| ``TACTICIAN_DEBUG`` | on stderr: 1 plan summary, 2 time of each step run, 3 tactic tables, 4 graphs, 5 LLVM text |
 | ``TACTICIAN_CHECK`` | 1: verify the graph after each pass |
 | ``TACTICIAN_ONNX_BACKEND`` | ``engine`` (default) or ``reference``: what `onnx_backend` runs models with |
 """  # noqa: E501

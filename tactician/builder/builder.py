@@ -38,6 +38,10 @@ _UNHONOURED = {
     BuilderFlag.WEIGHT_STREAMING: "weights lie in host memory, where kernels read them",
     BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
     BuilderFlag.REJECT_EMPTY_ALGORITHMS: "there is no algorithm selection",
+    BuilderFlag.STRICT_NANS: "kernels are chosen without regard to it; Winograd convolutions may "
+    "spread a NaN or infinity over a tile",
+    BuilderFlag.OBEY_PRECISION_CONSTRAINTS: "layers compute in the types of their tensors",
+    BuilderFlag.PREFER_PRECISION_CONSTRAINTS: "layers compute in the types of their tensors",
     BuilderFlag.STRIP_PLAN: "the plan holds its weights",
     BuilderFlag.DEBUG: "values are not checked after each step; mark tensors with mark_debug",
 }

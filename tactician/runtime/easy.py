@@ -21,7 +21,7 @@ from .engine import ICudaEngine, IoTensor
 from .runtime import Runtime
 
 
-class _Collector(log.ILogger):
+class Collector(log.ILogger):
     """Keeps what a context logs, to be raised."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class _Collector(log.ILogger):
         return text
 
 
-class _Grower:
+class Grower:
     """An output allocator whose memory becomes the result arrays."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Engine:
             context = self.cuda_engine.create_execution_context()
             if context is None:
                 raise ExecutionError("there is no memory for another execution context")
-            context._log_to = _Collector()
+            context._log_to = Collector()
         try:
             yield context
         finally:
@@ -138,7 +138,7 @@ class Engine:
             if not context.set_input_shape(name, array.shape):
                 raise UsageError(context._log_to.take())
         results = {}
-        grower = _Grower()
+        grower = Grower()
         schedule = context._require_schedule()
         late = [t for t in self._outputs if schedule.layout.nbytes[t.id] < 0]
         for t in self._outputs:

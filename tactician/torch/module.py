@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from ..runtime.buffers import aligned_block
+from ..runtime.easy import Collector, Grower
 from ..runtime.engine import ICudaEngine
 from ..runtime.runtime import Runtime
 from ..support import logger as log
@@ -117,7 +117,7 @@ class TRTModule(torch.nn.Module):
             context = self._free.pop() if self._free else None
         if context is None:
             context = self.engine.create_execution_context()  # type: ignore[union-attr]
-            context._log_to = _Messages()
+            context._log_to = Collector()
         try:
             return self._execute(context, tensors)
         finally:
@@ -130,7 +130,7 @@ class TRTModule(torch.nn.Module):
             if not context.set_input_shape(t.name, tuple(x.shape)):
                 raise UsageError(context._log_to.take())
         schedule = context._require_schedule()
-        blocks = _Blocks()
+        blocks = Grower()
         late = {t.name for t in self._outputs if schedule.layout.nbytes[t.id] < 0}
         out: dict[str, torch.Tensor] = {}
         for t in self._outputs:
@@ -191,35 +191,5 @@ class TRTModule(torch.nn.Module):
         assert self.engine is not None
         context = self.engine.create_execution_context()
         context.profiler = Profiler()
-        context._log_to = _Messages()
+        context._log_to = Collector()
         self._free = [context]
-
-
-class _Messages(log.ILogger):
-    """Keeps what a context logs, to be raised."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def log(self, severity: log.Severity, msg: str) -> None:
-        if severity <= log.Severity.ERROR:
-            self.messages.append(msg)
-
-    def take(self) -> str:
-        text, self.messages = "; ".join(self.messages), []
-        return text
-
-
-class _Blocks:
-    """An output allocator whose memory becomes the results."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[str, Any] = {}
-
-    def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
-        self.blocks[name] = aligned_block(max(size, 1))
-        return int(self.blocks[name].ctypes.data)
-
-    def notify_shape(self, name: str, shape: Any) -> None:
-        pass

@@ -13,13 +13,42 @@ from ..ir.dims import DimLike
 from ..ir.graph import Value
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a GPU runs a kernel (CUDA target).
+
+    A kernel is either Triton source or a call into a library. Triton functions take the pointers
+    of ``Kernel.args``, then one integer for each of ``Kernel.dims`` and nothing else: static sizes
+    and block sizes are literals in the source. Pointers are 16-byte aligned.
+
+    Attributes:
+        types: Triton types of the function's parameters in order, such as ``*fp16`` or ``i32``.
+        grid: Blocks along x, y and z.
+        warps, stages: Triton's ``num_warps`` and ``num_stages``.
+        options: Further compiler options, such as ``(("maxnreg", 128),)``.
+        library: ``cudnn`` or ``cublaslt`` for a library call, else "".
+        payload: What the library needs to make the same call again: a serialized plan.
+        workspace: Bytes of device memory the call uses while it runs.
+    """
+
+    types: tuple[str, ...] = ()
+    grid: tuple[DimLike, ...] = (1,)
+    warps: int = 4
+    stages: int = 3
+    options: tuple[tuple[str, Any], ...] = ()
+    library: str = ""
+    payload: bytes = b""
+    workspace: DimLike = 0
+
+
 @dataclass
 class Kernel:
     """A kernel in its target's source form, with its calling convention filled in.
 
     Attributes:
         symbol: Name of the function in ``source``. Kernels with equal ``source`` are emitted once.
-        source: LLVM IR text (CPU target).
+        source: LLVM IR text (CPU target), or Python text that defines the Triton function
+            ``symbol`` (CUDA target).
         args: What the pointer arguments are, in order: region inputs and outputs, or arrays
             packed at build time (the plan stores these as constants).
         dims: The scalar arguments: symbolic sizes the code needs at run time.
@@ -28,6 +57,7 @@ class Kernel:
         scratch: Bytes of per-thread scratch memory.
         flops: Floating-point operations, for reports and the cost model (0: unknown).
         fast_math: Whether the optimizer may use relaxed floating-point semantics.
+        launch: How a GPU runs it; None for other targets.
     """
 
     symbol: str
@@ -39,6 +69,7 @@ class Kernel:
     scratch: DimLike = 0
     flops: DimLike = 0
     fast_math: bool = False
+    launch: Launch | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 

@@ -18,8 +18,9 @@ class Launch:
     """How a GPU runs a kernel (CUDA target).
 
     A kernel is either Triton source or a call into a library. Triton functions take the pointers
-    of ``Kernel.args``, then one integer for each of ``Kernel.dims`` and nothing else: static sizes
-    and block sizes are literals in the source. Pointers are 16-byte aligned.
+    of ``Kernel.args``, then that of the workspace and that of the counters if there are any, then
+    one integer for each of ``Kernel.dims`` and nothing else: static sizes and block sizes are
+    literals in the source. Pointers are 16-byte aligned.
 
     Attributes:
         types: Triton types of the function's parameters in order, such as ``*fp16`` or ``i32``.
@@ -28,7 +29,9 @@ class Launch:
         options: Further compiler options, such as ``(("maxnreg", 128),)``.
         library: ``cudnn`` or ``cublaslt`` for a library call, else "".
         payload: What the library needs to make the same call again: a serialized plan.
-        workspace: Bytes of device memory the call uses while it runs.
+        workspace: Bytes of device memory the kernel uses while it runs; contents don't matter.
+        counters: 32-bit integers of the step's own that are zero before the first run, and that
+            each run leaves zero (how blocks that split a sum find out which of them is last).
     """
 
     types: tuple[str, ...] = ()
@@ -39,6 +42,7 @@ class Launch:
     library: str = ""
     payload: bytes = b""
     workspace: DimLike = 0
+    counters: DimLike = 0
 
 
 @dataclass

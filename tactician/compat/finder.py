@@ -19,7 +19,7 @@ from . import libcudart
 
 MODULES = Path(__file__).resolve().parent / "modules"
 TENSORRT = ("tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_dispatch")
-TENSORFLOW = ("uff", "graphsurgeon")  # came with TensorRT 3 to 8
+TOOLS = ("uff", "graphsurgeon", "onnx_tensorrt")  # what came with TensorRT, and beside it
 CUDA = ("pycuda", "cuda")
 
 
@@ -107,7 +107,7 @@ def install(*, shadow: bool = False, cuda: bool | None = None,
         os.environ["TACTICIAN_TRT_VERSION"] = version
     tactician.__version__ = versions.tensorrt()
     replace_cuda = not has_cuda() if cuda is None else cuda
-    names = {n for n in (*TENSORRT, *TENSORFLOW) if shadow or not _really_installed(n)}
+    names = {n for n in (*TENSORRT, *TOOLS) if shadow or not _really_installed(n)}
     if "tensorrt" not in names:
         log.warning("tensorrt is really installed and stays; install(shadow=True) or"
                     " `python -m tactician.compat --shadow` replaces it")

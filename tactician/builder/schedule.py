@@ -41,9 +41,7 @@ class Scheduler:
     def __init__(self, graph: Graph, fusion: Fusion, program: Program):
         self.graph = graph
         self.program = program
-        self.aliases: dict[Value, tuple[Value, D.DimLike]] = {
-            v: (base, 0) for v, base in fusion.views.items()
-        }
+        self.aliases = _aliases(fusion)
         self.ids: dict[Value, int] = {}
         self.const_ids: dict[int, int] = {}
         self.made = {v for r in fusion.regions for v in r.outputs}
@@ -73,7 +71,7 @@ class Scheduler:
             fusion: Its regions.
             placed: Results that are to be written to given tensors.
         """
-        self.aliases.update({v: (base, 0) for v, base in fusion.views.items()})
+        self.aliases.update(_aliases(fusion))
         self.made |= {v for r in fusion.regions for v in r.outputs}
         self.outputs |= set(graph.outputs)
         for v, tensor in placed.items():
@@ -290,6 +288,13 @@ class Scheduler:
             n: symbols.get(n, SymbolInfo(n, "data", "", 0)) for n in sorted(used)
         }
         plan_static(self.program)
+
+
+def _aliases(fusion: Fusion) -> dict[Value, tuple[Value, D.DimLike]]:
+    """Values without memory of their own: whose they share, and from which byte."""
+    found: dict[Value, tuple[Value, D.DimLike]] = {v: (b, 0) for v, b in fusion.views.items()}
+    found.update({v: (b, start * v.dtype.size) for v, (b, start) in fusion.parts.items()})
+    return found
 
 
 def collect_checks(graph: Graph) -> list[Check]:

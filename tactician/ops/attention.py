@@ -66,8 +66,9 @@ class Attention(Op):
     """``softmax(q kᵀ * scale + mask) v``: TensorRT's IAttention, ONNX's Attention.
 
     Inputs ``q, k, v, mask?, past_key?, past_value?, kv_lens?``: ``[batch, heads, length, size]``
-    or, with head counts given, ``[batch, length, heads * size]``. Query heads may be a multiple
-    of key heads. A mask is b1 (true: seen) or added to the scores, and broadcasts to ``[batch,
+    or, with head counts given, ``[batch, length, heads * size]``, each by its own rank (the result
+    has the queries' form; `regions.heads` says how kernels address them). Query heads may be a
+    multiple of key heads. A mask is b1 (true: seen) or added to the scores, and broadcasts to ``[batch,
     heads, queries, keys]``; missing keys at its end are not seen. Rows that see no key give 0.
     """
 
@@ -117,7 +118,7 @@ class Attention(Op):
 
         def heads(x: Any, n: int) -> Array:
             x = widen(x)
-            return x.reshape(*x.shape[:2], n, -1).transpose(0, 2, 1, 3) if flat else x
+            return x.reshape(*x.shape[:2], n, -1).transpose(0, 2, 1, 3) if x.ndim == 3 else x
 
         q, k, v = heads(q, a.q_heads), heads(k, a.kv_heads), heads(v, a.kv_heads)
         past = 0
@@ -205,7 +206,7 @@ def _decompose_attention(node: Node, graph: Graph) -> list[Value] | None:
         return make("reshape", [x, target], part, zero_copies=True)
 
     def split(x: Value, n: int, part: str) -> Value:
-        if not flat:
+        if x.rank == 4:
             return x
         return make("transpose", [reshape(x, (0, 0, n, -1), part)], part, perm=(0, 2, 1, 3))
 

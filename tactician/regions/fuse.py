@@ -21,6 +21,7 @@ from ..ir import expr as E
 from ..ir.graph import Graph, Node, Value
 from ..ops import get
 from ..ops.registry import Kind
+from .heads import part_of
 from .region import Region
 from .tidy import tidy
 
@@ -40,10 +41,17 @@ class Fusion:
     Attributes:
         regions: In execution order.
         views: Value -> value whose memory it shares (same elements, same order).
+        parts: Operands of attention that lie in rows of another value -> that value, and the
+            first element (see `regions.heads`).
     """
 
     regions: list[Region]
     views: dict[Value, Value] = field(default_factory=dict)
+    parts: dict[Value, tuple[Value, int]] = field(default_factory=dict)
+
+    def bases(self) -> list[Value]:
+        """Values that others share the memory of."""
+        return [*self.views.values(), *(base for base, _ in self.parts.values())]
 
 
 def fuse(graph: Graph, enabled: bool = True) -> Fusion:
@@ -67,6 +75,7 @@ class _Fuser:
         self.enabled = enabled
         self.outputs = set(graph.outputs)
         self.views: dict[Value, Value] = {}
+        self.parts: dict[Value, tuple[Value, int]] = {}
         self.stages: dict[Node, list[E.Stage] | None] = {}
         self.needed: set[Node] = set()
         self.readers: dict[Value, set[Node]] = {}
@@ -75,7 +84,11 @@ class _Fuser:
 
     def run(self) -> Fusion:
         self._find_needed()
+        if self.enabled:
+            self._find_parts()
         for node in self.graph.nodes:
+            if node.outputs and node.outputs[0] in self.parts:
+                continue
             if node in self.needed and not is_view(node):
                 self._place(node)
         regions = list(self.live)
@@ -84,7 +97,8 @@ class _Fuser:
                 s.expr = tidy(s.expr)
             r.find_inputs()
             r.outputs = self._outputs_of(r)
-        return Fusion(_ordered(regions, self.views), self.views)
+        shared = {**self.views, **{v: base for v, (base, _) in self.parts.items()}}
+        return Fusion(_ordered(regions, shared), self.views, self.parts)
 
     # --- what has to be computed at all ---------------------------------------------------
 
@@ -113,6 +127,22 @@ class _Fuser:
         inner = {s.out for s in stages}
         read = {ld.value: None for s in stages for ld in E.loads(s.expr)}
         return [v for v in read if v not in inner]
+
+    def _find_parts(self) -> None:
+        """Slices that only attention reads need no memory of their own."""
+        for node in self.graph.nodes:
+            if node not in self.needed or node.op not in ("slice", "strided_slice"):
+                continue
+            v = node.output
+            v.meta.pop("slice_of", None)
+            stages = self._stages(node)
+            part = part_of(stages[0]) if stages and len(stages) == 1 else None
+            readers = self.readers.get(v, set())
+            if part is None or v in self.outputs or not readers:
+                continue
+            if all(n.op == "attention" and v not in n.inputs[3:] for n in readers):
+                self.parts[v] = part
+                v.meta["slice_of"] = part[0]
 
     def _stages(self, node: Node) -> list[E.Stage] | None:
         if node not in self.stages:

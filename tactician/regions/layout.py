@@ -61,7 +61,7 @@ class _Assigner:
         self.wants = {r for r in fusion.regions if r.anchor is not None and wants(r)}
         self.accepts = accepts
         self.pinned = set(graph.outputs) | {
-            base for v, base in fusion.views.items() if not _same_either_way(base)
+            base for base in fusion.bases() if not _same_either_way(base)
         }
         self.readers: dict[Value, list[Region]] = {}
         for r in fusion.regions:
@@ -87,7 +87,7 @@ class _Assigner:
             for v in [x.meta.get("logical", x) for x in region.outputs]:
                 if v in self.pinned:
                     self._need_plain(v)
-        for base in self.fusion.views.values():
+        for base in self.fusion.bases():
             self._need_plain(base)
         self.fusion.regions = self.regions
         return self.fusion

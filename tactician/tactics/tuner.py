@@ -296,6 +296,10 @@ def _random_arrays(
     for physical in region.inputs:
         if "logical" in physical.meta:
             arrays[physical] = _stored(physical, arrays[physical.meta["logical"]])
+        elif is_slice(physical):
+            apart = _room(physical, arrays[physical].shape)
+            apart[...] = arrays[physical]
+            arrays[physical] = apart
     for v in region.outputs:
         arrays[v] = _room(v, _concrete(v, env))
     return arrays

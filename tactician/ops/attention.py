@@ -68,8 +68,9 @@ class Attention(Op):
     Inputs ``q, k, v, mask?, past_key?, past_value?, kv_lens?``: ``[batch, heads, length, size]``
     or, with head counts given, ``[batch, length, heads * size]``, each by its own rank (the result
     has the queries' form; `regions.heads` says how kernels address them). Query heads may be a
-    multiple of key heads. A mask is b1 (true: seen) or added to the scores, and broadcasts to ``[batch,
-    heads, queries, keys]``; missing keys at its end are not seen. Rows that see no key give 0.
+    multiple of key heads. A mask is b1 (true: seen) or added to the scores, and broadcasts to
+    ``[batch, heads, queries, keys]``; missing keys at its end are not seen. Rows that see no key
+    give 0.
     """
 
     name = "attention"

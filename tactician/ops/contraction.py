@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ir import dims as D
 from ..ir import expr as E
-from ..ir.dtypes import i32, i64
+from ..ir.dtypes import DType, i32, i64
 from ..ir.expr import Expr, Stage, Var
 from ..ir.graph import Graph, Node, TensorType, Value
 from . import _shapes as S
@@ -27,10 +27,13 @@ class MatmulAttrs:
     Attributes:
         ta, tb: What each operand is: ``none`` (matrices in the last two dimensions),
             ``transpose`` (those, transposed), ``vector`` (vectors in the last dimension).
+        to: Floating-point element type of the result; None: that of the operands. Sums are kept
+            in f32 (f64) anyway, so f8 operands lose nothing with ``to=f32``.
     """
 
     ta: str = "none"
     tb: str = "none"
+    to: DType | None = None
 
 
 @register
@@ -51,7 +54,10 @@ class Matmul(Op):
         batch_b, cols, inner_b = _matrix(b, node.attrs.tb, "b", second=True)
         _check_inner(node, inner_a, inner_b)
         batch = S.broadcast(batch_a, batch_b, node=node)
-        return [TensorType(a.dtype, (*batch, *rows, *cols))]
+        to = node.attrs.to or a.dtype
+        if to is not a.dtype and not (to.is_float and a.dtype.is_float):
+            raise OpError(f"the product of {shape_text(a)} can't be {to}: cast it")
+        return [TensorType(to, (*batch, *rows, *cols))]
 
     def reference(self, node: Node, *inputs: Any) -> Any:
         a, b = widen(inputs[0]), widen(inputs[1])
@@ -125,20 +131,32 @@ def matmul_stages(node: Node) -> list[Stage]:
 # --- integer matmul -------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class IntMatmulAttrs:
+    """
+    Attributes:
+        ta, tb: ``none`` or ``transpose``; operands of one dimension are vectors.
+    """
+
+    ta: str = "none"
+    tb: str = "none"
+
+
 @register
 class IntMatmul(Op):
     """``(a - a_zero) @ (b - b_zero)`` in i32: ONNX's MatMulInteger. Zero points are scalars, one
-    per row of a, or one per column of b."""
+    per row of a, or one per column of b (after transposition)."""
 
     name = "int_matmul"
     kind = Kind.CONTRACTION
+    Attrs = IntMatmulAttrs
 
     def infer(self, node: Node) -> Sequence[TensorType]:
         a, b = operands(node, 2)
         if a.dtype.kind not in "iu" or b.dtype.kind not in "iu":
             raise OpError(f"operands must be integers, not {shape_text(a)} and {shape_text(b)}")
-        batch_a, rows, inner_a = _matrix(a, _int_flag(a), "a")
-        batch_b, cols, inner_b = _matrix(b, _int_flag(b), "b", second=True)
+        batch_a, rows, inner_a = _matrix(a, _int_flag(a, node.attrs.ta), "a")
+        batch_b, cols, inner_b = _matrix(b, _int_flag(b, node.attrs.tb), "b", second=True)
         _check_inner(node, inner_a, inner_b)
         batch = S.broadcast(batch_a, batch_b, node=node)
         return [TensorType(i32, (*batch, *rows, *cols))]
@@ -146,6 +164,10 @@ class IntMatmul(Op):
     def reference(self, node: Node, *inputs: Any) -> Any:
         a, b, za, zb = (*inputs, None, None)[:4]
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        if node.attrs.ta == "transpose" and a.ndim > 1:
+            a = a.swapaxes(-1, -2)
+        if node.attrs.tb == "transpose" and b.ndim > 1:
+            b = b.swapaxes(-1, -2)
         if za is not None:
             za = np.asarray(za, np.float64)
             a = a - (za[:, None] if za.ndim == 1 and za.size > 1 else za)
@@ -157,8 +179,8 @@ class IntMatmul(Op):
         return _int_matmul_stages(node)
 
 
-def _int_flag(v: Value) -> str:
-    return "vector" if v.rank == 1 else "none"
+def _int_flag(v: Value, flag: str) -> str:
+    return "vector" if v.rank == 1 else flag
 
 
 def exact_i32(y: Array) -> Array:
@@ -168,9 +190,9 @@ def exact_i32(y: Array) -> Array:
 
 def _int_matmul_stages(node: Node) -> list[Stage]:
     a, b, za, zb = operands(node, 2, 4)
-    out = node.output
-    _, rows, inner = _matrix(a, _int_flag(a), "a")
-    _, cols, _ = _matrix(b, _int_flag(b), "b", second=True)
+    out, attrs = node.output, node.attrs
+    _, rows, inner = _matrix(a, _int_flag(a, attrs.ta), "a")
+    _, cols, _ = _matrix(b, _int_flag(b, attrs.tb), "b", second=True)
     ov, r = E.iter_vars(out.dims), Var(i64, "r", inner)
     free = list(ov[len(ov) - len(rows) - len(cols) :])
     batch, full = ov[: len(ov) - len(free)], out.dims[: len(ov) - len(free)]
@@ -178,6 +200,8 @@ def _int_matmul_stages(node: Node) -> list[Stage]:
 
     def operand(v: Value, tail: list[Expr], zero: Value | None, at: Sequence[Expr]) -> Expr:
         lead = v.dims[: v.rank - len(tail)]
+        if (attrs.ta if v is a else attrs.tb) == "transpose":
+            tail.reverse()
         x = E.cast(E.load(v, [*S.broadcast_index(lead, batch, full), *tail]), i32)
         if zero is None:
             return x

@@ -31,7 +31,9 @@ _EXPENSIVE = frozenset(
 )
 _MAX_EXPR = 300  # expression nodes in one stage
 _MAX_REPEAT = 3  # how often cheap work may be done again to save a trip through memory
-_EPILOGUE_ANCHORS = frozenset({"matmul", "convolution", "deconvolution"})
+_EPILOGUE_ANCHORS = frozenset(
+    {"matmul", "convolution", "deconvolution", "int_matmul", "int_conv"}
+)
 
 
 @dataclass
@@ -226,7 +228,9 @@ class _Fuser:
         if v in self.outputs or not self.readers[v] <= set(region.nodes):
             return False
         if host.anchor is not None:
-            if host.anchor.op not in _EPILOGUE_ANCHORS or not v.dtype.is_float:
+            if host.anchor.op not in _EPILOGUE_ANCHORS:
+                return False
+            if not v.dtype.is_float and not host.anchor.op.startswith("int_"):
                 return False
         elif host.stages[-1].out is not v or "concat" in host.stages[-1].meta:
             return False

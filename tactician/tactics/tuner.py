@@ -288,6 +288,9 @@ def _random_arrays(
             arrays[v] = rng.standard_normal(shape, dtype=np.float32).astype(v.dtype.np)
         elif v.dtype.kind == "b":
             arrays[v] = np.asarray(rng.random(shape) < 0.5)  # a lone element is no array else
+        elif _quantized(region, v):
+            limits = np.iinfo(v.dtype.np)
+            arrays[v] = rng.integers(limits.min, limits.max + 1, shape, v.dtype.np)
         elif region.anchor is not None or v in addressing:
             arrays[v] = np.zeros(shape, v.dtype.np)  # may be indices: zero is always in range
         else:
@@ -303,6 +306,12 @@ def _random_arrays(
     for v in region.outputs:
         arrays[v] = _room(v, _concrete(v, env))
     return arrays
+
+
+def _quantized(region: Region, v: Value) -> bool:
+    """Whether an integer operand holds quantized numbers rather than indices."""
+    anchor = region.anchor
+    return anchor is not None and anchor.op in ("int_matmul", "int_conv") and v.dtype.bits <= 8
 
 
 def _stored(v: Value, logical: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -362,8 +371,8 @@ def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
     anchor = region.anchor
     if anchor is not None and len(anchor.inputs) > 1 and anchor.inputs[1] is not None:
         shape = _concrete(anchor.inputs[1], env)
-        if anchor.op == "matmul":
-            points *= shape[-2] if len(shape) > 1 else 1
+        if anchor.op in ("matmul", "int_matmul"):
+            points *= shape[-1 if anchor.attrs.tb == "transpose" else -2] if len(shape) > 1 else 1
         else:
             points *= float(np.prod(shape[1:], dtype=float))
     return points

@@ -7,6 +7,7 @@ import torch
 from ort_oracle import ort_run
 from run_op import build, close, run_op
 
+from tactician.ir import dtypes as T
 from tactician.ops import OpError
 
 rng = np.random.default_rng(4)
@@ -85,6 +86,23 @@ def test_int_matmul_zero_per_row():
     za = np.array([1, 2, 200], np.uint8)
     want = (a.astype(np.int32) - za[:, None].astype(np.int32)) @ b.astype(np.int32)
     close(run_op("int_matmul", [a, b, za]), want.astype(np.int32))
+
+
+@pytest.mark.parametrize("ta,tb", [("transpose", "none"), ("none", "transpose")])
+def test_int_matmul_of_transposed_operands(ta, tb):
+    a, b = (rng.integers(-128, 128, s).astype(np.int8) for s in ((2, 4, 6), (2, 6, 5)))
+    zb = rng.integers(-9, 9, 5).astype(np.int8)
+    want = a.astype(np.int32) @ (b.astype(np.int32) - zb)
+    a = a.swapaxes(1, 2).copy() if ta == "transpose" else a
+    b = b.swapaxes(1, 2).copy() if tb == "transpose" else b
+    close(run_op("int_matmul", [a, b, None, zb], ta=ta, tb=tb), want)
+
+
+def test_matmul_to_a_wider_type():
+    a, b = normal(3, 40).astype(np.float16), normal(40, 5).astype(np.float16)
+    got = run_op("matmul", [a, b], to=T.f32)
+    assert got.dtype == np.float32
+    close(got, a.astype(np.float32) @ b.astype(np.float32))
 
 
 @pytest.mark.parametrize("equation,shapes", [

@@ -133,6 +133,12 @@ def make_device(settings: BuildSettings) -> Any:
 
             isa = Isa.named("haswell") if Isa.host().triple.startswith("x86_64") else None
         return CpuDevice(isa=isa, threads=settings.threads)
+    if settings.target == "cuda":
+        from ..targets.cuda import load_tactics
+        from ..targets.cuda.device import make_device as cuda_device
+
+        load_tactics()
+        return cuda_device(settings.gpu, tf32=settings.tf32)
     raise BuildError(
         f"there is no target {settings.target!r} in this version; use the CPU target "
         "(config.default_device_type = DeviceType.CPU)"

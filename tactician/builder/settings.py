@@ -52,7 +52,9 @@ class BuildSettings:
     """Everything that steers a build, whole and immutable.
 
     Attributes:
-        target: ``cpu``, ``reference`` or ``null`` (``cuda`` once it is there).
+        target: ``cpu``, ``cuda``, ``reference`` or ``null``.
+        gpu: GPU to build for with target ``cuda``: "" (the one here, or ``TACTICIAN_GPU``), a name
+            such as ``sm_90``, or ``interpreter`` or ``null``; see `targets.cuda.device.make_device`.
         precisions: Element types that kernels may compute in, besides those of the network:
             any of ``f16 bf16 i8 f8 i4 f4``. Ignored for strongly typed networks.
         tf32: Whether FP32 contractions may round their inputs to TF32 (no effect on CPUs).
@@ -86,6 +88,7 @@ class BuildSettings:
     """
 
     target: str = "cpu"
+    gpu: str = ""
     precisions: frozenset[str] = frozenset()
     tf32: bool = True
     strongly_typed: bool = False

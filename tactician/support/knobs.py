@@ -5,6 +5,10 @@
 | ``TACTICIAN_DEBUG`` | on stderr: 1 plan summary, 2 time of each step run, 3 tactic tables, 4 graphs, 5 LLVM text |
 | ``TACTICIAN_CHECK`` | 1: verify the graph after each pass |
 | ``TACTICIAN_ONNX_BACKEND`` | ``engine`` (default) or ``reference``: what `onnx_backend` runs models with |
+| ``TACTICIAN_DEVICE`` | ``cpu`` or ``gpu``: the default device (else a GPU where one can be used) |
+| ``TACTICIAN_GPU`` | GPU that builds for CUDA are for where there is none: ``sm_90``, ``H100``, …; ``interpreter`` and ``null`` run such engines on the host |
+| ``TACTICIAN_KERNEL_CACHE`` | folder of compiled GPU kernels (default ``~/.cache/tactician/kernels``); ``off``: keep none |
+| ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -24,3 +28,42 @@ def debug_level() -> int:
         return max(0, min(5, int(text)))
     except ValueError:
         return 1
+
+
+def default_device() -> str:
+    """``cpu``, ``gpu`` or "" (whatever is there).
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    text = os.environ.get("TACTICIAN_DEVICE", "").lower()
+    if text == "cuda":
+        text = "gpu"
+    if text not in ("", "cpu", "gpu"):
+        raise ValueError(f"TACTICIAN_DEVICE is {text!r}; it can be cpu or gpu")
+    return text
+
+
+def gpu() -> str:
+    """The GPU to build for where there is none, or "": see the table."""
+    return os.environ.get("TACTICIAN_GPU", "").strip()
+
+
+def kernel_cache() -> str:
+    """Folder of the cache of compiled GPU kernels, or "" for none."""
+    text = os.environ.get("TACTICIAN_KERNEL_CACHE", "")
+    if text.lower() in ("off", "0", "none"):
+        return ""
+    if text:
+        return os.path.expanduser(text)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "tactician", "kernels")
+
+
+def compile_processes() -> int:
+    """Processes that compile GPU kernels; 0: as many as there are processors."""
+    text = os.environ.get("TACTICIAN_COMPILE_PROCESSES", "0") or "0"
+    try:
+        return max(0, int(text))
+    except ValueError:
+        return 0

@@ -1,0 +1,137 @@
+"""Compiled kernels as plans keep them: one blob per kernel, a JSON line and the machine code.
+
+Library calls are blobs too: their body is the library's own serialized call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ...support.errors import PlanError
+from ...tactics.kernel import Kernel
+
+FORMAT = 1
+CUBIN, LIBRARY, TEXT = "cubin", "library", "text"
+_MAGIC = b"TKC1"
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kernel's code and how it is called.
+
+    Attributes:
+        symbol: Unique name: the kernel's own and a digest of everything it depends on.
+        kind: ``cubin`` (machine code), ``library`` (a call into one), ``text`` (the source, which
+            Triton's interpreter runs).
+        body: The code itself.
+        entry: Function in a cubin or text.
+        arch: Compute capability the cubin is for, such as 90.
+        types: Triton types of the parameters.
+        params: Parameters the machine code takes; those beyond ``types`` are pointers to scratch
+            memory: global first, then profile.
+        threads, shared, cluster: Threads and shared bytes of a block, blocks of a cluster.
+        global_scratch, profile_scratch: Scratch bytes for each block of the grid.
+        pdl, cooperative: Whether it is launched programmatically dependent, or cooperatively.
+        library: Name of the library of a ``library`` call.
+    """
+
+    symbol: str
+    kind: str
+    body: bytes
+    entry: str = ""
+    arch: int = 0
+    types: tuple[str, ...] = ()
+    params: int = 0
+    threads: int = 128
+    shared: int = 0
+    cluster: int = 1
+    global_scratch: int = 0
+    profile_scratch: int = 0
+    pdl: bool = False
+    cooperative: bool = False
+    library: str = ""
+
+    def pack(self) -> bytes:
+        """The blob; equal code gives equal bytes."""
+        table = {**asdict(replace(self, body=b"")), "format": FORMAT}
+        del table["body"]
+        head = json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
+        return _MAGIC + len(head).to_bytes(4, "little") + head + self.body
+
+    @staticmethod
+    def unpack(blob: Any) -> Code:
+        """The kernel of a blob.
+
+        Raises:
+            PlanError: If it is none, or of another version.
+        """
+        data = bytes(blob)
+        size = int.from_bytes(data[4:8], "little")
+        if data[:4] != _MAGIC or len(data) < 8 + size:
+            raise PlanError("the plan's code is no GPU code")
+        try:
+            table = json.loads(data[8 : 8 + size])
+            version = table.pop("format")
+            if version != FORMAT:
+                raise PlanError(f"the plan's GPU code has format {version}, not {FORMAT}")
+            table["types"] = tuple(table["types"])
+            code = Code(body=data[8 + size :], **table)
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise PlanError(f"the plan's GPU code makes no sense: {e}") from None
+        code.check()
+        return code
+
+    def check(self) -> None:
+        """Refuses nonsense before a driver sees it.
+
+        Raises:
+            PlanError: Naming the kernel.
+        """
+        counts = (self.params, self.threads, self.shared, self.cluster, self.global_scratch,
+                  self.profile_scratch, self.arch)
+        good = (
+            self.kind in (CUBIN, LIBRARY, TEXT) and isinstance(self.symbol, str)
+            and all(type(n) is int and 0 <= n < 1 << 40 for n in counts)
+            and 1 <= self.threads <= 1024 and 1 <= self.cluster <= 16
+            and (self.kind != CUBIN or self.body[:4] == b"\x7fELF")
+            and (self.kind != CUBIN or len(self.types) <= self.params <= len(self.types) + 2)
+        )
+        if not good:
+            raise PlanError(f"the plan's kernel {self.symbol!r} makes no sense")
+
+
+def digest_of(kernel: Kernel) -> str:
+    """Stands for everything about a kernel that its code depends on."""
+    launch = kernel.launch
+    assert launch is not None
+    if launch.library:
+        parts: tuple[Any, ...] = (launch.library, launch.payload)
+    else:
+        parts = (kernel.source, kernel.symbol, launch.types, launch.warps, launch.stages,
+                 tuple(sorted(launch.options)))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def symbol_of(kernel: Kernel) -> str:
+    """The kernel's name in a plan."""
+    assert kernel.launch is not None
+    name = kernel.launch.library or kernel.symbol
+    return f"{name}_{digest_of(kernel)[:16]}"
+
+
+def library_code(kernel: Kernel) -> Code:
+    """A library call's blob."""
+    assert kernel.launch is not None
+    return Code(symbol_of(kernel), LIBRARY, kernel.launch.payload, library=kernel.launch.library)
+
+
+def text_code(kernel: Kernel) -> Code:
+    """A kernel to be interpreted."""
+    assert kernel.launch is not None
+    return Code(
+        symbol_of(kernel), TEXT, kernel.source.encode(), entry=kernel.symbol,
+        types=kernel.launch.types, params=len(kernel.launch.types),
+    )

@@ -1,0 +1,158 @@
+"""The GPU as a device for the tuner and the builder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
+from typing import Any
+
+import numpy as np
+
+from ...ir import dims as D
+from ...support import knobs
+from ...support.errors import BuildError
+from ...tactics.kernel import Kernel
+from ...tactics.tuner import Device
+from .arch import Gpu, named_gpu
+from .code import Code, library_code, symbol_of, text_code
+from .compiler import CompileError, compiler, triton_version
+
+INTERPRETER, NULL = "interpreter", "null"
+
+
+class CudaDevice(Device):
+    """A GPU described by its `Gpu`: compiles for it, can't time.
+
+    Attributes:
+        target: ``cuda``.
+        gpu: What is known of the GPU; cost models read it.
+        fingerprint: Names what code and timings are for.
+        tf32: Whether FP32 contractions may round their inputs to TF32.
+        mode: "" (code for a GPU), ``interpreter`` (kernels stay text, which Triton's interpreter
+            runs) or ``null`` (code is compiled and launched, but never runs).
+        libraries: Whether library calls can be made on this device.
+        failed: Kernels that could not be compiled: symbol -> reason.
+    """
+
+    target = "cuda"
+
+    def __init__(self, gpu: Gpu | str = "sm_90", *, mode: str = "", tf32: bool = True):
+        self.gpu = named_gpu(gpu) if isinstance(gpu, str) else gpu
+        self.mode = mode
+        self.tf32 = tf32
+        self.libraries = False
+        self.fingerprint = self.gpu.fingerprint + (f"/{mode}" if mode else "")
+        self.failed: dict[str, str] = {}
+        self._compiling: dict[str, Future[bytes]] = {}
+
+    @property
+    def arch(self) -> int:
+        """Compute capability as a number: 90 for 9.0."""
+        return self.gpu.arch
+
+    @property
+    def sms(self) -> int:
+        """Streaming multiprocessors."""
+        return self.gpu.sms
+
+    @property
+    def can_time(self) -> bool:
+        """Whether kernels can be run and timed."""
+        return False
+
+    def start(self, kernel: Kernel) -> tuple[str, Future[bytes]]:
+        """Begins to compile in another process.
+
+        Returns:
+            The kernel's name in a plan, which is unique to its text, and its blob to come (see
+            `code.Code`); the future raises `CompileError`.
+        """
+        symbol = symbol_of(kernel)
+        found = self._compiling.get(symbol)
+        if found is None:
+            found = self._compiling[symbol] = self._begin(kernel)
+        return symbol, found
+
+    def _begin(self, kernel: Kernel) -> Future[bytes]:
+        assert kernel.launch is not None
+        out: Future[bytes] = Future()
+        if kernel.launch.library:
+            out.set_result(library_code(kernel).pack())
+            return out
+        if self.mode == INTERPRETER:
+            out.set_result(text_code(kernel).pack())
+            return out
+
+        def done(code: Future[Code]) -> None:
+            try:
+                out.set_result(self._fitting(code.result()).pack())
+            except BaseException as e:
+                self.failed[symbol_of(kernel)] = str(e)
+                out.set_exception(e)
+
+        compiler().start(kernel, self.arch).add_done_callback(done)
+        return out
+
+    def _fitting(self, code: Code) -> Code:
+        if code.shared > self.gpu.shared:
+            raise CompileError(
+                f"{code.symbol} needs {code.shared} bytes of shared memory, sm_{self.arch} has "
+                f"{self.gpu.shared}"
+            )
+        return code
+
+    def compile(self, kernel: Kernel) -> tuple[str, bytes]:
+        """Like `start`, with the code at hand.
+
+        Raises:
+            CompileError: If it can't be compiled.
+        """
+        symbol, code = self.start(kernel)
+        return symbol, code.result()
+
+    def settle(self) -> None:
+        wait(self._compiling.values())
+
+    def run_kernel(
+        self, kernel: Kernel, arrays: Sequence[np.ndarray[Any, Any]], env: Mapping[str, int]
+    ) -> None:
+        """Runs a kernel once through Triton's interpreter, whatever GPU the device stands for.
+
+        Args:
+            arrays: One for each of ``kernel.args``; results are written into them.
+            env: Values of symbols.
+
+        Raises:
+            ExecutionError: If it fails.
+        """
+        from .interpret import interpret
+
+        launch = kernel.launch
+        assert launch is not None
+        if launch.library:
+            raise BuildError(f"{launch.library} calls run on a GPU only")
+        grid = [D.evaluate(d, env) for d in launch.grid]
+        values = [int(a.ctypes.data) for a in arrays]
+        values += [D.evaluate(d, env) for d in kernel.dims]
+        interpret(kernel.source, kernel.symbol, launch.types, grid, values, symbol_of(kernel))
+
+
+def make_device(gpu: str = "", *, tf32: bool = True) -> CudaDevice:
+    """The device of a build.
+
+    Args:
+        gpu: A GPU's name, ``interpreter``, ``null``, or "" for the GPU that is here
+            (``TACTICIAN_GPU`` where there is none). A name after a colon says what GPU the
+            interpreter and the null device stand for: ``null:sm_80``.
+
+    Raises:
+        BuildError: If there is no GPU and none is named, or Triton is missing.
+    """
+    triton_version()
+    text = gpu or knobs.gpu()
+    mode, _, name = text.partition(":")
+    if mode.lower() in (INTERPRETER, NULL):
+        return CudaDevice(name or "sm_90", mode=mode.lower(), tf32=tf32)
+    if text:
+        return CudaDevice(text, tf32=tf32)
+    raise BuildError("there is no GPU here; name one to build for: TACTICIAN_GPU=sm_90")

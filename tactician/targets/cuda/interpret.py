@@ -1,0 +1,136 @@
+"""Runs kernels through Triton's interpreter on host memory: how engines for CUDA are tested
+where there is no GPU.
+
+Triton decides when it is imported whether it interprets, so the interpreter has a copy of
+Triton's Python modules of its own; whoever imports ``triton`` gets the ordinary one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import itertools
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...support.errors import BuildError, ExecutionError
+from .worker import define
+
+_lock = threading.RLock()
+_own: dict[str, Any] = {}
+_KEEP = "triton._C"  # native modules exist once
+
+
+def _is_triton(name: str) -> bool:
+    return (name == "triton" or name.startswith("triton.")) and not name.startswith(_KEEP)
+
+
+@contextlib.contextmanager
+def _own_modules() -> Iterator[None]:
+    """``import triton`` means the interpreting copy meanwhile."""
+    others = {n: m for n, m in sys.modules.items() if _is_triton(n)}
+    for n in others:
+        del sys.modules[n]
+    sys.modules.update(_own)
+    try:
+        yield
+    finally:
+        for n in [n for n in sys.modules if _is_triton(n)]:
+            _own[n] = sys.modules.pop(n)
+        sys.modules.update(others)
+
+
+class _Interpreter:
+    """The interpreting copy of Triton, patched once."""
+
+    def __init__(self) -> None:
+        before = os.environ.get("TRITON_INTERPRET")
+        os.environ["TRITON_INTERPRET"] = "1"
+        try:
+            with _own_modules(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.tl = importlib.import_module("triton.language")
+                self.module = importlib.import_module("triton.runtime.interpreter")
+                knobs = importlib.import_module("triton.knobs")
+                knobs.runtime.interpret = True
+                self._patch()
+        except ImportError as e:
+            raise BuildError(
+                f"the interpreter of the CUDA target needs Triton: pip install triton ({e})"
+            ) from None
+        finally:
+            if before is None:
+                del os.environ["TRITON_INTERPRET"]
+            else:
+                os.environ["TRITON_INTERPRET"] = before
+
+    def _patch(self) -> None:
+        """Does once what Triton does around every call, which is slow."""
+        tl, module = self.tl, self.module
+
+        def probe() -> None:
+            return None
+
+        probe = type(probe)(probe.__code__, {"tl": tl, "core": tl.core})
+        module._patch_lang(probe)
+
+        def call(fn: Any, *args: Any, **kwargs: Any) -> Any:
+            return fn.rewrite()(*args, **kwargs)
+
+        module.InterpretedFunction.__call__ = call
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - lives as long as the process
+    def function(self, source: str, symbol: str, name: str) -> Any:
+        return define(source, symbol, name).rewrite()
+
+    def value(self, type_name: str, x: int) -> Any:
+        """A parameter: a pointer or an integer."""
+        ty = self.tl.str_to_ty(type_name, None)
+        kind = np.uint64 if type_name.startswith("*") else {"i64": np.int64}.get(type_name, np.int32)
+        return self.tl.tensor(self.module.TensorHandle(np.array([x], kind), ty), ty)
+
+
+@functools.cache
+def _interpreter() -> _Interpreter:
+    return _Interpreter()
+
+
+def interpret(
+    source: str, symbol: str, types: Sequence[str], grid: Sequence[int], values: Sequence[int],
+    name: str = "kernel",
+) -> None:
+    """Runs a Triton function over a grid.
+
+    Args:
+        source: Text that defines it.
+        types: Triton types of its parameters.
+        grid: Programs along x, y and z.
+        values: Addresses and integers, one per parameter.
+
+    Raises:
+        ExecutionError: If it fails, naming the function.
+    """
+    with _lock:
+        it = _interpreter()
+        with _own_modules(), np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                fn = it.function(source, symbol, name)
+                args = [it.value(t, x) for t, x in zip(types, values, strict=True)]
+                sizes = (*grid, 1, 1, 1)[:3]
+                builder = it.module.interpreter_builder
+                builder.set_grid_dim(*sizes)
+                for index in itertools.product(*map(range, sizes)):
+                    builder.set_grid_idx(*index)
+                    fn(*args)
+            except Exception as e:
+                raise ExecutionError(
+                    f"kernel {name} failed in the interpreter: {type(e).__name__}: {e}"
+                ) from e

@@ -54,7 +54,7 @@ class BuildSettings:
     Attributes:
         target: ``cpu``, ``cuda``, ``reference`` or ``null``.
         gpu: GPU to build for with target ``cuda``: "" (the one here, or ``TACTICIAN_GPU``), a name
-            such as ``sm_90``, or ``interpreter`` or ``null``; see `targets.cuda.device.make_device`.
+            such as ``sm_90``, ``interpreter`` or ``null``; see `targets.cuda.device.make_device`.
         precisions: Element types that kernels may compute in, besides those of the network:
             any of ``f16 bf16 i8 f8 i4 f4``. Ignored for strongly typed networks.
         tf32: Whether FP32 contractions may round their inputs to TF32 (no effect on CPUs).

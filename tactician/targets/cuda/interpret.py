@@ -93,7 +93,8 @@ class _Interpreter:
     def value(self, type_name: str, x: int) -> Any:
         """A parameter: a pointer or an integer."""
         ty = self.tl.str_to_ty(type_name, None)
-        kind = np.uint64 if type_name.startswith("*") else {"i64": np.int64}.get(type_name, np.int32)
+        wide = np.uint64 if type_name.startswith("*") else np.int64
+        kind = wide if type_name[0] == "*" or type_name == "i64" else np.int32
         return self.tl.tensor(self.module.TensorHandle(np.array([x], kind), ty), ty)
 
 

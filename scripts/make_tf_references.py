@@ -4,6 +4,8 @@ Runs TensorFlow (``pip install tensorflow-cpu``) on single operators and small n
 numbers and keeps the frozen graphs, inputs and outputs in one compressed file. Tests only read it.
 
     python scripts/make_tf_references.py tests/tensorflow/references.npz
+
+Writes SavedModels with variables and their results beside it, too, into ``saved/``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -341,6 +344,24 @@ def nets() -> None:
     case("net/conv1d", conv1d, x(2, 9, 4))
 
 
+def audio() -> None:
+    sound = 0.4 * x(1600, 1)
+    for squared in (True, False):
+        case(f"audio/spectrogram_{squared}", lambda a, s=squared: raw.AudioSpectrogram(
+            input=a, window_size=480, stride=320, magnitude_squared=s), sound)
+    case("audio/spectrogram_stereo", lambda a: raw.AudioSpectrogram(
+        input=a, window_size=256, stride=100), x(700, 2))
+    case("audio/mfcc", lambda a: raw.Mfcc(
+        spectrogram=raw.AudioSpectrogram(input=a, window_size=640, stride=320,
+                                         magnitude_squared=True),
+        sample_rate=16000, dct_coefficient_count=10), sound)
+    case("audio/mfcc_bands", lambda a: raw.Mfcc(
+        spectrogram=raw.AudioSpectrogram(input=a, window_size=400, stride=160,
+                                         magnitude_squared=True),
+        sample_rate=8000, upper_frequency_limit=3600.0, lower_frequency_limit=125.0,
+        filterbank_channel_count=20, dct_coefficient_count=13), sound)
+
+
 def frozen(fn: Callable[..., Any], inputs: list[np.ndarray], how: str) -> tuple[Any, list[Any]]:
     """The graph, and what TensorFlow computes."""
     use_v2 = "v1" not in how
@@ -368,7 +389,7 @@ def frozen_v1(fn: Callable[..., Any], inputs: list[np.ndarray], how: str) -> tup
 
 def main(path: str) -> None:
     for group in (unary_ops, binary_ops, convolutions, pooling_and_norm, dense, moves, reductions,
-                  indexing, images, control, nets):
+                  indexing, images, control, nets, audio):
         group()
     out: dict[str, np.ndarray] = {}
     for name, (fn, inputs, how) in CASES.items():
@@ -384,5 +405,47 @@ def main(path: str) -> None:
     print(f"{path}: {len(CASES)} cases, {os.path.getsize(path):,} bytes")
 
 
+def saved_models(folder: str) -> None:
+    """SavedModels of both generations with variables, and what they compute."""
+    import shutil
+
+    class Module(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = tf.Variable(w_conv(3, 3, 2, 4), name="w")
+            self.b = tf.Variable(w_conv(4))
+            self.d = tf.Variable(w_conv(4, 5), name="w")
+            self.table = tf.Variable(w_conv(7, 5), name="table")
+
+        @tf.function
+        def __call__(self, image: Any, token: Any) -> dict[str, Any]:
+            h = tf.nn.relu(tf.nn.conv2d(image, self.w, 1, "SAME") + self.b)
+            y = tf.reduce_mean(h, [1, 2]) @ self.d
+            return {"logits": y + tf.nn.embedding_lookup(self.table, token)}
+
+    shutil.rmtree(folder, ignore_errors=True)
+    module = Module()
+    call = module.__call__.get_concrete_function(
+        tf.TensorSpec([None, 6, 6, 2], tf.float32, "image"),
+        tf.TensorSpec([None], tf.int32, "token"))
+    tf.saved_model.save(module, f"{folder}/functions", signatures=call)
+    feeds = {"image": x(2, 6, 6, 2), "token": ints(2)}
+    logits = module(**feeds)["logits"].numpy()
+    np.savez_compressed(f"{folder}/functions.npz", **feeds, logits=logits)
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.disable_resource_variables()
+        a = v1.placeholder(tf.float32, [None, 4], name="a")
+        w, r = v1.get_variable("w", [4, 3]), v1.get_variable("r", [3], use_resource=True)
+        y = tf.nn.tanh(tf.matmul(a, w) + r, name="y")
+        session.run(v1.global_variables_initializer())
+        given = x(2, 4)
+        np.savez_compressed(f"{folder}/session.npz", a=given, result=session.run(y, {a: given}))
+        v1.saved_model.simple_save(session, f"{folder}/session", {"a": a}, {"result": y})
+    for kind in ("functions", "session"):
+        (Path(folder) / kind / "fingerprint.pb").unlink(missing_ok=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "tests/tensorflow/references.npz")
+    target = sys.argv[1] if len(sys.argv) > 1 else "tests/tensorflow/references.npz"
+    main(target)
+    saved_models(str(Path(target).with_name("saved")))

@@ -133,7 +133,7 @@ def test_cycle() -> None:
 
 
 @pytest.mark.parametrize("node, says", [
-    (new_node("y", "DecodeWav", "x"), "compute them in the program"),
+    (new_node("y", "DecodeWav", "x"), "make this node's output an input"),
     (new_node("y", "VariableV2"), "freeze it first"),
     (new_node("y", "Conv2D", ["x", "x"], strides=[1, 1, 1, 1], padding="SAME"), "rank 2"),
     (new_node("y", "Relu"), "input 0 is missing"),
@@ -186,10 +186,10 @@ def test_damaged_constant() -> None:
     assert "needs 12 bytes but has 5" in errors(parse(g))
 
 
-def test_saved_model_with_variables() -> None:
+def test_saved_model_with_variables_needs_its_folder() -> None:
     saved = messages()["SavedModel"]()
     saved.meta_graphs.add().graph_def.node.append(new_node("v", "VarHandleOp"))
-    assert "freeze the graph" in errors(parse(saved.SerializeToString()))
+    assert "give the folder's path" in errors(parse(saved.SerializeToString()))
 
 
 def test_function_that_calls_itself() -> None:

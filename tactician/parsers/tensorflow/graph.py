@@ -12,10 +12,6 @@ from ..onnx.errors import ModelProblem
 from .schema import messages
 from .types import set_attr, to_tensor
 
-_FREEZE = ("freeze the graph and give that file (TensorFlow 1: "
-           "graph_util.convert_variables_to_constants; TensorFlow 2: "
-           "convert_variables_to_constants_v2)")
-
 
 def load(model: Any) -> Any:
     """Reads a graph.
@@ -49,12 +45,12 @@ def _from_file(path: Path) -> Any:
     except OSError as e:
         raise ModelProblem(f"{path} can't be read: {e.strerror}") from None
     try:
-        return _parse(data)
+        return _parse(data, path.parent)
     except ModelProblem as e:
-        raise ModelProblem(f"{path}: {e}") from None
+        raise ModelProblem(f"{path}: {e}", e.code) from None
 
 
-def _parse(data: bytes) -> Any:
+def _parse(data: bytes, folder: Path | None = None) -> Any:
     from google.protobuf.message import DecodeError
 
     if not data:
@@ -75,7 +71,7 @@ def _parse(data: bytes) -> Any:
         raise ModelProblem("it is no TensorFlow graph, or it is cut off or damaged") from None
     if not saved.meta_graphs:
         raise ModelProblem("it holds no nodes; it is no TensorFlow graph, or it is damaged")
-    return _of_saved(saved)
+    return _of_saved(saved, folder)
 
 
 def _looks_like_text(data: bytes) -> bool:
@@ -94,17 +90,11 @@ def _parse_text(data: bytes) -> Any:
     return graph
 
 
-def _of_saved(saved: Any) -> Any:
-    """The graph of a SavedModel that has no variables left."""
+def _of_saved(saved: Any, folder: Path | None) -> Any:
+    from .saved_model import frozen
+
     metas = [m for m in saved.meta_graphs if "serve" in m.meta_info_def.tags]
-    meta = (metas or list(saved.meta_graphs))[0]
-    ops = {n.op for n in meta.graph_def.node}
-    ops |= {n.op for f in meta.graph_def.library.function for n in f.node_def}
-    variables = ops & {"VariableV2", "Variable", "VarHandleOp", "ReadVariableOp"}
-    if variables:
-        raise ModelProblem(f"the SavedModel keeps its weights in variables; {_FREEZE}",
-                           "UNSUPPORTED_GRAPH")
-    return meta.graph_def
+    return frozen((metas or list(saved.meta_graphs))[0], folder)
 
 
 # --- making graphs ---------------------------------------------------------------------------

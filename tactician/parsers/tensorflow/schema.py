@@ -117,6 +117,16 @@ TensorInfo
   1 name string
   2 dtype DataType
   3 tensor_shape TensorShapeProto
+BundleHeaderProto
+  1 num_shards int32
+  2 endianness int32
+BundleEntryProto
+  1 dtype DataType
+  2 shape TensorShapeProto
+  3 shard_id int32
+  4 offset int64
+  5 size int64
+  7 slices bytes*
 """
 
 

@@ -33,7 +33,7 @@ print(run({{"image": np.zeros((1, 28, 28, 1), np.float32)}})["probabilities"].sh
 
 - `inputs={{"name": shape}}`: other shapes than the graph declares (-1: known at run time; None: as
   declared). Any node can be an input; what is above it is left out. So graphs that decode audio or
-  image files are cut where the arrays begin: `inputs={{"Mfcc:0": (1, 49, 10)}}`.
+  image files are cut where the arrays begin: `inputs={{"decoded_sample_data:0": (16000, 1)}}`.
 - `outputs`: nodes (`"softmax"`) or tensors (`"split:1"`); by default nodes that nothing reads.
 - `constants={{"is_training": False}}`: values of placeholders that are known.
 
@@ -41,8 +41,10 @@ All problems of a graph are found at once, each with node, operator, inputs and 
 
 ## What to know
 
-- Graphs whose weights are variables must be frozen first (`convert_variables_to_constants`, in 2.x
-  `convert_variables_to_constants_v2`). SavedModels work if nothing in them is a variable.
+- SavedModels with variables: give the folder. The signature `serving_default` (or the first one) is
+  imported, its inputs and outputs under the signature's names; variables are read from the
+  checkpoint and become constants. Other graphs whose weights are variables must be frozen first
+  (`convert_variables_to_constants`, in 2.x `convert_variables_to_constants_v2`).
 - Images keep TensorFlow's order, channels last, at inputs and outputs. Between convolutions no
   transposes remain: they cancel, and kernels store channels last anyway.
 - While-loops and conditionals of both generations (`Enter`, `Switch`, …; `While`, `If`) become

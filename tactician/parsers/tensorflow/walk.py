@@ -17,14 +17,13 @@ from .node import TfNode
 MAX_DEPTH = 64  # of nested function calls, loops and conditionals
 
 FAILED = "(failed)"  # operator of a node whose problem has been reported already
-_AUDIO = ("audio is decoded and its features computed outside of the network; compute them in "
-          "the program and make this node's output an input")
+_AUDIO = ("audio files are decoded outside of the network; make this node's output an input")
 _FILES = "files are decoded outside of the network; make this node's output an input"
 _VARIABLES = ("the graph still has variables; freeze it first (TensorFlow 1: "
               "graph_util.convert_variables_to_constants; TensorFlow 2: "
               "convert_variables_to_constants_v2)")
 _EXCLUDED = {
-    **dict.fromkeys("DecodeWav AudioSpectrogram Mfcc".split(), _AUDIO),
+    "DecodeWav": _AUDIO,
     **dict.fromkeys("DecodeJpeg DecodePng DecodeImage DecodeBmp ParseExample DecodeRaw ReadFile"
                     .split(), _FILES),
     **dict.fromkeys("Variable VariableV2 VarHandleOp ReadVariableOp".split(), _VARIABLES),

@@ -69,7 +69,8 @@ class Checkpoint:
         sane = min((*shape, entry.offset), default=0) >= 0
         if not sane or entry.size != count * kind.itemsize:
             raise ModelProblem(f"{key!r} has {entry.size} bytes at {entry.offset} but "
-                               f"{kind}{list(shape)} needs {count * kind.itemsize}; the index is damaged")
+                               f"{kind}{list(shape)} needs {count * kind.itemsize}; the index is "
+                               "damaged")
         try:
             with file.open("rb") as f:
                 f.seek(entry.offset)

@@ -76,10 +76,15 @@ def compile_network(
     dump = graph_dumper()
     if dump is not None:
         dump("import", graph)
-    optimize(graph, report.trace, dump)
+    device = make_device(settings)
+    in_parts: set[Node] = set()
+
+    def takes(node: Node) -> bool:
+        return settings.target != "reference" and node not in in_parts and takes_whole(node, device)
+
+    optimize(graph, report.trace, dump, takes)
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
-    device = make_device(settings)
     if settings.timing_cache is None:
         settings = replace(settings, timing_cache={})  # equal regions are measured once
     row_major: set[Node] = set()
@@ -98,6 +103,9 @@ def compile_network(
             if row_major >= e.nodes:
                 raise BuildError(f"no kernel for {', '.join(map(repr, e.nodes))}") from None
             row_major |= e.nodes
+        except _NotWhole as e:
+            in_parts.add(e.node)
+            optimize(graph, report.trace, dump, takes)
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
         Profile({})
     ]
@@ -114,6 +122,22 @@ class _NotChannelsLast(Exception):
     def __init__(self, nodes: set[Node]):
         super().__init__()
         self.nodes = nodes
+
+
+class _NotWhole(Exception):
+    """An attention node that no kernel computes right after all; it is taken apart."""
+
+    def __init__(self, node: Node):
+        super().__init__()
+        self.node = node
+
+
+def takes_whole(node: Node, device: Any) -> bool:
+    """Whether a tactic of the device takes a node by itself."""
+    region = Region([node], anchor=node)
+    region.find_inputs()
+    region.outputs = list(node.outputs)
+    return any(t.refuse(region, device) is None for t in tactics_for(device.target))
 
 
 def make_device(settings: BuildSettings) -> Any:
@@ -243,6 +267,8 @@ class _Compiler:
             show_source(region.name, choice.kernel)
             info = {**_layer_info(region), **choice.info}
             self.scheduler.kernel(region, choice.kernel, symbol, info)
+        elif region.anchor is not None and region.anchor.op == "attention":
+            raise _NotWhole(region.anchor)
         elif any("logical" in v.meta for v in (*region.inputs, *region.outputs)):
             raise _NotChannelsLast(set(region.nodes))
         elif len(region.nodes) > 1:

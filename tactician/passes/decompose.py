@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from ..ir.graph import Graph
+from collections.abc import Callable
+
+from ..ir.graph import Graph, Node
 from ..ops import get
 from ..ops.registry import Op
 from .manager import Pass
 
 
 class Decompose(Pass):
-    """Applies `Op.decompose` until no node has one that applies."""
+    """Applies `Op.decompose` until no node has one that applies.
+
+    Args:
+        takes: Whether the target has a tactic for an attention node, which then stays whole.
+    """
 
     name = "decompose"
+
+    def __init__(self, takes: Callable[[Node], bool] | None = None):
+        self.takes = takes
 
     def run(self, graph: Graph) -> bool:
         changed = False
@@ -21,6 +30,8 @@ class Decompose(Pass):
             decl = get(node.op)
             if type(decl).decompose is Op.decompose:
                 continue  # no op of this kind is composite
+            if node.op == "attention" and self.takes is not None and self.takes(node):
+                continue
             before = set(graph.nodes)
             results = decl.decompose(node, graph)
             if results is None:

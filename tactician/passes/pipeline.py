@@ -4,31 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from .cse import CommonSubexpressions
 from .dce import DeadCode
 from .decompose import Decompose
+from .find_attention import FindAttention
 from .find_norm import FindNorm
 from .fold import FoldConstants
 from .fold_affine import FoldAffine
 from .fold_transpose import FoldTranspose
 from .manager import PassManager, PassTrace
+from .merge_siblings import MergeSiblings
 from .move_transposes import MoveTransposes
 from .simplify import Simplify
 from .subpixel import Subpixel
 
 
 def optimize(
-    graph: Graph, trace: PassTrace | None = None, dump: Callable[[str, Graph], None] | None = None
+    graph: Graph, trace: PassTrace | None = None, dump: Callable[[str, Graph], None] | None = None,
+    takes: Callable[[Node], bool] | None = None,
 ) -> None:
-    """Optimizes ``graph`` in place, independently of the target."""
+    """Optimizes ``graph`` in place, independently of the target but for attention.
+
+    Args:
+        takes: Whether the target has a tactic for an attention node. None: all are decomposed,
+            and none is looked for.
+    """
     graph.toposort()
-    PassManager([DeadCode(), FoldConstants(), Decompose()]).run(graph, trace, dump)
+    PassManager([DeadCode(), FoldConstants(), Decompose(takes)]).run(graph, trace, dump)
+    attention = [] if takes is None else [FindAttention(takes), MergeSiblings()]
     rounds = PassManager(
         [
             FoldConstants(),
             Simplify(),
             CommonSubexpressions(),
+            *attention,
             MoveTransposes(),
             FoldTranspose(),
             FindNorm(),
@@ -38,5 +48,7 @@ def optimize(
         max_rounds=4,
     )
     rounds.run(graph, trace, dump)
+    if takes is not None and PassManager([Decompose(takes)]).run(graph, trace, dump):
+        rounds.run(graph, trace, dump)  # nodes whose types changed since
     PassManager([Subpixel()]).run(graph, trace, dump)
     graph.toposort()

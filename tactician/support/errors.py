@@ -11,6 +11,11 @@ class BuildError(TacticianError):
     """A network cannot be built into an engine."""
 
 
+class RefusedError(BuildError):
+    """A kernel cannot be made after all: a library or a compiler refuses it. The autotuner then
+    goes on with the next candidate."""
+
+
 class PlanError(TacticianError):
     """A plan is damaged, or was made for another device or version."""
 

@@ -9,6 +9,7 @@
 | ``TACTICIAN_GPU`` | GPU that builds for CUDA are for where there is none: ``sm_90``, ``H100``, …; ``interpreter`` and ``null`` run such engines on the host |
 | ``TACTICIAN_KERNEL_CACHE`` | folder of compiled GPU kernels (default ``~/.cache/tactician/kernels``); ``off``: keep none |
 | ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
+| ``TACTICIAN_LIBRARY_PATH`` | folders with cuDNN and cuBLASLt, before those of the Python wheels (separated by ``:``) |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -67,3 +68,8 @@ def compile_processes() -> int:
         return max(0, int(text))
     except ValueError:
         return 0
+
+
+def library_path() -> list[str]:
+    """Folders to look for NVIDIA's libraries in first."""
+    return [p for p in os.environ.get("TACTICIAN_LIBRARY_PATH", "").split(os.pathsep) if p]

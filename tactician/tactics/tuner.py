@@ -20,6 +20,7 @@ from ..ops import evaluate
 from ..ops.registry import D_ERRORS
 from ..regions.region import Region, is_slice, pitch
 from ..regions.signature import digest, signature
+from ..support.errors import RefusedError
 from ..support.tolerances import Tolerance, mismatch, tolerance
 from .kernel import Kernel
 from .tactic import Tactic, tactics_for
@@ -120,8 +121,12 @@ class Tuner:
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
         if self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3):
-            tactic, candidate = options[0]
-            return self._chosen(region, tactic, candidate, {}, rejected, {})
+            for tactic, candidate in options:
+                kernel = self._built(region, tactic, candidate, rejected)
+                if kernel is not None:
+                    known = {_label(tactic, candidate): kernel}
+                    return self._chosen(region, tactic, candidate, {}, rejected, known)
+            return Choice("reference", "", None, {"rejected": rejected})
         key = self._key(region)
         kernels: dict[str, Kernel] = {}
         times = self._cached(key, options)
@@ -198,12 +203,16 @@ class Tuner:
         times: dict[str, float | None] = {}
         kernels: dict[str, Kernel] = {}
         for tactic, candidate in options:
-            kernel = tactic.build(region, candidate, self.device)
-            kernels[_label(tactic, candidate)] = kernel
-            self.device.start(kernel)
+            kernel = self._built(region, tactic, candidate, rejected)
+            if kernel is not None:
+                kernels[_label(tactic, candidate)] = kernel
+                self.device.start(kernel)
         self.device.settle()
         for tactic, candidate in options:
             label = _label(tactic, candidate)
+            if label not in kernels:
+                times[label] = None
+                continue
             kernel = kernels[label]
             call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
             for v in region.outputs:  # what the candidate before wrote proves nothing
@@ -226,6 +235,16 @@ class Tuner:
                 times[label] = None
                 rejected[label] = wrong
         return times, kernels
+
+    def _built(
+        self, region: Region, tactic: Tactic, candidate: Hashable, rejected: dict[str, str]
+    ) -> Kernel | None:
+        """A candidate's kernel; None, with the reason noted, if a library refuses it."""
+        try:
+            return tactic.build(region, candidate, self.device)
+        except RefusedError as e:
+            rejected[_label(tactic, candidate)] = str(e)
+            return None
 
     def _winner(
         self, region: Region, options: list[tuple[Tactic, Hashable]],

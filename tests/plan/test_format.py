@@ -76,7 +76,7 @@ def test_sections_are_aligned_and_not_copied(plan):
 
 def test_header_alone_can_be_read(plan):
     h = read_header(plan[:512])
-    assert (h.version, h.target, h.device) == (1, "reference", "x86_64-some-cpu")
+    assert (h.version, h.target, h.device) == (2, "reference", "x86_64-some-cpu")
     assert h.file_size == len(plan)
 
 
@@ -115,7 +115,7 @@ def test_foreign_files(data):
 
 
 def test_other_version(plan):
-    with pytest.raises(PlanError, match=r"format version 77.* reads version 1"):
+    with pytest.raises(PlanError, match=r"format version 77.* reads version 2"):
         read_plan(plan[:8] + struct.pack("<I", 77) + plan[12:])
 
 
@@ -124,7 +124,7 @@ def resealed(plan, at, new):
     out = bytearray(plan)
     out[at : at + len(new)] = new
     header_size, device = (struct.unpack_from("<I", plan, o)[0] for o in (12, 44))
-    out[64:96] = hashlib.sha256(out[header_size:]).digest()
+    out[64:96] = hashlib.sha256(hashlib.sha256(out[header_size:]).digest()).digest()  # one piece
     out[96:128] = hashlib.sha256(out[:96] + out[128 : 128 + device]).digest()
     return bytes(out)
 

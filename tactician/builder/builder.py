@@ -40,8 +40,6 @@ _UNHONOURED = {
     BuilderFlag.REJECT_EMPTY_ALGORITHMS: "there is no algorithm selection",
     BuilderFlag.STRICT_NANS: "kernels are chosen without regard to it; Winograd convolutions may "
     "spread a NaN or infinity over a tile",
-    BuilderFlag.OBEY_PRECISION_CONSTRAINTS: "layers compute in the types of their tensors",
-    BuilderFlag.PREFER_PRECISION_CONSTRAINTS: "layers compute in the types of their tensors",
     BuilderFlag.STRIP_PLAN: "the plan holds its weights",
     BuilderFlag.DEBUG: "values are not checked after each step; mark tensors with mark_debug",
 }
@@ -299,12 +297,6 @@ class Builder(LegacyBuilder):
                 log.warning(f"config.{name} has no effect: {reason}", self._logger)
         if any(kind != DeviceType.CPU for kind in config._devices.values()):
             log.warning(f"set_device_type has no effect: {_ONE_CPU}", self._logger)
-        if settings.precisions and not settings.strongly_typed:
-            names = ", ".join(sorted(settings.precisions))
-            log.warning(
-                f"kernels may use {names}, but this version computes each layer in the type it "
-                "has in the network", self._logger
-            )
         if config.int8_calibrator is not None:
             log.warning(
                 "the INT8 calibrator is not used: this version quantizes only where the network "

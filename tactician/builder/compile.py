@@ -25,6 +25,7 @@ from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .control import emit_assertion, emit_control, why_not_native
 from .debug import graph_dumper, show_program, show_source
+from .precision import apply_precisions
 from .schedule import Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
@@ -83,6 +84,7 @@ def compile_network(
         return settings.target != "reference" and node not in in_parts and takes_whole(node, device)
 
     optimize(graph, report.trace, dump, takes)
+    apply_precisions(graph, settings, device, report.trace, dump)
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
     if settings.timing_cache is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..ir.dtypes import DType
 from ..ir.graph import Graph, Node
 from .cse import CommonSubexpressions
 from .dce import DeadCode
@@ -16,6 +17,7 @@ from .fold_transpose import FoldTranspose
 from .manager import PassManager, PassTrace
 from .merge_siblings import MergeSiblings
 from .move_transposes import MoveTransposes
+from .precision import Constraints, PrecisionReport, choose_precisions
 from .simplify import Simplify
 from .subpixel import Subpixel
 
@@ -52,3 +54,20 @@ def optimize(
         rounds.run(graph, trace, dump)  # nodes whose types changed since
     PassManager([Subpixel()]).run(graph, trace, dump)
     graph.toposort()
+
+
+def narrow(
+    graph: Graph, to: DType | None, constraints: Constraints = "none",
+    allowed: frozenset[str] = frozenset(), trace: PassTrace | None = None,
+    dump: Callable[[str, Graph], None] | None = None,
+) -> PrecisionReport:
+    """Chooses precisions in an optimized graph (see `choose_precisions`) and tidies up."""
+    report = choose_precisions(graph, to, constraints, allowed)
+    if report.narrowed:
+        if dump is not None:
+            dump("precision", graph)
+        PassManager(
+            [FoldConstants(), Simplify(), CommonSubexpressions(), DeadCode()], max_rounds=2
+        ).run(graph, trace, dump)
+        graph.toposort()
+    return report

@@ -37,10 +37,18 @@ _UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in ever
 
 
 class Device:
-    """What the tuner needs of a target's device; targets derive theirs from it."""
+    """What the tuner and the builder need of a target's device; targets derive theirs from it.
+
+    Attributes:
+        target: Name of the target.
+        fingerprint: Names what code depends on; a plan runs only where it matches.
+        precisions: Names of the narrow types (``f16``, ``bf16``, ``i8``, …) that its kernels
+            compute in faster than in f32.
+    """
 
     target: str
     fingerprint: str
+    precisions: frozenset[str] = frozenset()
 
     def start(self, kernel: Kernel) -> Any:
         """Begins to compile a kernel in the background, if the device can do that."""

@@ -28,9 +28,11 @@ class CpuDevice(Device):
         isa: What code may use.
         threads: Threads that engines will run with.
         fingerprint: Names the ISA; a plan runs only where it matches.
+        precisions: f16 and bf16 are converted to f32 in registers, which gains nothing.
     """
 
     target = "cpu"
+    precisions = frozenset({"i8"})
 
     def __init__(self, isa: Isa | None = None, threads: int = 0):
         self.isa = isa or Isa.host()

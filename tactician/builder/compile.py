@@ -84,7 +84,7 @@ def compile_network(
         return settings.target != "reference" and node not in in_parts and takes_whole(node, device)
 
     optimize(graph, report.trace, dump, takes)
-    apply_precisions(graph, settings, device, report.trace, dump)
+    apply_precisions(graph, settings, device, report.trace, dump, takes)
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
     if settings.timing_cache is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ir import dtypes as T
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..passes.manager import PassTrace
 from ..passes.pipeline import narrow
 from ..support import logger as log
@@ -19,10 +19,11 @@ _TITLES = {"f16": "FP16", "bf16": "BF16"}  # in order of preference
 def apply_precisions(
     graph: Graph, settings: BuildSettings, device: Any, trace: PassTrace | None = None,
     dump: Callable[[str, Graph], None] | None = None,
+    takes: Callable[[Node], bool] | None = None,
 ) -> None:
     """Lets an optimized graph compute in the narrow types that are allowed and fast on the device.
 
-    Strongly typed networks are left alone.
+    Strongly typed networks are left alone. ``takes``: see `optimize`.
 
     Raises:
         BuildError: If a layer's precision must be obeyed and can't.
@@ -40,7 +41,8 @@ def apply_precisions(
     to = T.dtype(fast[0]) if fast else None
     if to is None and not any_asks(graph):
         return
-    report = narrow(graph, to, settings.precision_constraints, settings.precisions, trace, dump)
+    report = narrow(graph, to, settings.precision_constraints, settings.precisions, trace, dump,
+                    takes)
     for layer, reason in report.kept[:_SHOWN]:
         log.info(f"layer {layer!r} stays in FP32: {reason}", settings.logger)
     if len(report.kept) > _SHOWN:

@@ -60,14 +60,18 @@ def narrow(
     graph: Graph, to: DType | None, constraints: Constraints = "none",
     allowed: frozenset[str] = frozenset(), trace: PassTrace | None = None,
     dump: Callable[[str, Graph], None] | None = None,
+    takes: Callable[[Node], bool] | None = None,
 ) -> PrecisionReport:
-    """Chooses precisions in an optimized graph (see `choose_precisions`) and tidies up."""
+    """Chooses precisions in an optimized graph (see `choose_precisions`) and tidies up.
+
+    Attention that the target takes in a narrow type only (``takes``, see `optimize`) is found now.
+    """
     report = choose_precisions(graph, to, constraints, allowed)
     if report.narrowed:
         if dump is not None:
             dump("precision", graph)
-        PassManager(
-            [FoldConstants(), Simplify(), CommonSubexpressions(), DeadCode()], max_rounds=2
-        ).run(graph, trace, dump)
+        attention = [] if takes is None else [FindAttention(takes), MergeSiblings()]
+        tidy = [FoldConstants(), Simplify(), CommonSubexpressions(), *attention, DeadCode()]
+        PassManager(tidy, max_rounds=2).run(graph, trace, dump)
         graph.toposort()
     return report

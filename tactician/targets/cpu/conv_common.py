@@ -69,10 +69,11 @@ class Problem:
         self.x, self.w, self.y = x, w, node.outputs[0]
         self.bias = node.inputs[2] if len(node.inputs) > 2 else None
         self.groups = node.attrs.groups
+        self.images = x.dims[0]
         axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
         # Register tiles lie along the last axis: a trailing axis of one position goes first,
         # which changes neither memory nor the order of taps.
-        self.order = sorted(range(len(axes)), key=lambda d: not _single(axes[d]))
+        self.order = sorted(range(len(axes)), key=lambda d: not single(axes[d]))
         self.axes = [axes[d] for d in self.order]
         self.x_dims = [x.dims[2 + d] for d in self.order]
         window = tuple(a.window for a in self.axes)
@@ -102,30 +103,36 @@ class Problem:
         self.out = region.outputs[0]
         plain = self.shape.taps == 1 and set(self.shape.stride) == {1}
         self.flat = (
-            plain and last and not any(self.shape.pre) and self._own_index_only()
+            plain and last and not any(self.shape.pre)
+            and own_or_by_channel(self.stage, self.out)
             and all(a.out == a.size for a in self.axes)
             # an axis of extent 1 can't count the pixels of several images
             and (x.dims[0] == 1 or any(a.out != 1 for a in self.axes))
         )
 
-    def _own_index_only(self) -> bool:
-        """Whether epilogue operands are read at the pixel's own place or by channel only, so
-        that pixels can be counted through all images and rows."""
-        if self.stage is None:
-            return True
-        variables = self.stage.vars
-        channel = variables[-1] if "logical" in self.out.meta else variables[1]
-        for ld in E.loads(self.stage.expr):
-            own = len(ld.index) == len(variables) and all(
-                i is v for i, v in zip(ld.index, variables, strict=True)
-            )
-            by_channel = all(i is channel or isinstance(i, E.Const) for i in ld.index)
-            if ld.guard is not None or not (own or by_channel):
-                return False
-        return not _bare_variables(self.stage.expr)
+
+def own_or_by_channel(stage: E.Stage | None, out: Value, last: bool = False) -> bool:
+    """Whether epilogue operands are read at the pixel's own place or by channel only, so
+    that pixels can be counted through all images and rows.
+
+    Args:
+        last: Channels are the last dimension anyway.
+    """
+    if stage is None:
+        return True
+    variables = stage.vars
+    channel = variables[-1] if last or "logical" in out.meta else variables[1]
+    for ld in E.loads(stage.expr):
+        own = len(ld.index) == len(variables) and all(
+            i is v for i, v in zip(ld.index, variables, strict=True)
+        )
+        by_channel = all(i is channel or isinstance(i, E.Const) for i in ld.index)
+        if ld.guard is not None or not (own or by_channel):
+            return False
+    return not _bare_variables(stage.expr)
 
 
-def _single(a: Any) -> bool:
+def single(a: Any) -> bool:
     """Whether an axis has one position and one tap, without padding."""
     return (a.size, a.out, a.window, a.pre) == (1, 1, 1, 0)
 
@@ -184,10 +191,20 @@ class Epilogue:
         em = Emitter(
             b, pointer=self._pointers.__getitem__, size=lambda d: self.sizes.value(b, dims, d)
         )
+        self._bind_outer(em, image, outer)
+        return em
+
+    def _bind_outer(self, em: Emitter, image: Any, outer: Sequence[Any]) -> None:
         em.bind(self.stage.vars[0], image)
         for v, x in zip(self._space()[:-1], outer, strict=True):
             em.bind(v, x)
-        return em
+
+    def _bind_pixel(self, em: Emitter, x: Any) -> None:
+        em.bind(self._space()[-1], x)
+
+    def _channel(self) -> E.Var | None:
+        """The variable of channels, if there is one."""
+        return self.stage.vars[-1 if self._last() else 1]
 
     def _space(self) -> tuple[E.Var, ...]:
         """Spatial variables in the order that the problem counts its axes."""
@@ -209,11 +226,12 @@ class Epilogue:
             count: How many of its lanes are channels.
         """
         b, lanes = em.builder, sums.type.count
-        channel = self.stage.vars[-1 if self._last() else 1]
+        channel = self._channel()
         em.push(b)
-        em.bind(self._space()[-1], x)
-        if self.p.k == 1:  # an extent of 1 is not spread over lanes
-            em.bind(channel, k)
+        self._bind_pixel(em, x)
+        if self.p.k == 1 or channel is None:  # an extent of 1 is not spread over lanes
+            if channel is not None:
+                em.bind(channel, k)
             em.bind_result(self.source, b.extract_element(sums, I32(0)))
         else:
             em.bind(channel, k, width=lanes)

@@ -50,7 +50,7 @@ class DirectConvolution(Tactic):
         return _tiles(Problem(region), device)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(Problem(region), candidate, device.isa.fingerprint).build()
+        return Builder(Problem(region), candidate, device.isa.fingerprint).build()
 
 
 def _tiles(p: Problem, device: Any) -> list[Tile]:
@@ -97,12 +97,21 @@ def _late(p: Problem) -> bool:
     return p.w.const.size > image  # type: ignore[union-attr]
 
 
-class _Builder:
-    """Builds the kernel of one candidate."""
+class Builder:
+    """Builds the kernel of one candidate.
+
+    Attributes:
+        symbol: Names the kernel.
+        x_type, w_type: What the input and the packed weights are addressed by.
+    """
+
+    symbol = "conv_direct"
+    x_type: ir.Type = F32
+    w_type: ir.Type = F32
 
     def __init__(self, problem: Problem, tile: Tile, isa: str):
         self.p, self.t, self.isa = problem, tile, isa
-        self.module = ir.Module("conv_direct")
+        self.module = ir.Module(self.symbol)
         self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
         self.packed = _pack(problem, tile)
@@ -119,10 +128,10 @@ class _Builder:
 
     def build(self) -> Kernel:
         p, t = self.p, self.t
-        name = f"conv_direct_{t.mr}x{t.nr}"
+        name = f"{self.symbol}_{t.mr}x{t.nr}"
         key = f"{self.isa} {t!r} {signature(p.region)}"
         source, dims = _SOURCES.get(key, lambda: self._generate(name))
-        pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
+        pixels = p.images * D.product(a.out for a in p.axes)
         blocks = -(-p.k // t.nr)
         flops = pixels * (2 * p.k * p.c * p.shape.taps)
         work = self._row_blocks() * blocks
@@ -155,7 +164,7 @@ class _Builder:
         p = self.p
         if p.flat:
             return D.ceil_div(self._width(), self.t.mr * _FLAT_TILES)
-        return p.y.dims[0] * D.product(a.out for a in p.axes[:-1])
+        return p.images * D.product(a.out for a in p.axes[:-1])
 
     def _row_blocks(self) -> D.DimLike:
         return D.ceil_div(self._row_count(), self.t.rows)
@@ -163,7 +172,7 @@ class _Builder:
     def _width(self) -> D.DimLike:
         p = self.p
         if p.flat:
-            return p.y.dims[0] * D.product(a.out for a in p.axes)
+            return p.images * D.product(a.out for a in p.axes)
         return p.axes[-1].out
 
     def _main(self, fn: ir.Function) -> None:
@@ -204,7 +213,7 @@ class _Builder:
         b, t, p = self.b, self.t, self.p
         rest = p.k % t.nr
         stride = self.packed.shape[1]
-        w = b.gep(self.pointers[1], [b.mul(kb, I64(stride))], source_etype=F32)
+        w = b.gep(self.pointers[1], [b.mul(kb, I64(stride))], source_etype=self.w_type)
         k = b.mul(kb, I64(t.nr))
         if not rest:
             self._rows(w, k, first, last, t.nr)
@@ -263,12 +272,12 @@ class _Builder:
         b, p = self.b, self.p
         if (mr, channels) not in self.tiles:
             self.tiles[mr, channels] = self._tile(mr, channels)
-        x = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=F32)
+        x = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=self.x_type)
         if p.shape.depthwise:
-            x = b.gep(x, [k], source_etype=F32)
+            x = b.gep(x, [k], source_etype=self.x_type)
         elif p.groups > 1:
             group = b.sdiv(k, I64(p.k // p.groups))
-            x = b.gep(x, [b.mul(group, I64(p.c * p.x_channel))], source_etype=F32)
+            x = b.gep(x, [b.mul(group, I64(p.c * p.x_channel))], source_etype=self.x_type)
         s = p.shape
         origins = [
             b.sub(b.mul(o, I64(s.stride[d])), I64(s.pre[d])) for d, o in enumerate(pixel)

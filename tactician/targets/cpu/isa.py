@@ -98,6 +98,22 @@ class Isa:
         off = tuple(f"-{f}" for f in gone)
         return replace(isa, features=tuple(sorted(set(isa.features) | set(off))))
 
+    def intrinsic(self, operation: str) -> str | None:
+        """LLVM's name of an operation on vectors of ``vector_bits``; None if the CPU lacks it
+        (code then spells the operation out).
+
+        Args:
+            operation: ``dot_u8s8`` and ``dot_s8s8`` (four products added to each s32),
+                ``madd_u8s8`` (two products in each s16, saturated), ``madd_s16`` (two products
+                in each s32) or ``dot_bf16`` (two products added to each f32).
+        """
+        on = {f[1:] for f in self.features if f[0] == "+"}
+        arch = "arm" if self.arch in ("aarch64", "arm64") else "x86"
+        for needed, name in _INTRINSICS.get((arch, operation, self.vector_bits), ()):
+            if set(needed.split()) <= on:
+                return name
+        return None
+
     @property
     def arch(self) -> str:
         """Architecture, the first part of the triple: ``x86_64``, ``aarch64``, …"""
@@ -207,6 +223,34 @@ _KNOWN: dict[str, tuple[str, list[str], tuple[int, int, int]]] = {
     "neoverse-n1": ("arm", _N1, (64, 1024, 32768)),
     "neoverse-v1": ("arm", _V1, (64, 1024, 32768)),
     "apple-m1": ("arm", "neon dotprod fullfp16".split(), (128, 4096, 0)),
+}
+
+
+# (architecture, operation, bits): ((features needed, LLVM's name), ...)
+_INTRINSICS: dict[tuple[str, str, int], tuple[tuple[str, str], ...]] = {
+    ("x86", "madd_s16", 128): (("sse2", "llvm.x86.sse2.pmadd.wd"),),
+    ("x86", "madd_s16", 256): (("avx2", "llvm.x86.avx2.pmadd.wd"),),
+    ("x86", "madd_s16", 512): (("avx512bw", "llvm.x86.avx512.pmaddw.d.512"),),
+    ("x86", "madd_u8s8", 128): (("ssse3", "llvm.x86.ssse3.pmadd.ub.sw.128"),),
+    ("x86", "madd_u8s8", 256): (("avx2", "llvm.x86.avx2.pmadd.ub.sw"),),
+    ("x86", "madd_u8s8", 512): (("avx512bw", "llvm.x86.avx512.pmaddubs.w.512"),),
+    ("arm", "dot_s8s8", 128): (("dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8"),),
+    ("arm", "dot_bf16", 128): (("bf16", "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),),
+    ("x86", "dot_u8s8", 512): (("avx512vnni", "llvm.x86.avx512.vpdpbusd.512"),),
+    ("x86", "dot_bf16", 512): (("avx512bf16", "llvm.x86.avx512bf16.dpbf16ps.512"),),
+    **{
+        ("x86", "dot_u8s8", bits): tuple(
+            (needed, f"llvm.x86.avx512.vpdpbusd.{bits}")
+            for needed in ("avxvnni", "avx512vnni avx512vl")
+        )
+        for bits in (128, 256)
+    },
+    **{
+        ("x86", "dot_bf16", bits): (
+            ("avx512bf16 avx512vl", f"llvm.x86.avx512bf16.dpbf16ps.{bits}"),
+        )
+        for bits in (128, 256)
+    },
 }
 
 

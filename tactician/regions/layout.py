@@ -111,7 +111,7 @@ class _Assigner:
         assert anchor is not None
         x = anchor.inputs[0]
         assert x is not None
-        few = _few_channels(x) and anchor.attrs.groups == 1
+        few = _few_channels(x) and anchor.attrs.groups == 1 and anchor.op == "convolution"
         as_is = x in self.last or few or _same_either_way(x)
         if not as_is:
             self._add_reformat(x, to_last=True)

@@ -176,11 +176,12 @@ class Builder:
         return p.axes[-1].out
 
     def _main(self, fn: ir.Function) -> None:
-        args, dims, begin, end, _ = fn.args
+        args, dims, begin, end, scratch = fn.args
         b = ir.IRBuilder(fn.append_basic_block("entry"))
         self.b, self.fn_args, self.fn_dims = b, args, dims
         size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
         self.pointers = [argument(b, args, i) for i in range(3)]
+        self._prepare(b, scratch)
         blocks = -(-self.p.k // self.t.nr)
         row_blocks, rows = size(self._row_blocks()), size(self._row_count())
         self.row_sizes = [size(a.out) for a in self.p.axes]
@@ -195,6 +196,9 @@ class Builder:
             last = least(b, b.add(first, I64(self.t.rows)), rows)
             self._block(kb, blocks, first, last)
         b.ret_void()
+
+    def _prepare(self, b: ir.IRBuilder, scratch: Any) -> None:
+        """Emitted once a call, before the loop over items."""
 
     def _input_geometry(self, size: Any) -> tuple[list[Any], list[Any], Any]:
         p = self.p

@@ -1,0 +1,245 @@
+"""Tactic: 8-bit convolutions and matrix products in s32, with fused epilogue.
+
+Floor per layer: ``pixels * K * C * taps`` products at the rate of the CPU's best instruction:
+4 a lane and cycle with dot products (VNNI: two vectors a cycle), else 2 to 4 by pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from ...ir import dims as D
+from ...ir.graph import Value
+from ...regions.region import Region
+from ...tactics.kernel import Kernel
+from ...tactics.tactic import Tactic, register_tactic
+from . import int_problem
+from . import vecmath as V
+from .conv_common import RuntimeSizes, argument, stored_last
+from .conv_direct import Builder
+from .conv_ir import Loop, Tile
+from .int_depthwise import DepthwiseMicroKernel, pack_depthwise
+from .int_dot import GROUP, Dot, methods
+from .int_ir import IntMicroKernel
+from .int_problem import IntProblem
+from .vecmath import I8, I32, I64
+
+_FILL = 64  # bytes of zero points written at once
+
+
+@dataclass(frozen=True)
+class IntTile(Tile):
+    """A register tile, and how products are made."""
+
+    dot: str = "dot"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {self.dot}"
+
+
+@register_tactic
+class IntContraction(Tactic):
+    """Convolution of 8-bit channels-last tensors, and matrix products, with constant weights."""
+
+    name = "int_dot"
+    target = "cpu"
+    priority = 50
+
+    def wants_channels_last(self, region: Region, device: Any) -> bool:
+        return int_problem.unsuited(region, device) is None and bool(_choices(region, device))
+
+    def refuse(self, region: Region, device: Any) -> str | None:
+        why = int_problem.unsuited(region, device)
+        if why is not None:
+            return why
+        assert region.anchor is not None
+        if region.anchor.op == "int_conv":
+            x = region.anchor.inputs[0]
+            assert x is not None
+            if not all(map(stored_last, region.outputs)):
+                return "the result is not stored channels-last"
+            if x not in region.physical and not stored_last(x):
+                return "the input is not stored channels-last"
+        if not _choices(region, device):
+            return "the CPU's vectors are too short"
+        return None
+
+    def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
+        return _tiles(IntProblem(region), device)
+
+    def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
+        return _Builder(IntProblem(region), candidate, device.isa).build()
+
+
+def _choices(region: Region, device: Any) -> list[Dot]:
+    p = IntProblem(region)
+    return methods(device.isa, p.x_signed, p.weights)
+
+
+# --- choosing tiles ---------------------------------------------------------------------------
+
+
+def _tiles(p: IntProblem, device: Any) -> list[IntTile]:
+    """Register tiles that fit the machine, most promising first."""
+    lanes = device.isa.lanes(32)
+    many = device.isa.vector_registers >= 32
+    shapes = (
+        [(14, 2), (9, 3), (12, 2), (6, 4), (28, 1), (12, 1)] if many
+        else [(4, 2), (5, 2), (6, 1), (3, 4), (4, 3), (8, 1)]
+    )  # fmt: skip
+    width = p.axes[-1].out if not p.flat else p.images * D.product(a.out for a in p.axes)
+    if isinstance(width, int) and width < 4:
+        most = 6 if many else 4
+        shapes = [(width, nv) for nv in (most, 2, 1) if width * nv < (28 if many else 12)]
+    per_group = p.k // p.groups
+    grouped = p.groups > 1 and not p.depthwise
+    fit = [
+        (mr, nv) for mr, nv in shapes
+        if (nv - 1) * lanes < p.k and not (grouped and per_group % (nv * lanes))
+    ] or [(4, 1)]
+    if isinstance(width, int):
+        fit = list(dict.fromkeys((min(mr, width), nv) for mr, nv in fit))
+        fit.sort(key=lambda s: _cost(p, width, s[0], s[1], lanes))
+    rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
+    late = _late(p)
+    names = ["dot"] if p.depthwise else [
+        m.name for m in methods(device.isa, p.x_signed, p.weights)
+    ]  # fmt: skip
+    choices = [(s, first) for s, first in ((fit[0], late), *((s, late) for s in fit[1:3]))]
+    choices.insert(2, (fit[0], not late))
+    return [
+        IntTile(mr, nv, lanes, rows, first, 2, name)
+        for (mr, nv), first in choices for name in names
+    ]  # fmt: skip
+
+
+def _cost(p: IntProblem, width: int, mr: int, nv: int, lanes: int) -> float:
+    """Modelled cycles of a row of outputs, relative to other tiles."""
+    blocks = -(-p.k // (nv * lanes))
+    whole, rest = divmod(width, mr)
+
+    def tile(m: int) -> float:
+        return max(m * nv, (m + nv) * 0.8, 4.0) + 0.5
+
+    return blocks * (whole * tile(mr) + (tile(rest) if rest else 0))
+
+
+def _late(p: IntProblem) -> bool:
+    """Whether weights are larger than the image: then they should be read once."""
+    pixels = D.product(p.x_dims)
+    return not isinstance(pixels, int) or p.weights.size > pixels * p.channels
+
+
+# --- building ---------------------------------------------------------------------------------
+
+
+class _Builder(Builder):
+    """Builds the kernel of one candidate."""
+
+    symbol = "int_dot"
+    x_type: ir.Type = I8
+    w_type: ir.Type = I8
+
+    def __init__(self, problem: IntProblem, tile: IntTile, isa: Any):
+        p = problem
+        self.p, self.t, self.isa = p, tile, isa.fingerprint  # type: ignore[assignment]
+        self.dot = Dot(tile.dot, tile.lanes, p.x_signed, isa)
+        self.module = ir.Module(self.symbol)
+        self.sizes = RuntimeSizes()
+        self.rank = len(p.axes)
+        region = p.region
+        self.packed = self._packed()
+        self.x = p.stored
+        known = isinstance(p.x_zero, int)
+        room = -(-max(p.c, p.channels, tile.nr) // _FILL) * _FILL
+        self.zeros = np.full(room, p.x_zero if known else 0, self.x.dtype.np)
+        used = [v for v in (self.x, *_stage_values(p)) if v is not p.y]
+        self.args: list[Value | np.ndarray[Any, Any]] = [self.x, self.packed, self.zeros]
+        self.args += [v for v in dict.fromkeys(used) if v is not self.x]
+        self.zero_arg = -1
+        if not known:
+            self.zero_arg = next(
+                (i for i, a in enumerate(self.args) if a is p.x_zero), len(self.args)
+            )
+            if self.zero_arg == len(self.args):
+                self.args.append(p.x_zero)  # type: ignore[arg-type]
+        self.args.append(p.out)
+        assert region.anchor is not None
+        self.epilogue = int_problem.epilogue(p, self.args, self.sizes)
+        self.tiles = {}
+
+    def build(self) -> Kernel:
+        kernel = super().build()
+        if self.zero_arg >= 0:
+            kernel.scratch = self.zeros.size
+        return kernel
+
+    def _packed(self) -> np.ndarray[Any, Any]:
+        p, t, dot = self.p, self.t, self.dot
+        blocks = -(-p.k // t.nr)
+        sums = p.weights.sum(axis=(1, 2), dtype=np.int64)
+        start = -sums if not isinstance(p.x_zero, int) else -sums * (p.x_zero + self._shift())
+        header = np.zeros(blocks * t.nr, np.int32)
+        header[: p.k] = start.astype(np.int32)
+        head = header.reshape(blocks, t.nr).view(np.uint8)
+        if p.depthwise:
+            return np.ascontiguousarray(
+                np.concatenate([head, pack_depthwise(p.weights, t.nr, blocks)], axis=1)
+            )
+        groups = -(-p.c // GROUP)
+        taps = p.weights.shape[2]
+        full = np.zeros((blocks * t.nr, groups * GROUP, taps), np.int16)
+        full[: p.k, : p.c] = p.weights
+        parts = full.reshape(blocks, t.nr, groups, GROUP, taps).transpose(0, 4, 2, 1, 3)
+        body = dot.pack(parts).reshape(blocks, -1)
+        return np.ascontiguousarray(np.concatenate([head, body], axis=1))
+
+    def _shift(self) -> int:
+        return 0 if self.p.depthwise else self.dot.shift
+
+    def _prepare(self, b: ir.IRBuilder, scratch: Any) -> None:
+        """Taps outside the input read the zero point: made here where only the run knows it."""
+        if self.zero_arg < 0 or not self.p.padded:
+            return
+        byte = b.load(argument(b, self.fn_args, self.zero_arg), typ=I8)
+        line = V.splat(b, byte, _FILL)
+        with Loop(b, I64(0), I64(self.zeros.size), _FILL) as at:
+            b.store(line, b.gep(scratch, [at.index], source_etype=I8), align=1)
+        self.pointers[2] = scratch
+
+    def _tile(self, mr: int, channels: int) -> Any:
+        name = f"tile_{mr}x{channels}"
+        p, t = self.p, self.t
+        mk: Any
+        if p.depthwise:
+            mk = DepthwiseMicroKernel(
+                self.module, p.shape, t, self.dot, mr, channels, name, p.x_signed
+            )
+        else:
+            run = p.axes[-1].window if p.merged else 0
+            mk = IntMicroKernel(self.module, p.shape, t, self.dot, mr, channels, name, run)
+        zero = None if self.zero_arg < 0 else self._zero_point
+        mk.build(zero, lambda m, b, acc: self._store(m, b, acc, channels))
+        return mk
+
+    def _zero_point(self, b: ir.IRBuilder, args: Any) -> ir.Value:
+        """The input's zero point as it counts in registers."""
+        byte = b.load(argument(b, args, self.zero_arg), typ=I8)
+        wide = b.sext(byte, I32) if self.p.x_signed else b.zext(byte, I32)
+        return b.add(wide, I32(self._shift()))
+
+
+def _stage_values(p: IntProblem) -> list[Value]:
+    """Values that the epilogue reads from memory."""
+    from ...ir import expr as E
+
+    source = p.region.physical.get(p.y, p.y)
+    if p.stage is None:
+        return []
+    return [ld.value for ld in E.loads(p.stage.expr) if ld.value is not source]
+

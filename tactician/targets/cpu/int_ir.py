@@ -1,0 +1,231 @@
+"""LLVM IR of integer convolution on channels-last tensors: the tile of `conv_ir` for bytes.
+
+Packed weights are ``[K / nr][nr s32 | taps][groups of four channels][nr]``; a panel begins with
+minus the sums of its columns, which times the input's zero point start the accumulators. Taps
+outside the input read the zero point, so that every tap counts alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from . import vecmath as V
+from .conv_ir import PTR, ConvShape, Loop, Store, Tile
+from .int_dot import GROUP, Dot
+from .vecmath import I8, I16, I32, I64
+
+Zero = Callable[[ir.IRBuilder, Any], ir.Value]
+_WHOLE = 4  # up to so many groups are all unrolled
+
+
+class IntMicroKernel:
+    """Emits the internal function that computes one tile; see `conv_ir.MicroKernel`.
+
+    Args:
+        dot: How products are made.
+        run: 0, or taps of the last axis that lie behind each other in memory and are one run.
+    """
+
+    def __init__(
+        self, module: ir.Module, shape: ConvShape, tile: Tile, dot: Dot, mr: int, channels: int,
+        name: str, run: int = 0,
+    ):  # fmt: skip
+        self.shape, self.tile, self.dot, self.mr, self.channels = shape, tile, dot, mr, channels
+        self.run = run
+        self.nv = -(-channels // tile.lanes)
+        self.rank = r = len(shape.window)
+        self.vt = ir.VectorType(I32, tile.lanes)
+        types = [PTR] * 5 + [I64] * (4 * r + 2)
+        self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
+        self.fn.linkage = "internal"
+        self.fn.attributes.add("noinline")
+        a = self.fn.args
+        self.x, self.w, self.zeros, self.args, self.dims = a[:5]
+        self.strides, self.sizes, self.origins = (a[5 + i * r : 5 + (i + 1) * r] for i in range(3))
+        self.image, self.pixel, self.k = a[5 + 3 * r], a[6 + 3 * r : 6 + 4 * r], a[6 + 4 * r]
+        self.groups = -(-shape.c // GROUP)
+        self.group_bytes = tile.nr * dot.weight_bytes
+        self.tap_bytes = self.groups * self.group_bytes
+
+    def build(self, zero: Zero | None, store: Store) -> None:
+        """Emits the body.
+
+        Args:
+            zero: Loads the input's zero point, as it counts in registers, from the kernel's
+                arguments; None if the packed weights allow for it.
+            store: Writes the tile.
+        """
+        b = ir.IRBuilder(self.fn.append_basic_block("entry"))
+        start = []
+        for j in range(self.nv):
+            at = b.gep(self.w, [I64(4 * j * self.tile.lanes)], source_etype=I8)
+            start.append(b.load(at, align=4, typ=self.vt))
+        if zero is not None:
+            scale = V.splat(b, zero(b, self.args), self.tile.lanes)
+            start = [b.mul(s, scale) for s in start]
+        w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
+        acc = self._taps(b, 0, self.x, w, start * self.mr, None)
+        store(self, b, acc)  # type: ignore[arg-type]
+        b.ret_void()
+
+    def _taps(
+        self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any], inside: Any
+    ) -> list[Any]:
+        """Loops over the window along spatial dimension ``d`` and those inside it. ``inside``
+        tells whether the row so far lies in the input; None: it does."""
+        s = self.shape
+        step = self.tap_bytes
+        for n in s.window[d + 1 :]:
+            step *= n
+        if s.window[d] == 1:
+            return self._tap(b, d, x, w, acc, self.origins[d], inside)
+        with Loop(b, I64(0), I64(s.window[d]), carried=acc) as loop:
+            at = b.add(self.origins[d], b.mul(loop.index, I64(s.dilation[d])))
+            weights = b.gep(w, [b.mul(loop.index, I64(step))], source_etype=I8)
+            loop.next(self._tap(b, d, x, weights, list(loop.carried), at, inside))
+        return list(loop.results)
+
+    def _tap(
+        self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any], at: Any, inside: Any
+    ) -> list[Any]:
+        if d == self.rank - 1:
+            return self._row_tap(b, x, w, acc, at, inside)
+        s = self.shape
+        if s.window[d] > 1 or s.pre[d]:
+            here = b.icmp_unsigned("<", at, self.sizes[d])
+            inside = here if inside is None else b.and_(inside, here)
+        row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=I8)
+        return self._taps(b, d + 1, row, w, acc, inside)
+
+    def _row_tap(
+        self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any, inside: Any
+    ) -> list[Any]:
+        """One tap, or one run of taps, along the last dimension."""
+        s = self.shape
+        pixel, size, step = I64(s.x_pixel), self.sizes[-1], s.stride[-1]
+        always = s.window[-1] == 1 and s.pre[-1] == 0 and not self.run
+        if always and inside is None:
+            return self._channels(b, self._rows_apart(b, x, at, pixel, step), w, acc)
+        fits = inside
+        if not always:
+            last = b.add(at, I64((self.mr - 1) * step + max(self.run - 1, 0)))
+            fits = b.and_(b.icmp_signed(">=", at, I64(0)), b.icmp_signed("<", last, size))
+            fits = fits if inside is None else b.and_(fits, inside)
+        yes, no = b.append_basic_block("interior"), b.append_basic_block("border")
+        join = b.append_basic_block("join")
+        b.cbranch(fits, yes, no)
+        b.position_at_end(no)
+        pointers = self._border(b, x, at, inside)
+        slow = self._channels(b, pointers, w, acc, padded=bool(self.run))
+        slow_end = b.block
+        b.branch(join)
+        b.position_at_end(yes)
+        fast = self._channels(b, self._rows_apart(b, x, at, pixel, step), w, acc)
+        fast_end = b.block
+        b.branch(join)
+        b.position_at_end(join)
+        out = []
+        for f, g in zip(fast, slow, strict=True):
+            phi = b.phi(f.type)
+            phi.add_incoming(f, fast_end)
+            phi.add_incoming(g, slow_end)
+            out.append(phi)
+        return out
+
+    def _border(self, b: ir.IRBuilder, x: Any, at: Any, inside: Any) -> list[Any]:
+        """Where the pixels' channels are for a tap of which some lie outside the input."""
+        s = self.shape
+
+        def place(pos: Any) -> Any:
+            ok = b.icmp_unsigned("<", pos, self.sizes[-1])
+            ok = ok if inside is None else b.and_(ok, inside)
+            real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=I8)
+            return b.select(ok, real, self.zeros)
+
+        if not self.run:
+            return [place(b.add(at, I64(i * s.stride[-1]))) for i in range(self.mr)]
+        count = s.c // self.run
+        room = self.groups * GROUP
+        buffer = V.entry_alloca(b, ir.ArrayType(I8, room * self.mr))
+        rows = []
+        for i in range(self.mr):
+            row = b.gep(buffer, [I64(i * room)], source_etype=I8)
+            for t in range(self.run):
+                source = place(b.add(at, I64(i * s.stride[-1] + t)))
+                for c in range(count):
+                    byte = b.load(b.gep(source, [I64(c)], source_etype=I8), typ=I8)
+                    b.store(byte, b.gep(row, [I64(t * count + c)], source_etype=I8))
+            for k in range(s.c, room):
+                b.store(I8(0), b.gep(row, [I64(k)], source_etype=I8))
+            rows.append(row)
+        return rows
+
+    def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
+        base = b.gep(x, [b.mul(at, pixel)], source_etype=I8)
+        apart = self.shape.x_pixel * step
+        return [b.gep(base, [I64(apart * i)], source_etype=I8) for i in range(self.mr)]
+
+    def _channels(
+        self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, acc: list[Any], padded: bool = False
+    ) -> list[Any]:
+        """Adds the products over all input channels of one tap.
+
+        Args:
+            rows: Where each pixel's channels begin.
+            padded: Whether rows may be read up to whole groups.
+        """
+        whole, tail = divmod(self.shape.c, GROUP)
+        if padded and tail:
+            whole, tail = whole + 1, 0
+        acc = list(acc)
+        looped = 0
+        unroll = self.tile.unroll
+        if whole > _WHOLE:
+            looped = whole - whole % unroll
+            with Loop(b, I64(0), I64(looped), unroll, carried=acc) as loop:
+                sums = list(loop.carried)
+                for u in range(unroll):
+                    sums = self._group(b, rows, w, b.add(loop.index, I64(u)), GROUP, sums)
+                loop.next(sums)
+            acc = list(loop.results)
+        for g in range(looped, whole):
+            acc = self._group(b, rows, w, I64(g), GROUP, acc)
+        if tail:
+            acc = self._group(b, rows, w, I64(whole), tail, acc)
+        return acc
+
+    def _group(
+        self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, g: Any, count: int, acc: list[Any]
+    ) -> list[Any]:
+        """The products of ``count`` neighbouring channels."""
+        acc, dot, lanes = list(acc), self.dot, self.tile.lanes
+        panel = b.gep(w, [b.mul(g, I64(self.group_bytes))], source_etype=I8)
+        unit = lanes * dot.weight_bytes
+        weights = [
+            dot.weights(b, b.gep(panel, [I64(j * unit)], source_etype=I8)) for j in range(self.nv)
+        ]
+        at = b.mul(g, I64(GROUP))
+        for i, row in enumerate(rows):
+            x = dot.spread(b, load_group(b, b.gep(row, [at], source_etype=I8), count))
+            for j in range(self.nv):
+                n = i * self.nv + j
+                acc[n] = dot.products(b, acc[n], x, weights[j])
+        return acc
+
+
+def load_group(b: ir.IRBuilder, at: Any, count: int) -> ir.Value:
+    """``count`` bytes as an i32, the rest zero; nothing beyond them is read."""
+    if count == GROUP:
+        return b.load(at, align=1, typ=I32)
+    total: Any = None
+    done = 0
+    while done < count:
+        t = I16 if count - done >= 2 else I8
+        part = b.zext(b.load(b.gep(at, [I64(done)], source_etype=I8), align=1, typ=t), I32)
+        part = b.shl(part, I32(8 * done)) if done else part
+        total = part if total is None else b.or_(total, part)
+        done += t.width // 8
+    return total

@@ -1,0 +1,435 @@
+"""The blocked product that matrix products and convolutions share, as Triton text.
+
+A block of threads sums ``bm`` rows by ``bn`` columns over steps of ``bk``. Operands say how their
+tiles are addressed (`Strided` here, windows of images in `conv_windows`), the region's epilogue
+says what becomes of the sums. Sums that would leave most of the device idle are split over the
+inner dimension: parts go to the workspace, and the block that comes last adds them in order, so
+results don't depend on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...ir import dims as D
+from ...ir.dims import DimLike
+from ...ir.dtypes import DType, f8e4m3, f8e5m2, f32, f64
+from ...ir.graph import Value
+
+_WIDE = 1 << 31  # elements from which on offsets need 64 bits
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a product is cut up.
+
+    Attributes:
+        bm, bn, bk: Rows, columns and inner extent of a step.
+        warps, stages: Warps of a block; tiles in flight.
+        split: Blocks that share the inner dimension.
+        group: Tiles of rows whose columns are done together, for the second-level cache.
+        tma: Tiles come through tensor descriptors (Hopper's copy engine).
+        spec: One warp group copies while others multiply (needs ``tma``).
+        persistent: Blocks per multiprocessor that take tile after tile; 0: a block for each tile.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int = 4
+    stages: int = 3
+    split: int = 1
+    group: int = 8
+    tma: bool = False
+    spec: bool = False
+    persistent: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{self.bm}x{self.bn}x{self.bk} w{self.warps} s{self.stages}"]
+        if self.split > 1:
+            parts.append(f"split{self.split}")
+        parts += [n for n, on in (("tma", self.tma), ("spec", self.spec)) if on]
+        if self.persistent:
+            parts.append(f"persistent{self.persistent}")
+        return " ".join(parts)
+
+
+class Writer:
+    """Lines of Triton text at the depth of the current block."""
+
+    def __init__(self, depth: int = 1):
+        self.lines: list[str] = []
+        self.depth = depth
+
+    def __call__(self, *lines: str) -> None:
+        self.lines += ["    " * self.depth + line for line in lines]
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """The body of ``head``, such as ``for i in range(4):``."""
+        self(head)
+        self.depth += 1
+        yield
+        self.depth -= 1
+
+
+class Arguments:
+    """A kernel's parameters: pointers to operands, then run-time sizes."""
+
+    def __init__(self) -> None:
+        self.values: list[Value | np.ndarray[Any, Any]] = []
+        self.dims: list[DimLike] = []
+        self._names: dict[int, str] = {}
+
+    def pointer(self, v: Value | np.ndarray[Any, Any]) -> str:
+        """The parameter that holds an operand's address."""
+        if id(v) not in self._names:
+            self._names[id(v)] = f"p{len(self.values)}"
+            self.values.append(v)
+        return self._names[id(v)]
+
+    def size(self, d: DimLike) -> str:
+        """A size: a literal, or the parameter that holds it."""
+        if not isinstance(d, D.Dim):
+            return str(int(d))
+        if d not in self.dims:
+            self.dims.append(d)
+        return f"n{self.dims.index(d)}"
+
+
+def ceil_text(args: Arguments, d: DimLike, unit: int) -> str:
+    """``ceil(d / unit)``."""
+    if isinstance(d, D.Dim):
+        return f"(({args.size(d)} + {unit - 1}) // {unit})"
+    return str(-(-int(d) // unit))
+
+
+def divides(unit: int, d: DimLike) -> bool:
+    """Whether a size is certain to be a multiple of ``unit``."""
+    return not isinstance(d, D.Dim) and int(d) % unit == 0
+
+
+def wide(elements: DimLike) -> bool:
+    """Whether offsets into so many elements may not fit 32 bits."""
+    return isinstance(elements, D.Dim) or int(elements) >= _WIDE
+
+
+def unravel(args: Arguments, flat: str, dims: tuple[DimLike, ...]) -> list[str]:
+    """Row-major indices of a flat index, as text; the first takes what is left."""
+    out: list[str] = []
+    for k in range(len(dims) - 1, 0, -1):
+        if not isinstance(dims[k], D.Dim) and dims[k] == 1:
+            out.append("0")
+            continue
+        size = args.size(dims[k])
+        rest = D.product(dims[:k])
+        alone = not isinstance(rest, D.Dim) and rest == 1
+        out.append(flat if alone else f"({flat} % {size})")
+        flat = "0" if alone else f"({flat} // {size})"
+    if dims:
+        first = dims[0]
+        out.append("0" if not isinstance(first, D.Dim) and first == 1 else flat)
+    return out[::-1]
+
+
+class Operand(Protocol):
+    """One side of a product. Names in the text start with ``prefix`` (``a`` rows, ``b`` columns)."""
+
+    dtype: DType
+
+    def setup(self, w: Writer, t: Tile, first: str) -> None:
+        """Lines before the loop over steps, which starts at step ``first``."""
+
+    def load(self, w: Writer, t: Tile) -> str:
+        """Lines for step ``it``; returns the tile's text, ``[bm, bk]`` or ``[bk, bn]``."""
+
+    def advance(self, w: Writer, t: Tile) -> None:
+        """Lines after each step."""
+
+
+@dataclass
+class Strided:
+    """A matrix in memory.
+
+    Attributes:
+        args: The kernel's parameters.
+        source: Value or constant.
+        dtype: Its element type.
+        rows: Whether it is the operand whose rows are the product's.
+        free, inner: Extents.
+        stride, k_stride: Elements between neighbours along them.
+        offset: Text of the first element's offset for the block's batch, or "".
+        elements: Elements in all, which decides how wide offsets are.
+        aligned: Whether every batch starts at a multiple of 16 bytes.
+        convert: Applied to each tile: a format with one place, or "".
+    """
+
+    args: Arguments
+    source: Value | np.ndarray[Any, Any]
+    dtype: DType
+    rows: bool
+    free: DimLike
+    inner: DimLike
+    stride: DimLike
+    k_stride: DimLike
+    offset: str = ""
+    elements: DimLike = 0
+    aligned: bool = True
+    convert: str = ""
+
+    @property
+    def prefix(self) -> str:
+        return "a" if self.rows else "b"
+
+    def _block(self, t: Tile) -> int:
+        return t.bm if self.rows else t.bn
+
+    def _spread(self, along: str, inner: bool) -> str:
+        """A vector along the inner or the free dimension as a part of the tile."""
+        return f"{along}[None, :]" if inner == self.rows else f"{along}[:, None]"
+
+    def _base(self) -> str:
+        pointer = self.args.pointer(self.source)
+        return f"{pointer} + {self.offset}" if self.offset else pointer
+
+    def descriptor_fits(self) -> bool:
+        """Whether the copy engine can read it."""
+        far, near = (self.stride, self.k_stride) if self.k_stride == 1 else (
+            self.k_stride, self.stride)  # fmt: skip
+        if near != 1 or not self.aligned or self.convert:
+            return False
+        return not isinstance(far, D.Dim) and int(far) * self.dtype.size % 16 == 0
+
+    def setup(self, w: Writer, t: Tile, first: str) -> None:
+        p, size = self.prefix, self.args.size
+        if t.tma:
+            free, inner, unit = size(self.free), size(self.inner), self._block(t)
+            if self.k_stride == 1:
+                shape, far, block = f"{free}, {inner}", self.stride, f"{unit}, {t.bk}"
+            else:
+                shape, far, block = f"{inner}, {free}", self.k_stride, f"{t.bk}, {unit}"
+            w(f"{p}d = tl.make_tensor_descriptor({self._base()}, shape=[{shape}], "
+              f"strides=[{size(far)}, 1], block_shape=[{block}])")
+            return
+        at = "rm" if self.rows else "rn"
+        w(f"{p}i = {at}")
+        if not self._masks_free(t) and not divides(self._block(t), self.free):
+            w(f"{p}i = tl.where({at} < {size(self.free)}, {at}, 0)")
+        if wide(self.elements):
+            w(f"{p}i = {p}i.to(tl.int64)")
+        along = f"{p}i * {size(self.stride)}" if self.stride != 1 else f"{p}i"
+        step = f"{first} * {t.bk} + rk" if first != "0" else "rk"
+        inner = f"({step}) * {size(self.k_stride)}" if self.k_stride != 1 else f"({step})"
+        if wide(self.elements) and self.k_stride != 1:
+            inner = f"({step}).to(tl.int64) * {size(self.k_stride)}"
+        w(f"{p}p = {self._base()} + {self._spread(f'({along})', False)} "
+          f"+ {self._spread(f'({inner})', True)}")
+
+    def _masks_free(self, t: Tile) -> bool:
+        """Whether tiles at the edge leave elements out rather than repeat the first line, which
+        would break up lines that run along the free dimension."""
+        return self.stride == 1 and self.k_stride != 1
+
+    def load(self, w: Writer, t: Tile) -> str:
+        p = self.prefix
+        if t.tma:
+            at = f"tm * {t.bm}" if self.rows else f"tn * {t.bn}"
+            if self.k_stride == 1:
+                tile = f"{p}d.load([{at}, it * {t.bk}])"
+                return self._named(w, tile if self.rows else f"{tile}.T")
+            tile = f"{p}d.load([it * {t.bk}, {at}])"
+            return self._named(w, f"{tile}.T" if self.rows else tile)
+        masks = []
+        if self._masks_free(t) and not divides(self._block(t), self.free):
+            at = "rm" if self.rows else "rn"
+            masks.append(self._spread(f"({at} < {self.args.size(self.free)})", False))
+        if not divides(t.bk, self.inner):
+            inside = f"(rk < {self.args.size(self.inner)} - it * {t.bk})"
+            masks.append(self._spread(inside, True))
+        mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        return self._named(w, f"tl.load({p}p{mask})")
+
+    def _named(self, w: Writer, tile: str) -> str:
+        name = f"{self.prefix}t"
+        w(f"{name} = {tile}")
+        if self.convert:
+            w(f"{name} = {self.convert.format(name)}")
+        return name
+
+    def advance(self, w: Writer, t: Tile) -> None:
+        if t.tma:
+            return
+        step = f"{t.bk}" if self.k_stride == 1 else f"{t.bk} * {self.args.size(self.k_stride)}"
+        w(f"{self.prefix}p += {step}")
+
+
+Epilogue = Callable[[Writer, str], None]
+"""Writes what becomes of the block of sums of the given name."""
+
+
+@dataclass
+class Product:
+    """A product to be written.
+
+    Attributes:
+        args: Parameters; operands have taken theirs.
+        a, b: Operands.
+        m, n, k: Extents; ``k`` counts what steps of ``bk`` cover.
+        batch: Products side by side.
+        acc: Type of the sums: f32, f64 or i32.
+        precision: Of f32 factors: ``tf32``, ``tf32x3`` or ``ieee``; "" for other types.
+        epilogue: What becomes of the sums.
+        begin: Lines at the start that operands and epilogue rely on; they know ``z`` (the batch).
+        each: Lines after each step, with the names of both tiles.
+    """
+
+    args: Arguments
+    a: Operand
+    b: Operand
+    m: DimLike
+    n: DimLike
+    k: DimLike
+    batch: DimLike
+    acc: str
+    precision: str
+    epilogue: Epilogue
+    begin: Callable[[Writer], None] | None = None
+    each: Callable[[Writer, str, str], None] | None = None
+    extra: list[str] = field(default_factory=list)  # sums kept beside the product
+
+    def write(self, symbol: str, t: Tile, sms: int) -> str:
+        """The function's text."""
+        w = Writer()
+        if t.persistent:
+            self._persistent(w, t, sms)
+        else:
+            w("pid = tl.program_id(0)")
+            self._tile(w, t)
+        names = [f"p{i}" for i in range(len(self.args.values))]
+        names += ["work", "counters"] if t.split > 1 else []
+        names += [f"n{i}" for i in range(len(self.args.dims))]
+        head = f"@triton.jit\ndef {symbol}({', '.join(names)}):\n"
+        return head + "\n".join(w.lines) + "\n"
+
+    def tiles(self, t: Tile) -> DimLike:
+        """Blocks of sums in all."""
+        return self.batch * D.ceil_div(self.m, t.bm) * D.ceil_div(self.n, t.bn)
+
+    def grid(self, t: Tile, sms: int) -> tuple[DimLike, ...]:
+        """Blocks of threads."""
+        tiles = self.tiles(t)
+        if t.persistent:
+            return (D.dim_min(tiles, sms * t.persistent),)
+        return (tiles, t.split) if t.split > 1 else (tiles,)
+
+    def workspace(self, t: Tile) -> tuple[DimLike, DimLike]:
+        """Bytes of workspace, and counters."""
+        if t.split == 1:
+            return 0, 0
+        return self.tiles(t) * (t.split * t.bm * t.bn * 4), self.tiles(t)
+
+    def _persistent(self, w: Writer, t: Tile, sms: int) -> None:
+        count = self.args.size(self.tiles(t))
+        with w.block(f"for pid in tl.range(tl.program_id(0), {count}, tl.num_programs(0)):"):
+            self._tile(w, t)
+
+    def _tile(self, w: Writer, t: Tile) -> None:
+        self._place(w, t)
+        w(f"rm = tm * {t.bm} + tl.arange(0, {t.bm})", f"rn = tn * {t.bn} + tl.arange(0, {t.bn})",
+          f"rk = tl.arange(0, {t.bk})")  # fmt: skip
+        if self.begin is not None:
+            self.begin(w)
+        first, last = self._steps(w, t)
+        self.a.setup(w, t, first)
+        self.b.setup(w, t, first)
+        w(f"acc = tl.zeros(({t.bm}, {t.bn}), tl.{self.acc})", *self.extra)
+        head = f"range({first}, {last})"
+        if t.spec:
+            head = f"tl.range({first}, {last}, warp_specialize=True)"
+        with w.block(f"for it in {head}:"):
+            x = self.a.load(w, t)
+            y = self.b.load(w, t)
+            w(f"acc = {self._dot(x, y, t)}")
+            if self.each is not None:
+                self.each(w, x, y)
+            self.a.advance(w, t)
+            self.b.advance(w, t)
+        if t.split > 1:
+            self._join(w, t)
+        else:
+            self.epilogue(w, "acc")
+
+    def _dot(self, x: str, y: str, t: Tile) -> str:
+        how = ""
+        if self.precision:
+            how = f', input_precision="{self.precision}"'
+        if self.acc != "float32":
+            how += f", out_dtype=tl.{self.acc}"
+        if self.a.dtype in (f8e4m3, f8e5m2):
+            how += f", max_num_imprecise_acc={t.bk}"  # Hopper's own sums keep 14 bits
+        return f"tl.dot({x}, {y}, acc{how})"
+
+    def _place(self, w: Writer, t: Tile) -> None:
+        """Which tile the block does: ``tm``, ``tn`` and the batch ``z``."""
+        args = self.args
+        rows, cols = ceil_text(args, self.m, t.bm), ceil_text(args, self.n, t.bn)
+        if self.batch == 1:
+            w("z = 0", "pt = pid")
+        elif rows == cols == "1":
+            w("z = pid", "pt = 0")
+        else:
+            w(f"z = pid // ({rows} * {cols})", f"pt = pid % ({rows} * {cols})")
+        if cols == "1":
+            w("tm = pt", "tn = 0")
+        elif rows == "1":
+            w("tm = 0", "tn = pt")
+        elif t.group == 1:
+            w(f"tm = pt // {cols}", f"tn = pt % {cols}")
+        else:
+            w(f"band = pt // ({t.group} * {cols})",
+              f"height = tl.minimum({rows} - band * {t.group}, {t.group})",
+              f"tm = band * {t.group} + (pt % ({t.group} * {cols})) % height",
+              f"tn = (pt % ({t.group} * {cols})) // height")  # fmt: skip
+
+    def _steps(self, w: Writer, t: Tile) -> tuple[str, str]:
+        total = ceil_text(self.args, self.k, t.bk)
+        if t.split == 1:
+            return "0", total
+        each = ceil_text(self.args, D.ceil_div(self.k, t.bk), t.split)
+        w("part = tl.program_id(1)", f"first = part * {each}",
+          f"last = tl.minimum(first + {each}, {total})")  # fmt: skip
+        return "first", "last"
+
+    def _join(self, w: Writer, t: Tile) -> None:
+        """Adds the parts of a split sum up, in order, in the block that comes last."""
+        size = t.bm * t.bn
+        place = "pid.to(tl.int64)" if wide(self.tiles(t) * (size * t.split)) else "pid"
+        w(f"wp = work + {place} * {size * t.split} + tl.arange(0, {t.bm})[:, None] * {t.bn} "
+          f"+ tl.arange(0, {t.bn})[None, :]",
+          f'tl.store(wp + part * {size}, acc, cache_modifier=".cg")',
+          "tl.debug_barrier()",  # all of the block's stores come before its arrival
+          'arrived = tl.atomic_add(counters + pid, 1, sem="acq_rel", scope="gpu")')  # fmt: skip
+        with w.block(f"if arrived == {t.split - 1}:"):
+            w("tl.store(counters + pid, 0)",
+              f"total = tl.zeros(({t.bm}, {t.bn}), tl.{self.acc})")  # fmt: skip
+            few = size // (32 * t.warps) * t.split <= 128  # registers of a thread
+            with w.block(f"for i in {'tl.static_range' if few else 'range'}({t.split}):"):
+                w(f'total += tl.load(wp + i * {size}, cache_modifier=".cg")')
+            self.epilogue(w, "total")
+
+
+def acc_type(dtype: DType) -> str:
+    """The type sums of products of a type have."""
+    return "int32" if dtype.is_int else "float64" if dtype is f64 else "float32"
+
+
+def precision(dtype: DType, tf32: bool) -> str:
+    """``input_precision`` of `tl.dot` for factors of a type."""
+    if dtype is not f32:
+        return ""
+    return "tf32" if tf32 else "tf32x3"

@@ -20,6 +20,7 @@ from ...ir import dims as D
 from ...ir.dims import DimLike
 from ...ir.dtypes import DType, f8e4m3, f8e5m2, f32, f64
 from ...ir.graph import Value
+from .emit import Frame
 
 _WIDE = 1 << 31  # elements from which on offsets need 64 bits
 
@@ -62,7 +63,7 @@ class Tile:
 class Writer:
     """Lines of Triton text at the depth of the current block."""
 
-    def __init__(self, depth: int = 1):
+    def __init__(self, depth: int = 0):
         self.lines: list[str] = []
         self.depth = depth
 
@@ -78,35 +79,15 @@ class Writer:
         self.depth -= 1
 
 
-class Arguments:
-    """A kernel's parameters: pointers to operands, then run-time sizes."""
-
-    def __init__(self) -> None:
-        self.values: list[Value | np.ndarray[Any, Any]] = []
-        self.dims: list[DimLike] = []
-        self._names: dict[int, str] = {}
-
-    def pointer(self, v: Value | np.ndarray[Any, Any]) -> str:
-        """The parameter that holds an operand's address."""
-        if id(v) not in self._names:
-            self._names[id(v)] = f"p{len(self.values)}"
-            self.values.append(v)
-        return self._names[id(v)]
-
-    def size(self, d: DimLike) -> str:
-        """A size: a literal, or the parameter that holds it."""
-        if not isinstance(d, D.Dim):
-            return str(int(d))
-        if d not in self.dims:
-            self.dims.append(d)
-        return f"n{self.dims.index(d)}"
-
-
-def ceil_text(args: Arguments, d: DimLike, unit: int) -> str:
+def ceil_text(frame: Frame, d: DimLike, unit: int) -> str:
     """``ceil(d / unit)``."""
     if isinstance(d, D.Dim):
-        return f"(({args.size(d)} + {unit - 1}) // {unit})"
+        return f"(({frame.size(d)} + {unit - 1}) // {unit})"
     return str(-(-int(d) // unit))
+
+
+def _address(frame: Frame, source: Value | np.ndarray[Any, Any]) -> str:
+    return frame.pointer(source) if isinstance(source, Value) else frame.array(source)
 
 
 def divides(unit: int, d: DimLike) -> bool:
@@ -119,14 +100,14 @@ def wide(elements: DimLike) -> bool:
     return isinstance(elements, D.Dim) or int(elements) >= _WIDE
 
 
-def unravel(args: Arguments, flat: str, dims: tuple[DimLike, ...]) -> list[str]:
+def unravel(frame: Frame, flat: str, dims: tuple[DimLike, ...]) -> list[str]:
     """Row-major indices of a flat index, as text; the first takes what is left."""
     out: list[str] = []
     for k in range(len(dims) - 1, 0, -1):
         if not isinstance(dims[k], D.Dim) and dims[k] == 1:
             out.append("0")
             continue
-        size = args.size(dims[k])
+        size = frame.size(dims[k])
         rest = D.product(dims[:k])
         alone = not isinstance(rest, D.Dim) and rest == 1
         out.append(flat if alone else f"({flat} % {size})")
@@ -157,7 +138,7 @@ class Strided:
     """A matrix in memory.
 
     Attributes:
-        args: The kernel's parameters.
+        frame: The kernel's parameters.
         source: Value or constant.
         dtype: Its element type.
         rows: Whether it is the operand whose rows are the product's.
@@ -167,9 +148,10 @@ class Strided:
         elements: Elements in all, which decides how wide offsets are.
         aligned: Whether every batch starts at a multiple of 16 bytes.
         convert: Applied to each tile: a format with one place, or "".
+        other: What elements outside count as, before ``convert``.
     """
 
-    args: Arguments
+    frame: Frame
     source: Value | np.ndarray[Any, Any]
     dtype: DType
     rows: bool
@@ -181,6 +163,7 @@ class Strided:
     elements: DimLike = 0
     aligned: bool = True
     convert: str = ""
+    other: str = "0"
 
     @property
     def prefix(self) -> str:
@@ -194,7 +177,7 @@ class Strided:
         return f"{along}[None, :]" if inner == self.rows else f"{along}[:, None]"
 
     def _base(self) -> str:
-        pointer = self.args.pointer(self.source)
+        pointer = _address(self.frame, self.source)
         return f"{pointer} + {self.offset}" if self.offset else pointer
 
     def descriptor_fits(self) -> bool:
@@ -206,7 +189,7 @@ class Strided:
         return not isinstance(far, D.Dim) and int(far) * self.dtype.size % 16 == 0
 
     def setup(self, w: Writer, t: Tile, first: str) -> None:
-        p, size = self.prefix, self.args.size
+        p, size = self.prefix, self.frame.size
         if t.tma:
             free, inner, unit = size(self.free), size(self.inner), self._block(t)
             if self.k_stride == 1:
@@ -247,11 +230,11 @@ class Strided:
         masks = []
         if self._masks_free(t) and not divides(self._block(t), self.free):
             at = "rm" if self.rows else "rn"
-            masks.append(self._spread(f"({at} < {self.args.size(self.free)})", False))
+            masks.append(self._spread(f"({at} < {self.frame.size(self.free)})", False))
         if not divides(t.bk, self.inner):
-            inside = f"(rk < {self.args.size(self.inner)} - it * {t.bk})"
+            inside = f"(rk < {self.frame.size(self.inner)} - it * {t.bk})"
             masks.append(self._spread(inside, True))
-        mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        mask = f", mask={' & '.join(masks)}, other={self.other}" if masks else ""
         return self._named(w, f"tl.load({p}p{mask})")
 
     def _named(self, w: Writer, tile: str) -> str:
@@ -264,7 +247,7 @@ class Strided:
     def advance(self, w: Writer, t: Tile) -> None:
         if t.tma:
             return
-        step = f"{t.bk}" if self.k_stride == 1 else f"{t.bk} * {self.args.size(self.k_stride)}"
+        step = f"{t.bk}" if self.k_stride == 1 else f"{t.bk} * {self.frame.size(self.k_stride)}"
         w(f"{self.prefix}p += {step}")
 
 
@@ -277,7 +260,7 @@ class Product:
     """A product to be written.
 
     Attributes:
-        args: Parameters; operands have taken theirs.
+        frame: Parameters.
         a, b: Operands.
         m, n, k: Extents; ``k`` counts what steps of ``bk`` cover.
         batch: Products side by side.
@@ -288,7 +271,7 @@ class Product:
         each: Lines after each step, with the names of both tiles.
     """
 
-    args: Arguments
+    frame: Frame
     a: Operand
     b: Operand
     m: DimLike
@@ -310,11 +293,8 @@ class Product:
         else:
             w("pid = tl.program_id(0)")
             self._tile(w, t)
-        names = [f"p{i}" for i in range(len(self.args.values))]
-        names += ["work", "counters"] if t.split > 1 else []
-        names += [f"n{i}" for i in range(len(self.args.dims))]
-        head = f"@triton.jit\ndef {symbol}({', '.join(names)}):\n"
-        return head + "\n".join(w.lines) + "\n"
+        self.frame.workspace = self.frame.counters = t.split > 1
+        return self.frame.source(symbol, w.lines)
 
     def tiles(self, t: Tile) -> DimLike:
         """Blocks of sums in all."""
@@ -334,7 +314,7 @@ class Product:
         return self.tiles(t) * (t.split * t.bm * t.bn * 4), self.tiles(t)
 
     def _persistent(self, w: Writer, t: Tile, sms: int) -> None:
-        count = self.args.size(self.tiles(t))
+        count = self.frame.size(self.tiles(t))
         with w.block(f"for pid in tl.range(tl.program_id(0), {count}, tl.num_programs(0)):"):
             self._tile(w, t)
 
@@ -376,8 +356,8 @@ class Product:
 
     def _place(self, w: Writer, t: Tile) -> None:
         """Which tile the block does: ``tm``, ``tn`` and the batch ``z``."""
-        args = self.args
-        rows, cols = ceil_text(args, self.m, t.bm), ceil_text(args, self.n, t.bn)
+        frame = self.frame
+        rows, cols = ceil_text(frame, self.m, t.bm), ceil_text(frame, self.n, t.bn)
         if self.batch == 1:
             w("z = 0", "pt = pid")
         elif rows == cols == "1":
@@ -397,10 +377,10 @@ class Product:
               f"tn = (pt % ({t.group} * {cols})) // height")  # fmt: skip
 
     def _steps(self, w: Writer, t: Tile) -> tuple[str, str]:
-        total = ceil_text(self.args, self.k, t.bk)
+        total = ceil_text(self.frame, self.k, t.bk)
         if t.split == 1:
             return "0", total
-        each = ceil_text(self.args, D.ceil_div(self.k, t.bk), t.split)
+        each = ceil_text(self.frame, D.ceil_div(self.k, t.bk), t.split)
         w("part = tl.program_id(1)", f"first = part * {each}",
           f"last = tl.minimum(first + {each}, {total})")  # fmt: skip
         return "first", "last"
@@ -409,7 +389,8 @@ class Product:
         """Adds the parts of a split sum up, in order, in the block that comes last."""
         size = t.bm * t.bn
         place = "pid.to(tl.int64)" if wide(self.tiles(t) * (size * t.split)) else "pid"
-        w(f"wp = work + {place} * {size * t.split} + tl.arange(0, {t.bm})[:, None] * {t.bn} "
+        w(f"work = workspace.to(tl.pointer_type(tl.{self.acc}))",
+          f"wp = work + {place} * {size * t.split} + tl.arange(0, {t.bm})[:, None] * {t.bn} "
           f"+ tl.arange(0, {t.bn})[None, :]",
           f'tl.store(wp + part * {size}, acc, cache_modifier=".cg")',
           "tl.debug_barrier()",  # all of the block's stores come before its arrival

@@ -1,0 +1,208 @@
+"""Which tiles a product should try, by a model of the device.
+
+The model is coarse: it only has to bring the few tiles worth timing to the front. A block's step
+costs the larger of its multiply-adds on the tensor cores and its bytes from the second-level
+cache; blocks come in waves over the multiprocessors; all waves together cost at least the bytes
+that memory has to deliver. Floors of the kernels this replaces are beside the candidates below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ...ir import dims as D
+from ...ir.dims import DimLike
+from ...ir.dtypes import DType, f32, f64
+from .arch import Gpu
+from .product import Tile
+
+_ASSUMED = 256  # what a size known only at run time is taken for
+_START = 1.6e-6  # a block's way from launch to its first multiply-add, and its epilogue
+_STEP_LATENCY = 0.25e-6  # a step of a block alone on its multiprocessor, everything waiting
+_JOIN = 0.9e-6  # to find out which part is last and to begin adding
+
+
+@dataclass(frozen=True)
+class Work:
+    """A product as the model sees it.
+
+    Attributes:
+        m, n, k, batch: Extents (guesses where they are known only at run time).
+        dtype: Of the factors.
+        out_bytes: Bytes that the epilogue moves for each sum.
+        a_bytes, b_bytes: Bytes of the operands in memory.
+        gathers: Whether rows are windows of images, with addresses of their own.
+        tf32: Whether f32 factors may be rounded to TF32.
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int
+    dtype: DType
+    out_bytes: int
+    a_bytes: float
+    b_bytes: float
+    gathers: bool = False
+    tf32: bool = True
+
+
+def known(d: DimLike) -> int:
+    """A size, or a guess."""
+    if not isinstance(d, D.Dim):
+        return int(d)
+    return max(_ASSUMED, D.evaluate(d, dict.fromkeys(D.symbols(d), 1)))
+
+
+def shared_bytes(t: Tile, w: Work) -> int:
+    """Shared memory of a block: the tiles in flight."""
+    return (t.bm + t.bn) * t.bk * w.dtype.size * max(1, t.stages)
+
+
+def fits(t: Tile, w: Work, gpu: Gpu) -> bool:
+    """Whether the tile's block can run: shared memory, and registers for the sums."""
+    if shared_bytes(t, w) + 1024 > gpu.shared:
+        return False
+    threads = 32 * t.warps
+    sums = t.bm * t.bn // threads
+    return sums <= (256 if t.spec else 128) and t.bm * t.bn >= threads
+
+
+def blocks_per_sm(t: Tile, w: Work, gpu: Gpu) -> int:
+    """Blocks that share a multiprocessor."""
+    by_shared = gpu.shared_sm // max(1, shared_bytes(t, w) + 1024)
+    threads = 32 * (t.warps + (8 if t.spec else 0))
+    sums = t.bm * t.bn // (32 * t.warps)
+    registers = min(255, sums + 60) * threads
+    return max(1, min(by_shared, gpu.registers // registers, 2048 // threads))
+
+
+def seconds(t: Tile, w: Work, gpu: Gpu) -> float:
+    """Modelled time of a product."""
+    tiles = w.batch * -(-w.m // t.bm) * -(-w.n // t.bn)
+    blocks = tiles * t.split
+    steps = -(-(-(-w.k // t.bk)) // t.split)
+    together = min(blocks_per_sm(t, w, gpu), -(-blocks // gpu.sms))
+    waves = -(-blocks // (gpu.sms * together))
+    flops = 2.0 * t.bm * t.bn * t.bk
+    peak = gpu.peak(_unit(w)) / gpu.sms * _efficiency(t, w, gpu)
+    moved = (t.bm + t.bn) * t.bk * w.dtype.size
+    l2 = 5.5e12 / 132 * (0.6 if w.gathers else 1.0)  # bytes per second of one multiprocessor
+    busy = max(flops / peak, moved / l2) * together
+    step = max(busy, _STEP_LATENCY / max(1, t.stages - 1))
+    out = t.bm * t.bn * w.out_bytes * together / (gpu.bandwidth / gpu.sms)
+    total = waves * (steps * step + _START + out)
+    floor = (w.a_bytes + w.b_bytes + float(w.m) * w.n * w.batch * w.out_bytes) / gpu.bandwidth
+    total = max(total, floor)
+    if t.split > 1:
+        total += _JOIN + t.split * t.bm * t.bn * 4 / 60e9 + tiles * t.split * t.bm * t.bn * 4 / 4e12
+    return total
+
+
+def _unit(w: Work) -> str:
+    if w.dtype is f32:
+        return "tf32" if w.tf32 else "f32"
+    return "f64" if w.dtype is f64 else w.dtype.name
+
+
+def _efficiency(t: Tile, w: Work, gpu: Gpu) -> float:
+    """Share of the peak that a tile's instructions can reach."""
+    if gpu.arch >= 90 and t.warps >= 4 and t.bm >= 64:
+        shape = min(t.bn, 256) / 128  # wider columns reread rows from shared memory less
+        base = 0.55 + 0.25 * min(1.0, shape) + (0.05 if t.bm >= 128 else 0) + 0.1 * (t.bn >= 256)
+        return min(0.9, base) + (0.05 if t.tma else 0.0)
+    return 0.5 if t.bm >= 64 and t.bn >= 64 else 0.3
+
+
+def best(tiles: Iterable[Tile], w: Work, gpu: Gpu, most: int = 16) -> list[Tile]:
+    """The tiles that fit, fastest first; of near equals those that differ come first."""
+    fitting = [t for t in dict.fromkeys(tiles) if fits(t, w, gpu)]
+    timed = sorted(fitting, key=lambda t: seconds(t, w, gpu))
+    kept: list[Tile] = []
+    seen: set[tuple[int, ...]] = set()
+    later: list[Tile] = []
+    for t in timed:
+        key = (t.bm, t.bn, t.split, int(t.tma), int(t.spec))
+        (later if key in seen else kept).append(t)
+        seen.add(key)
+    return (kept + later)[:most]
+
+
+# Floors and what libraries reach on an H100 (µs; see docs/benchmarks.md): GEMM 8192³ f16 1378 by
+# FLOPs; ResNet-50 at batch 1: 3x3x512 on 7x7 1.6 by bytes (cuDNN 11.2), 3x3x256 on 14x14 0.5
+# (7.7), 1x1 256→1024 on 14x14 0.3 (3.2); at batch 32: 3x3x64 on 56x56 9.3 (24.8), 1x1 64→256
+# 21.4 (27.6); BERT-base at batch 1: 768→768 0.8 (3.9), 768→3072 2.4 (4.8), 3072→768 2.4 (7.2).
+
+
+def product_tiles(w: Work, gpu: Gpu, k_units: Iterable[int] = (64, 128, 32)) -> list[Tile]:
+    """Tiles without descriptors that a product of this size may want."""
+    if w.dtype is f64:
+        return [Tile(32, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2)]
+    if w.dtype is f32:
+        return _f32_tiles(w, gpu)
+    scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
+    shapes = (
+        (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (128, 64, 4), (64, 128, 4),
+        (64, 256, 4), (256, 64, 8), (64, 64, 4), (128, 32, 4), (32, 128, 4), (64, 32, 4),
+        (32, 64, 4), (32, 32, 4), (16, 64, 4), (16, 32, 4), (16, 128, 4), (128, 16, 4),
+        (64, 16, 4),
+    )  # fmt: skip
+    out = []
+    for bm, bn, warps in shapes:
+        if _too_wide(bm, w.m) or _too_wide(bn, w.n):
+            continue
+        for bk in k_units:
+            bk *= scale
+            if bk > 32 and bk >= 2 * w.k:
+                continue
+            for stages in (3, 4, 5, 2):
+                base = Tile(bm, bn, bk, warps, stages)
+                if -(-w.k // bk) < stages - 1:
+                    continue
+                out += [replace(base, split=s) for s in splits(base, w, gpu)]
+    return out or [Tile(16, 16, 32, 4, 2), Tile(32, 32, 32, 4, 2)]
+
+
+def _too_wide(block: int, extent: int) -> bool:
+    """Whether less than half of a block would be used (the smallest always may)."""
+    return block > 16 and block >= 2 * max(extent, 1)
+
+
+def splits(t: Tile, w: Work, gpu: Gpu) -> list[int]:
+    """Into how many parts sums may be split so that the device fills up."""
+    tiles = w.batch * -(-w.m // t.bm) * -(-w.n // t.bn)
+    steps = -(-w.k // t.bk)
+    out = [1]
+    for s in (2, 3, 4, 6, 8, 12, 16):
+        if tiles * s <= 2 * gpu.sms and steps >= 2 * s:
+            out.append(s)
+    return out
+
+
+def _f32_tiles(w: Work, gpu: Gpu) -> list[Tile]:
+    out = []
+    for bm, bn, warps in ((128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4), (64, 32, 4),
+                          (32, 64, 4), (32, 32, 4), (16, 64, 4), (16, 32, 4)):  # fmt: skip
+        if _too_wide(bm, w.m) or _too_wide(bn, w.n):
+            continue
+        for bk, stages in ((32, 3), (32, 4), (16, 4)):
+            base = Tile(bm, bn, bk, warps, stages)
+            out += [replace(base, split=s) for s in splits(base, w, gpu)]
+    return out or [Tile(16, 16, 16, 4, 2)]
+
+
+def hopper_tiles(w: Work) -> list[Tile]:
+    """Tiles with descriptors, for sizes at which setting these up doesn't count."""
+    scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
+    shapes = (
+        Tile(128, 256, 64 * scale, 4, 3, tma=True, spec=True),
+        Tile(128, 256, 64 * scale, 8, 3, tma=True),
+        Tile(128, 256, 64 * scale, 8, 4, tma=True),
+        Tile(128, 128, 64 * scale, 4, 4, tma=True, spec=True),
+        Tile(128, 128, 64 * scale, 4, 4, tma=True),
+        Tile(256, 128, 64 * scale, 8, 3, tma=True),
+        Tile(128, 128, 64 * scale, 8, 3, tma=True, persistent=1),
+        Tile(128, 256, 64 * scale, 8, 3, tma=True, persistent=1),
+    )
+    return [t for t in shapes if w.m >= t.bm and w.n >= t.bn // 2 and w.k >= 4 * t.bk]

@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="the CUDA target needs Triton")
 
 from tactician.targets.cuda.device import CudaDevice
 from tactician.targets.cuda.interpret import interpret
+from tactician.targets.cuda.worker import define
 
 DEVICE = CudaDevice("sm_90", mode="interpreter", tf32=False)
 
@@ -120,4 +121,20 @@ def close(got, want, tolerance):
     assert np.isfinite(got).all() and error <= tolerance, f"error {error:.2e}"
 
 
-__all__ = ["DEVICE", "Graph", "check_kernel", "emit", "reference", "region_of", "run"]
+def ptx_of(kernel, arch=90):
+    """The kernel's PTX, compiled in this process."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fn, launch = define(kernel.source, kernel.symbol, kernel.symbol), kernel.launch
+    pointers = [i for i, t in enumerate(launch.types) if t.startswith("*")]
+    source = ASTSource(
+        fn, dict(zip(fn.arg_names, launch.types, strict=True)), {},
+        {(i,): [["tt.divisibility", 16]] for i in pointers},
+    )
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return triton.compile(source, GPUTarget("cuda", arch, 32), options).asm["ptx"]
+
+
+__all__ = ["DEVICE", "Graph", "check_kernel", "emit", "ptx_of", "reference", "region_of", "run"]

@@ -3,10 +3,12 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from contraction_kit import DEVICE, Graph, check_kernel, emit, region_of
+from contraction_kit import DEVICE, Graph, check_kernel, emit, ptx_of, region_of
 
 from tactician.ir import dims as D
+from tactician.ir import dtypes
 from tactician.targets.cuda import gemm
+from tactician.targets.cuda.device import CudaDevice
 from tactician.targets.cuda.product import Tile
 
 rng = np.random.default_rng(1)
@@ -83,13 +85,13 @@ def test_batches_broadcast(a, b, const):
 @pytest.mark.parametrize("tb", ["none", "transpose"])
 def test_types(dtype, tb):
     b = (72, 40) if tb == "none" else (40, 72)
-    check(*product((35, 72), b, tb=tb, dtype=dtype, to="f32" if dtype == "f8e4m3" else None))
+    check(*product((35, 72), b, tb=tb, dtype=dtype, to=dtypes.f32 if dtype == "f8e4m3" else None))
 
 
 @pytest.mark.parametrize(
     "tile",
-    [SMALL, Tile(32, 16, 32, 4, 3), Tile(16, 32, 16, 4, 2, split=3), Tile(32, 32, 16, 4, 2, group=1),
-     Tile(16, 16, 16, 4, 2, split=8), Tile(32, 16, 16, persistent=1)],
+    [SMALL, Tile(32, 16, 32, 4, 3), Tile(16, 32, 16, 4, 2, split=3),
+     Tile(32, 32, 16, 4, 2, group=1), Tile(16, 16, 16, 4, 2, split=8), Tile(32, 16, 16, persistent=1)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
@@ -195,3 +197,23 @@ def test_integers(a_type, b_type, zeros, const):
     g.outputs = [y]
     region = region_of(g)
     check(g, region, inputs, tile=SMALL, tolerance=0 if zeros != "scalar" else 1e-6)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_machine_code(arch):
+    _, region, _ = product((512, 512), (512, 512), dtype="f16", tail=bias_relu)
+    device = CudaDevice(arch)
+    kernel = GEMM.build(region, Tile(128, 128, 64, 4, 3), device)
+    assert len(device.compile(kernel)[1]) > 10_000
+
+
+def test_hopper_multiplies_by_warp_groups():
+    ptx = ptx_of(GEMM.build(*described(False)))
+    assert "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx
+    specialized = ptx_of(GEMM.build(*described(True)))
+    assert "wgmma.mma_async" in specialized and "setmaxnreg" in specialized
+
+
+def described(spec):
+    _, region, _ = product((2048, 2048), (2048, 2048), const=False, dtype="f16")
+    return region, Tile(128, 128, 64, 4, 3, tma=True, spec=spec), CudaDevice("sm_90")

@@ -20,7 +20,16 @@ from . import cost, matrix
 from .emit import Frame, is_wide
 from .epilogue import Index, epilogue, refuse_epilogue
 from .product import (
-    Product, Strided, Tile, Writer, acc_type, ceil_text, divides, precision, unravel, wide,
+    Product,
+    Strided,
+    Tile,
+    Writer,
+    acc_type,
+    ceil_text,
+    divides,
+    precision,
+    unravel,
+    wide,
 )  # fmt: skip
 
 _FLOATS = (T.f16, T.bf16, T.f32, T.f64, T.f8e4m3, T.f8e5m2)
@@ -94,7 +103,7 @@ def operand(
     )
     side = Strided(
         frame, x.value, x.dtype, rows, x.free, x.inner, x.stride, x.k_stride, offset, x.elements,
-        aligned, Side(shift).convert, str(shift),
+        aligned, Side(shift).convert, "0.0" if x.dtype.is_float else str(shift),
     )  # fmt: skip
     return side, shift
 
@@ -104,7 +113,8 @@ def as_signed(x: matrix.Matrix) -> tuple[matrix.Matrix, int]:
     if x.dtype is not T.u8 or not isinstance(x.value, Value) or x.value.const is None:
         return matrix.packed(x), 0
     data = (np.asarray(x.value.const).astype(np.int16) - 128).astype(np.int8)
-    v = Value("signed", T.i8, data.shape, const=data)
+    v = Value("signed", T.i8, data.shape)
+    v.const = data
     return matrix.packed(replace(x, value=v, dtype=T.i8)), 128
 
 
@@ -175,7 +185,9 @@ class ZeroPoints:
         if z.rank == 1:
             i = c.index[-2 if rows and self.p.cols else -1]
             return i.text, set(i.axes)
-        terms, axes, stride = [], set(), 1  # type: ignore[var-annotated]
+        terms: list[str] = []
+        axes: set[int] = set()
+        stride: DimLike = 1
         index = c.index[len(c.index) - z.rank :]
         for d, i in zip(reversed(z.dims), reversed(index), strict=True):
             if d != 1 and i.text != "0":
@@ -324,7 +336,8 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     options = cost.product_tiles(w, device.gpu)
     if _sums_beside(region):  # a split has no place for them
         options = [t for t in options if t.split == 1]
-    if device.arch >= 90 and _describable(p) and 2.0 * w.m * w.n * w.k * w.batch > _DESCRIPTOR_FLOPS:
+    heavy = 2.0 * w.m * w.n * w.k * w.batch > _DESCRIPTOR_FLOPS
+    if device.arch >= 90 and heavy and _describable(p):
         options = [*cost.hopper_tiles(w), *options]
     return cost.best(options, w, device.gpu)
 

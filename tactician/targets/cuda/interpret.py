@@ -85,6 +85,30 @@ class _Interpreter:
             return fn.rewrite()(*args, **kwargs)
 
         module.InterpretedFunction.__call__ = call
+        self._patch_dot()
+
+    def _patch_dot(self) -> None:
+        """Has `tl.dot` multiply bf16 and 8-bit floats as what they are, not as their bits."""
+        import ml_dtypes
+
+        tl, builder = self.tl, self.module.InterpreterBuilder
+        stored = {
+            tl.bfloat16: ml_dtypes.bfloat16, tl.float8e4nv: ml_dtypes.float8_e4m3fn,
+            tl.float8e5: ml_dtypes.float8_e5m2,
+        }
+        plain = builder.create_dot
+
+        def create_dot(builder: Any, a: Any, b: Any, d: Any, *how: Any) -> Any:
+            def widened(x: Any) -> Any:
+                kind = stored.get(x.dtype.scalar)
+                if kind is None:
+                    return x
+                data = np.ascontiguousarray(x.data).view(kind).astype(np.float32)
+                return self.module.TensorHandle(data, tl.float32)
+
+            return plain(builder, widened(a), widened(b), d, *how)
+
+        builder.create_dot = create_dot
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - lives as long as the process
     def function(self, source: str, symbol: str, name: str) -> Any:

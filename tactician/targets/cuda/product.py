@@ -119,7 +119,7 @@ def unravel(frame: Frame, flat: str, dims: tuple[DimLike, ...]) -> list[str]:
 
 
 class Operand(Protocol):
-    """One side of a product. Names in the text start with ``prefix`` (``a`` rows, ``b`` columns)."""
+    """One side of a product. Names in its text start with ``a`` (rows) or ``b`` (columns)."""
 
     dtype: DType
 

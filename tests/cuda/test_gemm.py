@@ -91,7 +91,8 @@ def test_types(dtype, tb):
 @pytest.mark.parametrize(
     "tile",
     [SMALL, Tile(32, 16, 32, 4, 3), Tile(16, 32, 16, 4, 2, split=3),
-     Tile(32, 32, 16, 4, 2, group=1), Tile(16, 16, 16, 4, 2, split=8), Tile(32, 16, 16, persistent=1)],
+     Tile(32, 32, 16, 4, 2, group=1), Tile(16, 16, 16, 4, 2, split=8),
+     Tile(32, 16, 16, persistent=1)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])

@@ -82,7 +82,7 @@ def seconds(t: Tile, w: Work, gpu: Gpu) -> float:
     """Modelled time of a product."""
     tiles = w.batch * -(-w.m // t.bm) * -(-w.n // t.bn)
     blocks = tiles * t.split
-    steps = -(-(-(-w.k // t.bk)) // t.split)
+    steps = -(-w.k // (t.bk * t.split))
     together = min(blocks_per_sm(t, w, gpu), -(-blocks // gpu.sms))
     waves = -(-blocks // (gpu.sms * together))
     flops = 2.0 * t.bm * t.bn * t.bk

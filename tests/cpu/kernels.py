@@ -6,6 +6,7 @@ from tactician.ir import dims as D
 from tactician.ir.graph import Graph
 from tactician.ops import emit, evaluate
 from tactician.regions.fuse import fuse
+from tactician.regions.region import is_slice
 from tactician.targets.cpu import native
 from tactician.targets.cpu.device import CpuDevice
 
@@ -30,12 +31,14 @@ def reference(graph, inputs):
 
 
 def run(kernel, arrays, env=None, threads=1, device=None):
-    """Runs a kernel through the schedule walker; ``arrays`` maps values to arrays."""
+    """Runs a kernel through the schedule walker; ``arrays`` maps values to arrays (slices of rows
+    are passed as they are)."""
     env = env or {}
     device = device or CpuDevice()
     address = device.function(kernel)
     keep = [
-        np.ascontiguousarray(arrays[a]) if not isinstance(a, np.ndarray) else a for a in kernel.args
+        a if isinstance(a, np.ndarray) else arrays[a] if is_slice(a)
+        else np.ascontiguousarray(arrays[a]) for a in kernel.args
     ]
     args = np.array([a.ctypes.data for a in keep], np.int64)
     dims = np.array([D.evaluate(d, env) for d in kernel.dims] or [0], np.int64)

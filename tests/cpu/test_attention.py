@@ -1,0 +1,160 @@
+"""The blocked attention kernel against the op's reference, over layouts, masks and sizes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kernels import run
+
+from tactician.ir import dims as D
+from tactician.ir.graph import Graph
+from tactician.ops import emit
+from tactician.ops.interpreter import run_graph
+from tactician.regions.fuse import fuse
+from tactician.targets.cpu.attention import Attention, Blocking, Problem, blockings
+from tactician.targets.cpu.device import CpuDevice
+from tactician.targets.cpu.isa import Isa
+
+
+RNG = np.random.default_rng(0)
+DEVICE = CpuDevice(threads=2)
+
+
+def widths():
+    host = Isa.host()
+    return [host, *([replace(host, vector_bits=512, vector_registers=32)] if host.fma else [])]
+
+
+def case(b=2, h=3, hk=None, s=10, t=None, d=8, dv=None, rows=(True, True, True), dtype="f32",
+         mask=None, mask_dtype=None, sizes=None, merged=False, **attrs):
+    """A graph with one attention node and arrays for its inputs."""
+    hk, t, dv = hk or h, t or s, dv or d
+    dims = sizes or {}
+    sd, td, bd = dims.get("s", s), dims.get("t", t), dims.get("b", b)
+    g = Graph("t")
+    shapes = []
+    for flat, heads, n, nd, size in zip(rows, (h, hk, hk), (s, t, t), (sd, td, td), (d, d, dv),
+                                        strict=True):
+        shapes.append(((b, n, heads * size), (bd, nd, heads * size)) if flat
+                      else ((b, heads, n, size), (bd, heads, nd, size)))
+    feeds = []
+    if merged:
+        total = sum(x[0][2] for x in shapes)
+        x = g.add_input("x", dtype, (bd, sd, total))
+        feeds.append(RNG.standard_normal((b, s, total)))
+        operands, at = [], 0
+        for shape, _ in shapes:
+            ints = [g.constant(np.array([v], np.int64)) for v in (at, at + shape[2], 2)]
+            operands.append(emit(g, "strided_slice", [x, *ints], "part").output)
+            at += shape[2]
+    else:
+        operands = [g.add_input(n, dtype, dim) for n, (_, dim) in zip("qkv", shapes, strict=True)]
+        feeds = [RNG.standard_normal(shape) for shape, _ in shapes]
+    feeds = [f.astype(v.dtype.np) for f, v in zip(feeds, g.inputs, strict=True)]
+    if mask is not None:
+        full = [{"s": sd, "t": td, "b": bd, "h": h}.get(c, 1) for c in mask]
+        m = g.add_input("m", mask_dtype or dtype, tuple(full))
+        shape = [{"s": s, "t": t, "b": b, "h": h}.get(c, 1) for c in mask]
+        array = RNG.standard_normal(shape)
+        if m.dtype.name == "b1":
+            array = array > 0
+            array[..., 0] = True
+        else:
+            array[array > 1] = -np.inf
+            array[..., 0] = 0
+        feeds.append(array.astype(m.dtype.np))
+        operands.append(m)
+    heads = {"q_heads": h if rows[0] else 0, "kv_heads": hk if rows[1] or rows[2] else 0}
+    g.outputs = [emit(g, "attention", operands, "attention", **heads, **attrs).output]
+    env = {n: v for n, v in (("S", s), ("T", t), ("B", b)) if sizes}
+    return g, feeds, env
+
+
+def check(g, feeds, env, isa=None, blocking=None, tol=2e-5):
+    want = run_graph(g, [f.astype(np.float64) if f.dtype == np.float32 else f for f in feeds])[0]
+    fusion = fuse(g)
+    (region,) = fusion.regions
+    device = DEVICE if isa is None else CpuDevice(isa, threads=1)
+    tactic = Attention()
+    assert tactic.refuse(region, device) is None
+    arrays = dict(zip(g.inputs, feeds, strict=True))
+    for v, (base, start) in fusion.parts.items():
+        arrays[v] = arrays[base][..., start : start + v.dims[-1]]
+    out = g.outputs[0]
+    choices = [blocking] if blocking else tactic.candidates(region, device)[:2]
+    for how in choices:
+        arrays[out] = np.full(want.shape, np.nan).astype(out.dtype.np)
+        run(tactic.build(region, how, device), arrays, env, threads=2, device=device)
+        np.testing.assert_allclose(
+            arrays[out].astype(np.float32), want.astype(np.float32), rtol=tol, atol=tol
+        )
+
+
+CASES = [
+    {}, {"s": 1 + 16 * 2, "d": 16}, {"s": 7, "t": 19}, {"h": 4, "hk": 2}, {"d": 5, "dv": 11},
+    {"rows": (False, False, False)}, {"rows": (True, False, False)}, {"rows": (False, True, True)},
+    {"scale": 0.7, "softcap": 2.0}, {"causal": True, "s": 37}, {"s": 40, "left": 5, "right": 3},
+    {"mask": "11st"}, {"mask": "b11t"}, {"mask": "bhst", "s": 21, "t": 13}, {"mask": "t"},
+    {"mask": "1h1t", "mask_dtype": "b1"}, {"mask": "b1st", "mask_dtype": "b1", "s": 20},
+    {"merged": True}, {"merged": True, "h": 4, "hk": 2, "d": 16, "s": 18},
+    {"b": 1, "h": 1, "s": 64, "d": 64},
+]
+
+
+@pytest.mark.parametrize("isa", widths(), ids=lambda i: f"{i.vector_bits} bits")
+@pytest.mark.parametrize("spec", CASES, ids=str)
+def test_attention(spec, isa):
+    check(*case(**spec), isa=isa)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", [None, "11st"])
+def test_running_maximum_over_blocks(causal, mask):
+    g, feeds, env = case(s=21, t=None if causal else 50, d=8, mask=mask, causal=causal)
+    check(g, feeds, env, blocking=Blocking(6, 2, 8))
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("spec", [{}, {"merged": True, "d": 16}, {"mask": "11st"}], ids=str)
+def test_half_precision(dtype, spec):
+    check(*case(dtype=dtype, **spec), tol=4e-2 if dtype == "bf16" else 5e-3)
+
+
+@pytest.mark.parametrize("spec", [{}, {"mask": "b1st"}, {"causal": True}, {"merged": True}], ids=str)
+@pytest.mark.parametrize("s,t", [(5, 9), (33, 300), (1, 1)])
+def test_symbolic_lengths(spec, s, t):
+    t = s if spec.get("causal") or spec.get("merged") else t
+    same = D.sym("S") if t == s else D.sym("T")
+    sizes = {"s": D.sym("S"), "t": same, "b": D.sym("B")}
+    check(*case(s=s, t=t, sizes=sizes, **spec))
+
+
+def test_rows_that_see_nothing_are_zero():
+    g, feeds, env = case(mask="11st", mask_dtype="b1")
+    feeds[-1][..., 3, :] = False
+    check(g, feeds, env)
+
+
+def test_very_low_masks_leave_the_mean():
+    g, feeds, env = case(mask="11st")
+    feeds[-1][..., 3, :] = np.finfo(np.float32).min
+    check(g, feeds, env)
+
+
+def test_blockings_fit_the_lengths():
+    g, _, _ = case(s=128, d=64)
+    p = Problem.of(g.nodes[-1])
+    assert all(b.block == 128 for b in blockings(p, Isa.host()))
+
+
+@pytest.mark.parametrize("spec,why", [
+    ({"s": 1}, "few queries"), ({"dtype": "f64"}, "f64"), ({"normalize": False}, "plain"),
+    ({"outputs": 3}, "plain"),
+])
+def test_refusals(spec, why):
+    g, _, _ = case(**{k: v for k, v in spec.items() if k != "outputs"})
+    if "outputs" in spec:
+        g.nodes[-1].attrs = replace(g.nodes[-1].attrs, outputs=3)
+        g.nodes[-1].outputs += g.nodes[-1].outputs * 2
+    (region,) = fuse(g).regions
+    assert why in Attention().refuse(region, DEVICE)

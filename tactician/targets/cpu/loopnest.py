@@ -55,6 +55,18 @@ class LoopNest:
     lowerer: A.Lowerer
 
 
+class OtherPoints(ValueError):
+    """A stage's result is read at other points than the one it is computed for.
+
+    Attributes:
+        value: The result.
+    """
+
+    def __init__(self, value: Value):
+        super().__init__(f"{value} is read at other points of its row")
+        self.value = value
+
+
 def plan(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> list[LoopNest]:
     """Plans the loops of ``stages``, of which ``outputs`` are wanted. Stages that have nothing
     to do with each other, and the pieces of a concatenation, become nests of their own."""
@@ -70,8 +82,13 @@ def plan(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> list[LoopNest]:
 
 
 def _plan_pieces(stage: E.Stage) -> list[LoopNest]:
+    return [_plan(low, [piece], [stage.out]) for low, piece in _pieces_of(stage)]
+
+
+def _pieces_of(stage: E.Stage) -> list[tuple[A.Lowerer, Step]]:
+    """A concatenation as one step per piece."""
     axis = stage.meta["axis"]
-    nests = []
+    found = []
     for x, begin in stage.meta["concat"]:
         if any(d == 0 for d in x.dims):
             continue
@@ -79,8 +96,45 @@ def _plan_pieces(stage: E.Stage) -> list[LoopNest]:
         piece = _step(low, E.Stage(x, vs := E.iter_vars(x.dims), E.load(x, vs)))
         piece.out = stage.out
         piece.index[axis] = low.total([(piece.index[axis], 1), (E.idx(begin), 1)])
-        nests.append(_plan(low, [piece], [stage.out]))
+        found.append((low, piece))
+    return found
+
+
+def plan_in_registers(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> list[LoopNest]:
+    """Like `plan` for targets that keep whole rows in registers: intermediate values are never
+    in memory, and only row loops are merged.
+
+    Raises:
+        OtherPoints: If a step reads what another one computes for other points of its row.
+    """
+    nests: list[LoopNest] = []
+    for group in _independent(_wanted(stages, outputs)):
+        own = [s.out for s in group if s.out in outputs]
+        if len(group) == 1 and "concat" in group[0].meta:
+            nests += [_in_registers(low, [p], own) for low, p in _pieces_of(group[0])]
+            continue
+        low = A.Lowerer(keep={s.out for s in group})
+        nests.append(_in_registers(low, [_step(low, s) for s in group], own))
     return nests
+
+
+def _in_registers(low: A.Lowerer, steps: list[Step], outputs: list[Value]) -> LoopNest:
+    rows = _share_rows(low, steps, {s.out: s for s in steps})
+    low.keep = set()
+    for s in steps:
+        low.layout[s.out] = lambda index: low.total([])
+    loaded = {x.value for s in steps for x in A.walk([s.expr]) if isinstance(x, E.Load)}
+    for s in steps:
+        if s.inner and s.out in loaded:
+            raise OtherPoints(s.out)
+        s.expr = low.lower(s.expr)
+    low.layout.clear()
+    for s in steps:
+        if s.out in outputs:
+            s.at = low.flat(s.out, s.index)
+    nest = LoopNest(rows, steps, {}, list(outputs), low)
+    nest.rows = merge(nest, nest.rows, nest.steps)
+    return nest
 
 
 def _independent(stages: Sequence[E.Stage]) -> list[list[E.Stage]]:
@@ -361,15 +415,20 @@ def _piece_value(low: A.Lowerer, want: dict[D.DimLike, Var], c: D.DimLike, read:
 def _merge_loops(nest: LoopNest) -> None:
     """Joins neighbouring loops that run through memory as one."""
     everything = nest.steps
-    nest.rows = _merge(nest, nest.rows, everything)
+    nest.rows = merge(nest, nest.rows, everything)
     for s in nest.steps:
-        s.inner = _merge(nest, s.inner, [s])
+        s.inner = merge(nest, s.inner, [s])
         for r in [x for x in A.walk([s.expr]) if isinstance(x, E.Reduce)]:
             if len(r.vars) > 1:
-                _merge(nest, list(r.vars), [s])
+                merge(nest, list(r.vars), [s])
 
 
-def _merge(nest: LoopNest, order: list[Var], steps: list[Step]) -> list[Var]:
+def merge(nest: LoopNest, order: list[Var], steps: list[Step]) -> list[Var]:
+    """Joins neighbours among ``order`` that all accesses of the steps run through as one.
+
+    Returns:
+        The variables that are left.
+    """
     k = 0
     while k + 1 < len(order):
         a, b = order[k], order[k + 1]
@@ -418,4 +477,4 @@ def _mergeable(a: Var, b: Var, roots: list[Expr]) -> bool:
     return True
 
 
-__all__ = ["LoopNest", "Step", "plan"]
+__all__ = ["LoopNest", "OtherPoints", "Step", "merge", "plan", "plan_in_registers"]

@@ -108,6 +108,24 @@ class Scope:
     memo: dict[Any, Text] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
+class Group:
+    """Iteration variables that are counted through as one, the last one fastest.
+
+    Attributes:
+        flat: The joint index.
+        depth: The scope it is bound in.
+    """
+
+    vars: tuple[Var, ...]
+    flat: Text
+    depth: int
+
+    def size(self, first: int, last: int) -> D.DimLike:
+        """Points of the variables from ``first`` to ``last``."""
+        return D.product(v.extent for v in self.vars[first : last + 1])
+
+
 class Emitter:
     """See the module's text.
 
@@ -130,9 +148,10 @@ class Emitter:
         self.scopes: list[Scope] = [Scope()]
         self._prefix, self._count = prefix, 0
         self._vars: dict[Var, tuple[Text, int]] = {}
-        self._results: dict[Value, tuple[Text, int]] = {}
+        self._groups: dict[Var, Group] = {}
+        self._results: dict[Value | E.Reduce, tuple[Text, int]] = {}
         self._needs: dict[Expr, frozenset[Any]] = {}
-        self._bounds: dict[str, int] = {}  # exclusive upper bounds of narrow registers
+        self.block_axis: dict[Var, int] = {}  # reduced at once, along this axis
 
     # --- bindings and scopes -------------------------------------------------------------
 
@@ -141,6 +160,35 @@ class Emitter:
         dt = T.i64 if self.frame.wide else T.i32
         self._vars[var] = Text(text, dt, frozenset(axes)), len(self.scopes) - 1
 
+    def bind_group(self, variables: Sequence[Var], flat: str, axes: Iterable[int] = ()) -> None:
+        """Gives several variables their values by their joint index. They are divided out of it
+        where they are needed one by one."""
+        if len(variables) == 1:
+            self.bind(variables[0], flat, axes)
+            return
+        dt = T.i64 if self.frame.wide else T.i32
+        group = Group(tuple(variables), Text(flat, dt, frozenset(axes)), len(self.scopes) - 1)
+        for v in variables:
+            self._vars[v] = group.flat, group.depth
+            self._groups[v] = group
+
+    def _piece(self, g: Group, first: int, last: int) -> Text:
+        """The joint index of the variables ``first`` … ``last`` of a group."""
+        n = len(g.vars)
+        if first == 0 and last == n - 1:
+            return g.flat
+        memo = self.scopes[g.depth].memo
+        key = ("piece", g, first, last)
+        if key not in memo:
+            text = g.flat.text
+            if last < n - 1:
+                text += f" // {self.frame.size(g.size(last + 1, n - 1))}"
+            if first > 0:
+                inner = f"({text})" if "/" in text else text
+                text = f"{inner} % {self.frame.size(g.size(first, last))}"
+            memo[key] = self._at(g.depth, lambda: self._assign(text, g.flat.dt, g.flat.axes))
+        return memo[key]
+
     def bind_number(self, var: Var, number: int) -> None:
         """Gives an iteration variable a known value in the current scope."""
         self._vars[var] = constant(number, T.i64, self.frame.wide), len(self.scopes) - 1
@@ -148,9 +196,12 @@ class Emitter:
     def bind_result(self, value: Value, text: str, axes: Iterable[int], dt: DType) -> None:
         """Every load of ``value`` gives the register ``text`` of register type ``dt``."""
         self._results[value] = Text(text, dt, frozenset(axes)), len(self.scopes) - 1
+        self._needs.clear()
 
-    def unbind(self, value: Value) -> None:
-        self._results.pop(value, None)
+    def pin(self, e: E.Reduce, x: Text) -> None:
+        """Gives a reduction its result in the current scope."""
+        self._results[e] = x, len(self.scopes) - 1
+        self._needs.clear()
 
     def push(self) -> None:
         """Opens a scope: lines that depend on what is bound now go there."""
@@ -161,6 +212,7 @@ class Emitter:
         inner = self.scopes.pop()
         depth = len(self.scopes)
         self._vars = {k: b for k, b in self._vars.items() if b[1] < depth}
+        self._groups = {k: g for k, g in self._groups.items() if k in self._vars}
         self._results = {k: b for k, b in self._results.items() if b[1] < depth}
         out = self.scopes[-1].lines
         out.append(head)
@@ -195,6 +247,8 @@ class Emitter:
         """Variables and register values that a (lowered) expression depends on."""
         if e not in self._needs:
             own: set[Any] = set()
+            if isinstance(e, E.Reduce) and e in self._results:
+                return frozenset([e])
             if isinstance(e, Var):
                 own.add(e)
             if isinstance(e, (A.FlatLoad, E.Load)) and e.value in self._results:
@@ -224,11 +278,14 @@ class Emitter:
     def emit(self, e: Expr) -> Text:
         """The register that holds a lowered expression."""
         if isinstance(e, Var):
-            return self._vars[e][0]
+            g = self._groups.get(e)
+            return self._vars[e][0] if g is None else self._piece(g, k := g.vars.index(e), k)
         if isinstance(e, E.Const):
             return self._const(e)
         if isinstance(e, (A.FlatLoad, E.Load)) and e.value in self._results:
             return self._results[e.value][0]
+        if isinstance(e, E.Reduce) and e in self._results:
+            return self._results[e][0]
         depth = self._depth(e)
         for scope in self.scopes[depth:]:
             if e in scope.memo:
@@ -340,7 +397,7 @@ class Emitter:
 
     def _linear(self, e: A.Linear) -> Text:
         """A linear form; scalar terms join first, then those along fewer axes."""
-        terms = [(self.emit(t), c) for t, c in e.terms]
+        terms = self._terms(e)
         terms.sort(key=lambda t: len(t[0].axes))
         low, high = self.lowerer.range(e)
         known = low is not None and high is not None
@@ -368,6 +425,24 @@ class Emitter:
                 return Text(at, dt, axes, number)
             total += f" - {at[1:]}" if at.startswith("-") else f" + {at}"
         return self._assign(total, dt, axes)
+
+    def _terms(self, e: A.Linear) -> list[tuple[Text, D.DimLike]]:
+        """The terms of a linear form; neighbours within a group that step as one are one."""
+        plain = [(t, c) for t, c in e.terms if t not in self._groups]
+        out = [(self.emit(t), c) for t, c in plain]
+        step = {t: c for t, c in e.terms if t in self._groups}
+        for g in dict.fromkeys(self._groups[t] for t in step):  # type: ignore[index]
+            first = 0
+            while first < len(g.vars):
+                last = first
+                if g.vars[first] in step:
+                    while last + 1 < len(g.vars) and g.vars[last + 1] in step and (
+                        step[g.vars[last]] == step[g.vars[last + 1]] * g.vars[last + 1].extent
+                    ):
+                        last += 1
+                    out.append((self._piece(g, first, last), step[g.vars[last]]))
+                first = last + 1
+        return out
 
     # --- memory --------------------------------------------------------------------------
 
@@ -429,12 +504,12 @@ class Emitter:
         self.line(f"tl.store({self.frame.pointer(value)} + {self._spread(where, axes)}, "
                   f"{stored}{tail})")
 
-    # --- reductions in sequence ----------------------------------------------------------
+    # --- reductions ----------------------------------------------------------------------
 
     def _reduce(self, e: E.Reduce) -> Text:
-        from .reduce import serial
+        from .reduce import at_once, serial
 
-        return serial(self, e)
+        return at_once(self, e) if e.vars[0] in self.block_axis else serial(self, e)
 
 
 def constant(value: Any, dt: DType, wide: bool = False) -> Text:

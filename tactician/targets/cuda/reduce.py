@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from ...ir import dims as D
@@ -77,6 +78,93 @@ def better(fn: str, x: str, best: str, dt: DType) -> str:
     if fn.endswith("_last"):  # the last NaN, if there is one
         return f"({x} {op} {best}) | ({x} != {x})"
     return f"(({x} {op} {best}) | ({x} != {x})) & ({best} == {best})"
+
+
+def at_once(em: Emitter, e: E.Reduce) -> Text:
+    """A reduction along a block axis that holds all of its points."""
+    axis = em.block_axis[e.vars[0]]
+    part = body_block(em, e)
+    return finish(em, e, part, axis, em.masks.get(axis, ""))
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A reduction under way: a block of values and, in a search, where they were found."""
+
+    value: str
+    at: str = ""
+
+
+def whole(em: Emitter) -> frozenset[int]:
+    return frozenset(range(len(em.shape)))
+
+
+def body_block(em: Emitter, e: E.Reduce) -> Partial:
+    """The body at every point of the block, neutral outside of the mask."""
+    dt = accumulator_type(e)
+    x = em.emit(e.body)
+    axis = em.block_axis[e.vars[0]]
+    text = x.text
+    if e.fn in ("any", "all") and dt is not T.b1:
+        text, dt = f"({x} != 0)", T.b1
+    neutral = identity(e.fn, dt)
+    mask = em.masks.get(axis, "")
+    filler = em.full(whole(em), neutral, dt)
+    if mask:
+        text = f"tl.where({mask}, {text}, {filler})"
+    elif x.axes != whole(em):
+        text = f"tl.broadcast_to({text}, {em.shape_text(whole(em))})"
+    value = em._assign(text, dt, whole(em)).text
+    if not e.fn.startswith("arg"):
+        return Partial(value)
+    return Partial(value, em.emit(e.vars[0]).text)
+
+
+def finish(em: Emitter, e: E.Reduce, p: Partial, axis: int, mask: str = "") -> Text:
+    """The result of a reduction from a block of partial results."""
+    dt = T.b1 if e.fn in ("any", "all") else accumulator_type(e)
+    left = whole(em) - {axis}
+    if not p.at:
+        return em._assign(across(em, e.fn, p.value, axis, dt), dt, left)
+    index = T.i64 if em.frame.wide else T.i32
+    best = em._assign(across(em, e.fn[3:6], p.value, axis, dt), dt, left)
+    here = f"({p.value} == {best})"
+    if dt.is_float:
+        here += f" | ({p.value} != {p.value})"
+    if mask:
+        here = f"({here}) & ({mask})"
+    last = e.fn.endswith("_last")
+    found = f"tl.where({here}, {p.at}, {-1 if last else 2147483647})"
+    text = f"tl.{'max' if last else 'min'}({found}, axis={axis}, keep_dims=True)"
+    return em._assign(text, index, left)
+
+
+def start(em: Emitter, e: E.Reduce) -> Partial:
+    """Names for the partial results of a reduction in pieces, and their first values."""
+    dt = T.b1 if e.fn in ("any", "all") else accumulator_type(e)
+    p = Partial(em.name(), em.name() if e.fn.startswith("arg") else "")
+    em.line(f"{p.value} = {em.full(whole(em), identity(e.fn, dt), dt)}")
+    if p.at:
+        first = "-1" if e.fn.endswith("_last") else "2147483647"
+        em.line(f"{p.at} = {em.full(whole(em), first, T.i64 if em.frame.wide else T.i32)}")
+    return p
+
+
+def advance(em: Emitter, e: E.Reduce, total: Partial, piece: Partial) -> None:
+    """Joins a further piece into the partial results."""
+    dt = T.b1 if e.fn in ("any", "all") else accumulator_type(e)
+    if not total.at:
+        joined = combine(em, e.fn, total.value, piece.value, dt)
+        tail = f".to({ty.tl_name(dt)})" if dt.is_int and dt.bits < 32 else ""
+        em.line(f"{total.value} = ({joined}){tail}" if tail else f"{total.value} = {joined}")
+        return
+    take = em.name()
+    nowhere = f"(({total.at} == 2147483647) | ({total.at} == -1))"
+    mask = em.masks.get(em.block_axis[e.vars[0]], "")
+    text = f"({better(e.fn, piece.value, total.value, dt)}) | {nowhere}"
+    em.line(f"{take} = ({text}) & ({mask})" if mask else f"{take} = {text}")
+    em.line(f"{total.value} = tl.where({take}, {piece.value}, {total.value})")
+    em.line(f"{total.at} = tl.where({take}, {piece.at}, {total.at})")
 
 
 def serial(em: Emitter, e: E.Reduce) -> Text:

@@ -150,6 +150,7 @@ class Emitter:
         self._vars: dict[Var, tuple[Text, int]] = {}
         self._groups: dict[Var, Group] = {}
         self._results: dict[Value | E.Reduce, tuple[Text, int]] = {}
+        self._saved: list[tuple[dict[Any, Any], ...]] = []
         self._needs: dict[Expr, frozenset[Any]] = {}
         self.block_axis: dict[Var, int] = {}  # reduced at once, along this axis
 
@@ -205,15 +206,14 @@ class Emitter:
 
     def push(self) -> None:
         """Opens a scope: lines that depend on what is bound now go there."""
+        self._saved.append((dict(self._vars), dict(self._groups), dict(self._results)))
         self.scopes.append(Scope())
 
     def pop(self, head: str) -> None:
         """Closes the scope; its lines become the body of ``head``, such as a ``for``."""
         inner = self.scopes.pop()
-        depth = len(self.scopes)
-        self._vars = {k: b for k, b in self._vars.items() if b[1] < depth}
-        self._groups = {k: g for k, g in self._groups.items() if k in self._vars}
-        self._results = {k: b for k, b in self._results.items() if b[1] < depth}
+        self._vars, self._groups, self._results = self._saved.pop()
+        self._needs.clear()
         out = self.scopes[-1].lines
         out.append(head)
         out.extend("    " + line for line in inner.lines or ["pass"])
@@ -355,6 +355,9 @@ class Emitter:
         index = e.x.dtype is T.i64 and x.dt is T.i32
         if index and e.dtype is T.i32:
             return x
+        if x.number is not None and (e.dtype.is_float or (e.dtype.is_int and not e.saturate)):
+            if e.x.dtype.is_int:
+                return constant(x.number, e.dtype, self.frame.wide)
         x = self._tensor(x)
         dt = ty.register(e.dtype)
         return self._assign(self.fn.cast(x, e.x.dtype, e.dtype, e.saturate), dt, x.axes)
@@ -382,6 +385,9 @@ class Emitter:
         if a.dt is T.i32 and b.dt is T.i32:
             if e.dtype is T.b1 or self._fits(e):
                 return a, b, T.i32
+        elif b.number is not None and a.dt is T.i64:
+            return a, b, T.i64
+        else:
             return self._tensor(a, T.i64), self._tensor(b, T.i64), T.i64
         return self._tensor(a, T.i64), self._tensor(b, T.i64), T.i64
 
@@ -397,7 +403,13 @@ class Emitter:
 
     def _linear(self, e: A.Linear) -> Text:
         """A linear form; scalar terms join first, then those along fewer axes."""
-        terms = self._terms(e)
+        offset = e.offset
+        terms = []
+        for x, c in self._terms(e):
+            if x.number is not None and not isinstance(c, D.Dim):
+                offset = offset + int(x.number) * c
+            else:
+                terms.append((x, c))
         terms.sort(key=lambda t: len(t[0].axes))
         low, high = self.lowerer.range(e)
         known = low is not None and high is not None
@@ -418,11 +430,12 @@ class Emitter:
             else:
                 total += f" {'-' if not isinstance(c, D.Dim) and c < 0 else '+'} {term}"
             axes |= x.axes
-        if e.offset != 0 or not total:
-            at = self.frame.size(e.offset)
+        if offset != 0 or not total:
+            at = self.frame.size(offset)
             if not total:
-                number = None if isinstance(e.offset, D.Dim) else int(e.offset)
-                return Text(at, dt, axes, number)
+                number = None if isinstance(offset, D.Dim) else int(offset)
+                at = f"({at})" if at.startswith("-") else at
+                return Text(at, T.i64 if self.frame.wide else T.i32, axes, number)
             total += f" - {at[1:]}" if at.startswith("-") else f" + {at}"
         return self._assign(total, dt, axes)
 

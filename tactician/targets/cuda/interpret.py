@@ -86,6 +86,20 @@ class _Interpreter:
 
         module.InterpretedFunction.__call__ = call
         self._patch_dot()
+        self._patch_splat()
+
+    def _patch_splat(self) -> None:
+        """Results of comparisons are booleans that bear their operands' type; lets them stay
+        booleans where a scalar meets a block."""
+        module, tl, builder = self.module, self.tl, self.module.InterpreterBuilder
+        plain = builder.create_splat
+
+        def create_splat(builder: Any, ty: Any, x: Any) -> Any:
+            if x.data.dtype == np.bool_:
+                return module.TensorHandle(np.full(ty.shape, x.data), tl.int1)
+            return plain(builder, ty, x)
+
+        builder.create_splat = create_splat
 
     def _patch_dot(self) -> None:
         """Has `tl.dot` multiply bf16 and 8-bit floats as what they are, not as their bits."""

@@ -355,9 +355,9 @@ class Emitter:
         index = e.x.dtype is T.i64 and x.dt is T.i32
         if index and e.dtype is T.i32:
             return x
-        if x.number is not None and (e.dtype.is_float or (e.dtype.is_int and not e.saturate)):
-            if e.x.dtype.is_int:
-                return constant(x.number, e.dtype, self.frame.wide)
+        plain = e.dtype.is_float or (e.dtype.is_int and not e.saturate)
+        if x.number is not None and plain and e.x.dtype.is_int:
+            return constant(x.number, e.dtype, self.frame.wide)
         x = self._tensor(x)
         dt = ty.register(e.dtype)
         return self._assign(self.fn.cast(x, e.x.dtype, e.dtype, e.saturate), dt, x.axes)

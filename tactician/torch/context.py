@@ -81,6 +81,10 @@ class Context(Shorthands):
         """Says which dimension of which input a symbol is."""
         self._where.setdefault(name, (source, axis))
 
+    def define_size(self, d: D.Dim, value: Value) -> None:
+        """Says which i64 tensor of shape [1] holds a size."""
+        self._sizes[d] = value
+
     def sizes(self, dims: Sequence[D.DimLike]) -> Value:
         """Dimensions as a 1-D i64 tensor; a constant if all are static."""
         if D.is_static(*dims):
@@ -110,6 +114,9 @@ class Context(Shorthands):
 
     def _atom(self, atom: Any) -> Value:
         if atom.fn == "sym":
+            held = self._sizes.get(D.sym(atom.name))
+            if held is not None:
+                return held
             if atom.name not in self._where:
                 raise AtenProblem(f"size {atom.name} is no dimension of an input")
             source, axis = self._where[atom.name]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from ..ir import dims as D
+from ..ir.dtypes import i64
 from ..ir.graph import SymbolInfo, Value
 from ..network.network import INetworkDefinition
 from ..ops import OpError
@@ -28,12 +31,37 @@ class Converted:
         inputs: Position among the program's user inputs of each network input.
         input_names: Its name.
         outputs: For each result of the program, what it is: ``("engine", name)``,
-            ``("input", position)`` for an argument handed through, or ``("const", value)``.
+            ``("input", position)`` for an argument handed through, ``("size", expression)`` for
+            a size, or ``("const", value)``.
+        hints: Sizes of the sample, by symbol.
+        symbols: Where a symbol's value is found: position of an argument, and dimension
+            (-1: the argument itself).
     """
 
     inputs: list[int] = field(default_factory=list)
     input_names: list[str] = field(default_factory=list)
     outputs: list[tuple[str, Any]] = field(default_factory=list)
+    hints: dict[str, int] = field(default_factory=dict)
+    symbols: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def calling(self, out_spec: Any = None) -> dict[str, Any]:
+        """How a `TRTModule` takes its arguments and gives results."""
+        out: dict[str, Any] = {"inputs": self.inputs, "outputs": self.outputs}
+        if any(kind == "size" for kind, _ in self.outputs):
+            out["symbols"] = self.symbols
+        if out_spec is not None:
+            out["out_spec"] = pytree.treespec_dumps(out_spec)
+        return out
+
+    def value_ranges(self, network: INetworkDefinition) -> dict[str, Any]:
+        """Ranges of inputs that hold a size, by name."""
+        out = {}
+        for name, info in network.graph.symbols.items():
+            if info.kind == "value":
+                high = info.upper if isinstance(info.upper, int) else 1 << 16
+                hint = min(max(self.hints.get(name, info.lower), info.lower), high)
+                out[info.source] = ([info.lower], [hint], [high])
+        return out
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
@@ -45,6 +73,23 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     for target in table():
         rules.pop(target, None)
     return rules
+
+
+@dataclass
+class Piece:
+    """A graph of ATen overloads that becomes an engine, or several.
+
+    Attributes:
+        module: The graph; it changes none of its inputs.
+        bound: Constant tensors and their names, by the name of their placeholder.
+        user: Position among the call's arguments of every other placeholder.
+        limits: Least and greatest value of symbols.
+    """
+
+    module: Any
+    bound: dict[str, tuple[torch.Tensor, str]] = field(default_factory=dict)
+    user: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
 def lower_program(program: Any, network: INetworkDefinition,
@@ -61,6 +106,23 @@ def lower_program(program: Any, network: INetworkDefinition,
         BuildError: With every overload that is not supported and every problem of others, each
             with its module and source line.
     """
+    return lower_piece(piece_of(program), network, input_names, output_names)
+
+
+def lower_piece(piece: Piece, network: INetworkDefinition,
+                input_names: Sequence[str] | None = None,
+                output_names: Sequence[str] | None = None) -> Converted:
+    """Translates a graph; see `lower_program`."""
+    lowering = Lowering(network, piece.bound, piece.user, piece.limits)
+    return lowering.run(piece.module, input_names, output_names)
+
+
+def piece_of(program: Any) -> Piece:
+    """An exported program in the overloads that importers know.
+
+    Raises:
+        BuildError: If it changes arguments or buffers.
+    """
     from torch.export.graph_signature import InputKind, OutputKind
 
     program = program.run_decompositions(decompositions())
@@ -70,27 +132,29 @@ def lower_program(program: Any, network: INetworkDefinition,
     if changed:
         raise BuildError(f"the module changes {', '.join(map(repr, changed))} while it runs, which "
                          "an engine can't; call module.eval(), or give the new value as a result")
-    bound: dict[str, Any] = {}
-    position = 0
-    user: dict[str, int] = {}
+    piece = Piece(program.graph_module)
     for spec in signature.input_specs:
+        name = spec.arg.name
         if spec.kind is InputKind.USER_INPUT:
-            user[spec.arg.name] = position
-            position += 1
+            piece.user[name] = len(piece.user)
         elif spec.kind is InputKind.PARAMETER:
-            bound[spec.arg.name] = (program.state_dict[spec.target], spec.target)
+            piece.bound[name] = (program.state_dict[spec.target], spec.target)
         elif spec.kind is InputKind.BUFFER:
             store = program.state_dict if spec.persistent else program.constants
-            bound[spec.arg.name] = (store[spec.target], spec.target)
+            piece.bound[name] = (store[spec.target], spec.target)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            bound[spec.arg.name] = (program.constants[spec.target], spec.target)
+            piece.bound[name] = (program.constants[spec.target], spec.target)
         else:
             raise BuildError(f"the program takes {spec.arg} of kind {spec.kind.name}, which "
                              "a network can't")
-    limits = {str(k): (int(v.lower), int(v.upper) if v.upper.is_Integer else None)
-              for k, v in program.range_constraints.items()}
-    return Lowering(network, bound, user, limits).run(program.graph_module, input_names,
-                                                      output_names)
+    piece.limits = limits_of(program.range_constraints)
+    return piece
+
+
+def limits_of(ranges: Any) -> dict[str, tuple[int, int | None]]:
+    """Bounds of symbols, from torch's ranges by symbol."""
+    return {str(k): (int(v.lower) if v.lower.is_Integer else 0,
+                     int(v.upper) if v.upper.is_Integer else None) for k, v in ranges.items()}
 
 
 class Lowering:
@@ -101,15 +165,20 @@ class Lowering:
         bound: Constant tensors and their names, by the name of their placeholder.
         user: Position of each placeholder that is an argument of the call.
         limits: Least and greatest value of symbols.
+        tolerant: Go on where a node can't be translated, as if its results were inputs; such
+            nodes are noted in ``failed``.
     """
 
     def __init__(self, network: INetworkDefinition, bound: dict[str, tuple[torch.Tensor, str]],
-                 user: dict[str, int], limits: dict[str, tuple[int, int | None]] | None = None):
+                 user: dict[str, int], limits: dict[str, tuple[int, int | None]] | None = None,
+                 tolerant: bool = False):
         self.network = network
         self.c = Context(network)
         self.bound = bound
         self.user = user
         self.limits = limits or {}
+        self.tolerant = tolerant
+        self.failed: dict[Any, str] = {}
         self.env: dict[Any, Any] = {}
         self.problems: dict[str, list[str]] = {}
         self.names: dict[str, int] = {}
@@ -119,10 +188,15 @@ class Lowering:
             output_names: Sequence[str] | None) -> Converted:
         """Translates the graph; see `lower_program`."""
         module.graph.eliminate_dead_code()
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
+        given = [n for n in module.graph.nodes if n.op == "placeholder"]
+        for node in given:
+            try:
                 self._placeholder(node, input_names)
-            elif node.op == "get_attr":
+            except AtenProblem as e:
+                self._problem(node, str(e))
+        self._size_inputs(module, given)
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
                 self._attribute(module, node)
             elif node.op == "call_function":
                 self._call(node)
@@ -153,10 +227,40 @@ class Lowering:
                 if symbol not in graph.symbols:
                     low, high = self.limits.get(symbol, (1, None))
                     graph.symbols[symbol] = SymbolInfo(symbol, "dim", name, axis, max(low, 1), high)
+                    self.out.symbols[symbol] = (self.user[node.name], axis)
+                    self._hint(val.shape[axis], symbol)
                 self.c.define_symbol(symbol, value, axis)
         self.env[node] = value
         self.out.inputs.append(self.user[node.name])
         self.out.input_names.append(name)
+
+    def _hint(self, size: Any, symbol: str) -> None:
+        hint = size.node.hint if isinstance(size, torch.SymInt) else None
+        if isinstance(hint, int):
+            self.out.hints[symbol] = hint
+
+    def _size_inputs(self, module: Any, given: list[Any]) -> None:
+        """Arguments that are sizes become inputs where no tensor has the size as a dimension."""
+        graph = self.network.graph
+        for node in given:
+            val, d = node.meta.get("val"), self.env.get(node)
+            if not isinstance(val, torch.SymInt) or not isinstance(d, D.Dim):
+                continue
+            names = D.symbols(d)
+            if len(names) != 1 or d != D.sym(symbol := next(iter(names))):
+                continue
+            if symbol in graph.symbols or not _uses(module, symbol):
+                continue
+            name = f"size_{symbol}"
+            value = graph.add_input(name, i64, [1])
+            value.content = np.array([d], dtype=object)
+            low, high = self.limits.get(symbol, (0, None))
+            graph.symbols[symbol] = SymbolInfo(symbol, "value", name, 0, max(low, 0), high)
+            self.c.define_size(d, value)
+            self.out.inputs.append(self.user[node.name])
+            self.out.input_names.append(name)
+            self.out.symbols[symbol] = (self.user[node.name], -1)
+            self._hint(val, symbol)
 
     def _constant(self, node: Any, tensor: torch.Tensor, name: str) -> None:
         if node.users:
@@ -187,7 +291,8 @@ class Lowering:
             else:
                 self.env[node] = self._translate(node)
         except _Poisoned:
-            pass
+            if self.tolerant:
+                self.failed.setdefault(node, "it reads a value that engines can't hold")
         except (AtenProblem, OpError, BuildError) as e:
             self._problem(node, str(e))
         except (TypeError, ValueError, AttributeError, IndexError, KeyError) as e:
@@ -256,10 +361,30 @@ class Lowering:
 
     def _problem(self, node: Any, message: str) -> None:
         self.problems.setdefault(message, []).append(_place(node))
+        if not self.tolerant or node.op == "placeholder":
+            return
+        self.failed[node] = message
+        val = node.meta.get("val")
+        try:
+            if isinstance(val, (tuple, list)):
+                self.env[node] = [self._stand_in(node, v) for v in val]
+            else:
+                self.env[node] = self._stand_in(node, val)
+        except AtenProblem:
+            self.env.pop(node, None)  # what reads it fails, too
+
+    def _stand_in(self, node: Any, val: Any) -> Any:
+        """An input in place of a result that could not be had."""
+        if not isinstance(val, torch.Tensor):
+            return self._number(val)
+        shape = [to_dim(s) for s in val.shape]
+        return self.network.graph.add_input(f"%{node.name}", dtype_of(val.dtype), shape)
 
     # --- outputs --------------------------------------------------------------------------------
 
     def _finish(self, node: Any, names: Sequence[str] | None) -> None:
+        if self.tolerant:
+            return
         if self.problems:
             raise BuildError(self._report())
         marked: list[Value] = []
@@ -273,8 +398,16 @@ class Lowering:
 
     def _mark(self, arg: Any, marked: list[Value], names: Sequence[str] | None) -> None:
         value = self.env[arg]
+        if isinstance(value, D.Dim):
+            missing = D.symbols(value) - set(self.out.symbols)
+            if missing:
+                raise BuildError(f"the module returns the size {value}, and no argument has the "
+                                 f"size {', '.join(sorted(missing))}")
+            self.out.outputs.append(("size", str(value)))
+            return
         if not isinstance(value, Value):
-            raise BuildError(f"the module returns the size {value}; return a tensor instead")
+            self.out.outputs.append(("const", value))
+            return
         k = len(marked)
         name = names[k] if names and k < len(names) else f"output_{k}"
         if value in marked or value.const is not None or value.producer is None:
@@ -294,6 +427,20 @@ class Lowering:
 
 class _Poisoned(Exception):
     """A node reads the result of one that failed: nothing new to report."""
+
+
+def _uses(module: Any, symbol: str) -> bool:
+    """Whether a result's size depends on a symbol."""
+    name = re.compile(rf"\b{re.escape(symbol)}\b")
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            for v in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(v, torch.Tensor):
+                    if any(isinstance(s, torch.SymInt) and name.search(str(s)) for s in v.shape):
+                        return True
+                elif isinstance(v, torch.SymInt) and name.search(str(v)):
+                    return True
+    return False
 
 
 def _accepted(fn: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

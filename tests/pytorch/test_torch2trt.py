@@ -183,10 +183,10 @@ def test_shapes_out_of_order_are_refused() -> None:
 
 
 def test_the_calibrator_feeds_sample_calls() -> None:
-    from tactician.torch.convert import _calibrator
+    from tactician.torch.calibration import calibrator
     from tactician.torch.lower import Converted
 
     calls = [[torch.full((2,), float(i))] for i in range(2)]
-    feed = _calibrator(trt.CalibrationAlgoType.MINMAX_CALIBRATION, calls, Converted([0], ["x"]))
+    feed = calibrator(trt.CalibrationAlgoType.MINMAX_CALIBRATION, calls, Converted([0], ["x"]))
     assert feed.get_batch(["x"]) == [calls[0][0].data_ptr()]
     assert feed.get_batch(["x"]) and feed.get_batch(["x"]) is None

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 import tactician as trt
 from tactician.ops.interpreter import run_graph
 from tactician.torch import lower_program
-from tactician.torch.convert import export
+from tactician.torch.calls import export
 
 torch.set_num_threads(1)
 

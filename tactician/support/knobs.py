@@ -8,6 +8,7 @@
 | ``TACTICIAN_DEVICE`` | ``cpu`` or ``gpu``: the default device (else a GPU where one can be used) |
 | ``TACTICIAN_GPU`` | GPU that builds for CUDA are for where there is none: ``sm_90``, ``H100``, …; ``interpreter`` and ``null`` run such engines on the host |
 | ``TACTICIAN_KERNEL_CACHE`` | folder of compiled GPU kernels (default ``~/.cache/tactician/kernels``); ``off``: keep none |
+| ``TACTICIAN_ENGINE_CACHE`` | folder of engines that ``torch.compile`` made (default ``~/.cache/tactician/engines``); ``off``: keep none |
 | ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
 | ``TACTICIAN_LIBRARY_PATH`` | folders with cuDNN and cuBLASLt, before those of the Python wheels (separated by ``:``) |
 """  # noqa: E501
@@ -52,13 +53,22 @@ def gpu() -> str:
 
 def kernel_cache() -> str:
     """Folder of the cache of compiled GPU kernels, or "" for none."""
-    text = os.environ.get("TACTICIAN_KERNEL_CACHE", "")
+    return _cache("TACTICIAN_KERNEL_CACHE", "kernels")
+
+
+def engine_cache() -> str:
+    """Folder of the cache of engines that ``torch.compile`` made, or "" for none."""
+    return _cache("TACTICIAN_ENGINE_CACHE", "engines")
+
+
+def _cache(variable: str, name: str) -> str:
+    text = os.environ.get(variable, "")
     if text.lower() in ("off", "0", "none"):
         return ""
     if text:
         return os.path.expanduser(text)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "tactician", "kernels")
+    return os.path.join(base, "tactician", name)
 
 
 def compile_processes() -> int:

@@ -39,12 +39,12 @@ class EngineCache:
     """A folder of engines.
 
     Args:
-        folder: By default ``$TACTICIAN_CACHE/engines``, or ``~/.cache/tactician/engines``.
+        folder: By default ``$TACTICIAN_ENGINE_CACHE``, or ``~/.cache/tactician/engines``.
         most: Bytes it may take; the engines that were used longest ago go first.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, most: int = 5 << 30):
-        self.folder = Path(folder) if folder is not None else knobs.cache_folder() / "engines"
+        self.folder = Path(folder if folder is not None else knobs.engine_cache())
         self.most = most
 
     def load(self, key: str) -> TRTModule | None:
@@ -103,7 +103,8 @@ def engine_key(piece: Piece, settings: Settings, given: Mapping[int, Triple],
     """The key of the engine that a graph would become."""
     h = hashlib.blake2b(digest_size=20)
     for part in (version.TACTICIAN, torch.__version__, settings.text(), _device(settings),
-                 repr(sorted(given.items())), repr(names), graph_text(piece), _own_importers(piece)):
+                 repr(sorted(given.items())), repr(names), graph_text(piece),
+                 _own_importers(piece)):
         h.update(part.encode() + b"\0")
     for node in piece.module.graph.nodes:
         held: Any = None

@@ -17,8 +17,9 @@ from ..support import logger as log
 from ..support.errors import BuildError, UsageError
 from .calibration import calibrator
 from .calls import Shapes, export, shape_ranges, split_call, varying
+from .compiling import PartitionedModule, compile_piece
 from .engines import Settings, build, device_of, new_builder
-from .lower import Converted, lower_program
+from .lower import Converted, piece_of
 from .module import TRTModule
 
 
@@ -49,7 +50,8 @@ def torch2trt(
     bf16_mode: bool = False,
     optimization_level: int = 3,
     threads: int = 0,
-) -> TRTModule:
+    partition: bool = False,
+) -> Any:
     """Builds a module for this machine.
 
     Nothing of torch is patched: the module is exported (`torch.export`) and its graph translated.
@@ -77,9 +79,11 @@ def torch2trt(
         max_batch_size: Lets the first dimension vary from 1 to this.
         optimization_level: Of the builder, 0 to 5.
         threads: Threads the engine uses; 0 means all cores.
+        partition: Let torch run what engines can't do, with as few engines around it as possible.
 
     Returns:
-        A module that is called like the original.
+        A `TRTModule`, or, if torch runs a part, a `PartitionedModule`; both are called like the
+        original.
 
     Raises:
         BuildError: With every operator that is not supported and where it is called.
@@ -97,36 +101,38 @@ def torch2trt(
         max_workspace_size, strict_type_constraints,
         device=device_of(leaves) if default_device_type is None else default_device_type,
     )
-    builder, record = new_builder(settings, log_level)
-    network = builder.create_network(1)
-    route = _through_onnx if use_onnx else _through_export
-    done, calling = route(module, args, kwargs, ranges, network, input_names, output_names,
-                          onnx_opset)
-    calling["in_spec"] = pytree.treespec_dumps(spec)
+    given = {i: r for i, r in enumerate(ranges) if r is not None}
 
-    def configure(config: IBuilderConfig) -> None:
+    def configure(config: IBuilderConfig, done: Converted) -> None:
         _set_devices(config, dla_core, gpu_fallback, device_types)
         if int8_mode:
             calls = int8_calib_dataset if int8_calib_dataset is not None else [inputs]
             config.int8_calibrator = calibrator(int8_calib_algorithm, calls, done)
 
-    given = {i: r for i, r in enumerate(ranges) if r is not None}
-    out = build(builder, record, network, done, calling, settings, given, configure)
-    out.network = network if keep_network else None
-    return out
-
-
-def _through_export(module: Any, args: Any, kwargs: Any, ranges: list[Any],
-                    network: INetworkDefinition, input_names: Any, output_names: Any,
-                    opset: int | None) -> tuple[Converted, dict[str, Any]]:
-    program = export(module, args, kwargs, ranges)
-    done = lower_program(program, network, input_names, output_names)
-    return done, done.calling(program.call_spec.out_spec)
+    if use_onnx:
+        builder, record = new_builder(settings, log_level)
+        network = builder.create_network(1)
+        done, out_spec = _through_onnx(module, args, kwargs, ranges, network, input_names,
+                                       output_names, onnx_opset)
+        out = build(builder, record, network, done, done.calling(), settings, given,
+                    lambda config: configure(config, done))
+        out.network = network
+    else:
+        program = export(module, args, kwargs, ranges)
+        out_spec = program.call_spec.out_spec
+        out = compile_piece(piece_of(program), settings, given=given,
+                            names=(input_names, output_names), partition=partition,
+                            configure=configure, level=log_level)
+    if isinstance(out, TRTModule):
+        out.nest(spec, out_spec)
+        out.network = out.network if keep_network else None
+        return out
+    return PartitionedModule(out, spec, out_spec)
 
 
 def _through_onnx(module: Any, args: Any, kwargs: Any, ranges: list[Any],
                   network: INetworkDefinition, input_names: Any, output_names: Any,
-                  opset: int | None) -> tuple[Converted, dict[str, Any]]:
+                  opset: int | None) -> tuple[Converted, Any]:
     from ..parsers.onnx import OnnxParser
 
     with torch.no_grad():
@@ -149,7 +155,7 @@ def _through_onnx(module: Any, args: Any, kwargs: Any, ranges: list[Any],
         raise BuildError("the ONNX file can't be imported:\n" + "\n".join(problems))
     kept = [v.name for v in network.graph.inputs]
     done = Converted([names.index(n) for n in kept], kept, [("engine", n) for n in results])
-    return done, done.calling(out_spec)
+    return done, out_spec
 
 
 def _set_devices(config: IBuilderConfig, dla_core: int, fallback: bool,

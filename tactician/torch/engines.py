@@ -16,7 +16,7 @@ from ..network.enums_build import BuilderFlag
 from ..network.network import INetworkDefinition
 from ..support import logger as log
 from ..support.errors import BuildError, UsageError
-from .calls import Triple
+from .calls import Triple, varying
 from .lower import Converted
 from .module import TRTModule
 
@@ -152,7 +152,7 @@ def profile_of(network: INetworkDefinition, done: Converted, given: Mapping[int,
     out: dict[str, Triple] = {}
     for v, position in zip(network.graph.inputs, done.inputs, strict=True):
         triple = given.get(position) or _by_symbols(network, v, done.hints)
-        fixed = [i for i, d in enumerate(v.dims) if isinstance(d, int) and triple[0][i] != triple[2][i]]
+        fixed = [i for i in varying(triple) if isinstance(v.dims[i], int)]
         if fixed:
             log.warning(f"the module works only for the sample's size in dimensions {fixed} of "
                         f"input {v.name!r}; they don't vary")

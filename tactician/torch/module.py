@@ -11,21 +11,53 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from ..runtime.easy import Collector, Grower
+from ..ir import dims as D
+from ..network.enums import TensorLocation
+from ..runtime.easy import Collector
 from ..runtime.engine import ICudaEngine
 from ..runtime.runtime import Runtime
 from ..support import logger as log
 from ..support.errors import ExecutionError, UsageError
-from .types import from_numpy, torch_dtype
+from .types import torch_dtype
 
+_MADE = ("_free", "_guard", "_known_shapes", "_inputs", "_outputs", "_in_spec", "_out_spec")
 _KEYS = ("engine", "input_names", "output_names", "calling")
+
+
+class _Blocks:
+    """An output allocator whose memory becomes results."""
+
+    def __init__(self, where: torch.device):
+        self.where = where
+        self.blocks: dict[str, torch.Tensor] = {}
+
+    def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
+        self.blocks[name] = torch.empty(max(size, 1), dtype=torch.uint8, device=self.where)
+        return self.blocks[name].data_ptr()
+
+    def reallocate_output_async(self, name: str, memory: int, size: int, alignment: int,
+                                stream: int) -> int:
+        return self.reallocate_output(name, memory, size, alignment)
+
+    def notify_shape(self, name: str, shape: Any) -> None:
+        """The context is asked for it."""
+
+
+def _flat_arguments(spec: Any) -> int:
+    """How many positional tensors a call takes; -1 if it isn't that simple."""
+    if spec is None:
+        return -1
+    sample = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    plain: Any = (tuple(range(spec.num_leaves)), {})
+    return spec.num_leaves if sample == plain else -1
 
 
 class TRTModule(torch.nn.Module):
     """Runs an engine on torch tensors: torch2trt's class of that name.
 
-    Contiguous CPU tensors are read where they lie, others are copied first. Results are new
-    tensors. Any number of threads may call one module.
+    Contiguous tensors on the engine's device are read where they lie, others are copied first.
+    Results are new tensors, made on torch's current stream. Under autocast, floating arguments
+    are cast to the types the engine takes. Any number of threads may call one module.
 
     Args:
         engine: An engine, or None to load a state dict later.
@@ -45,7 +77,7 @@ class TRTModule(torch.nn.Module):
             log.warning(f"TRTModule has no use for {', '.join(others)}")
         self.engine: ICudaEngine | None = None
         self.network: Any = None
-        self._free: list[Any] = []
+        self._free: dict[int, list[Any]] = {}
         self._guard = threading.Lock()
         if engine is not None:
             self._take(engine, input_names, output_names, calling or {})
@@ -53,7 +85,7 @@ class TRTModule(torch.nn.Module):
     def _take(self, engine: ICudaEngine, input_names: Sequence[str] | None,
               output_names: Sequence[str] | None, calling: dict[str, Any]) -> None:
         io = engine._io
-        self.engine, self.calling = engine, calling
+        self.engine, self.calling = engine, dict(calling)
         self.input_names = list(input_names or [t.name for t in io if t.is_input])
         self.output_names = list(output_names or [t.name for t in io if not t.is_input])
         missing = {*self.input_names, *self.output_names} - {t.name for t in io}
@@ -62,11 +94,24 @@ class TRTModule(torch.nn.Module):
                              f"{[t.name for t in io]}")
         self._inputs = [engine._by_name[n] for n in self.input_names]
         self._outputs = [engine._by_name[n] for n in self.output_names]
-        self._free = []
+        self._free = {}
+        self._known_shapes: dict[Any, Any] = {}
+        self._by_shape = not any(t.is_shape for t in self._inputs)
+        self._device = "cuda" if engine._core.program.target == "cuda" else "cpu"
+        self._positions = calling.get("inputs", range(len(self._inputs)))
+        self._last = max(self._positions, default=-1)
         spec = calling.get("in_spec")
         self._in_spec = pytree.treespec_loads(spec) if spec else None
+        self._flat = _flat_arguments(self._in_spec)
         spec = calling.get("out_spec")
         self._out_spec = pytree.treespec_loads(spec) if spec else None
+
+    def nest(self, in_spec: Any, out_spec: Any) -> None:
+        """Says how calls and results are nested (``TreeSpec``s)."""
+        self.calling["in_spec"] = pytree.treespec_dumps(in_spec)
+        self.calling["out_spec"] = pytree.treespec_dumps(out_spec)
+        self._in_spec, self._out_spec = in_spec, out_spec
+        self._flat = _flat_arguments(in_spec)
 
     # --- running --------------------------------------------------------------------------------
 
@@ -79,24 +124,37 @@ class TRTModule(torch.nn.Module):
                 tensor has a wrong type or shape.
             ExecutionError: If a layer fails.
         """
+        flat = self.run_flat(self._leaves(args, kwargs))
+        if self._out_spec is None:
+            return flat[0] if len(flat) == 1 and "outputs" not in self.calling else (
+                flat if "outputs" in self.calling else tuple(flat))
+        return pytree.tree_unflatten(flat, self._out_spec)
+
+    def run_flat(self, leaves: Sequence[Any]) -> list[Any]:
+        """Runs the engine on the call's flattened arguments; gives flattened results."""
         if self.engine is None:
             raise UsageError("the module has no engine yet; call load_state_dict first")
-        leaves = self._leaves(args, kwargs)
-        positions = self.calling.get("inputs", range(len(self._inputs)))
-        if len(leaves) <= max(positions, default=-1):
+        positions = self._positions
+        if len(leaves) <= self._last:
             raise UsageError(f"the engine takes {len(self._inputs)} tensors "
                              f"({', '.join(self.input_names)}), got {len(leaves)}")
         tensors = [self._tensor(t, leaves[p]) for t, p in zip(self._inputs, positions, strict=True)]
-        results = dict(zip(self.output_names, self._run(tensors), strict=True))
+        results = self._run(tensors)
         plan = self.calling.get("outputs")
         if plan is None:
-            out = list(results.values())
-            return out[0] if len(out) == 1 else tuple(out)
-        flat = [results[x] if kind == "engine" else leaves[x] if kind == "input" else x
-                for kind, x in plan]
-        return flat if self._out_spec is None else pytree.tree_unflatten(flat, self._out_spec)
+            return results
+        by_name = dict(zip(self.output_names, results, strict=True))
+        return [by_name[x] if kind == "engine" else leaves[x] if kind == "input"
+                else self._size(x, leaves) if kind == "size" else x for kind, x in plan]
+
+    def _size(self, text: str, leaves: Sequence[Any]) -> int:
+        env = {name: leaves[p].shape[axis] if axis >= 0 else int(leaves[p])
+               for name, (p, axis) in self.calling["symbols"].items()}
+        return D.evaluate(D.parse_dim(text), env)
 
     def _leaves(self, args: Any, kwargs: Any) -> list[Any]:
+        if self._flat == len(args) and not kwargs and all(type(x) is torch.Tensor for x in args):
+            return list(args)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if self._in_spec is not None and spec != self._in_spec:
             raise UsageError(f"the engine was made for a call like {self._in_spec}, but was "
@@ -104,53 +162,86 @@ class TRTModule(torch.nn.Module):
         return leaves
 
     def _tensor(self, t: Any, given: Any) -> torch.Tensor:
+        """What an input is read from: the tensor itself where it lies right."""
         wanted = torch_dtype(t.ir)
         if not isinstance(given, torch.Tensor):
+            if isinstance(given, int) and t.shape == (1,) and not wanted.is_floating_point:
+                return torch.tensor([int(given)], dtype=wanted)
             raise UsageError(f"input {t.name!r} must be a tensor, not {type(given).__name__}")
         if given.dtype is not wanted:
-            raise UsageError(f"input {t.name!r} has type {wanted}, got {given.dtype}; convert it "
-                             "with .to()")
-        return given.detach().cpu().contiguous()
+            mixed = given.is_floating_point() and wanted.is_floating_point
+            if not (mixed and torch.is_autocast_enabled(given.device.type)):
+                raise UsageError(f"input {t.name!r} has type {wanted}, got {given.dtype}; convert "
+                                 "it with .to()")
+            given = given.to(wanted)
+        place = "cpu" if t.is_shape or t.location == TensorLocation.HOST else self._device
+        if given.device.type != place:
+            given = given.to(place)
+        return given if given.is_contiguous() else given.contiguous()
 
     def _run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        stream, where = 0, torch.device("cpu")
+        if self._device == "cuda":
+            where = next((t.device for t in tensors if t.is_cuda), torch.device("cuda"))
+            stream = torch.cuda.current_stream(where).cuda_stream
         with self._guard:
-            context = self._free.pop() if self._free else None
+            free = self._free.setdefault(stream, [])
+            context = free.pop() if free else None
         if context is None:
             context = self.engine.create_execution_context()  # type: ignore[union-attr]
             context._log_to = Collector()
         try:
-            return self._execute(context, tensors)
+            return self._execute(context, tensors, where, stream)
         finally:
             with self._guard:
-                self._free.append(context)
+                free.append(context)
 
-    def _execute(self, context: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _execute(self, context: Any, tensors: list[torch.Tensor], where: torch.device,
+                 stream: int) -> list[torch.Tensor]:
         for t, x in zip(self._inputs, tensors, strict=True):
-            context._addresses[t.id] = x.data_ptr()
-            if not context.set_input_shape(t.name, tuple(x.shape)):
+            if not (context.set_tensor_address(t.name, x.data_ptr())
+                    and context.set_input_shape(t.name, x.shape)):
                 raise UsageError(context._log_to.take())
-        schedule = context._require_schedule()
-        blocks = Grower()
-        late = {t.name for t in self._outputs if schedule.layout.nbytes[t.id] < 0}
         out: dict[str, torch.Tensor] = {}
-        for t in self._outputs:
-            if t.name in late:
-                context.set_output_allocator(t.name, blocks)
-            else:
-                out[t.name] = torch.empty(schedule.layout.shapes[t.id] or (),
-                                          dtype=torch_dtype(t.ir))
-                context._addresses[t.id] = out[t.name].data_ptr()
-        context._checked, context._bound = False, None
-        if not context.execute_async_v3(0):
+        late: _Blocks | None = None
+        for t, shape in zip(self._outputs, self._shapes(context, tensors), strict=True):
+            if shape is None:
+                late = late or _Blocks(where)
+                context.set_output_allocator(t.name, late)
+                continue
+            made = torch.empty(shape, dtype=torch_dtype(t.ir), device=where)
+            context.set_tensor_address(t.name, made.data_ptr())
+            out[t.name] = made
+        if not context.execute_async_v3(stream):
             raise ExecutionError(context._log_to.take())
-        for t in self._outputs:
-            if t.name in late:
-                shape = tuple(context.get_tensor_shape(t.name))
-                size = int(np.prod(shape, dtype=np.int64)) * t.ir.size
-                data = blocks.blocks[t.name][:size].view(t.ir.np).reshape(shape)
-                out[t.name] = from_numpy(data, t.ir)
-                context.set_output_allocator(t.name, None)
+        if late is not None:
+            self._take_late(context, late, out, stream)
         return [out[t.name] for t in self._outputs]
+
+    def _shapes(self, context: Any, tensors: list[torch.Tensor]) -> list[Any]:
+        """Shapes of the results; None where data decide."""
+        key = tuple(x.shape for x in tensors)
+        held = self._known_shapes.get(key) if self._by_shape else None
+        if held is None:
+            shapes = [tuple(context.get_tensor_shape(t.name)) for t in self._outputs]
+            held = [None if -1 in s else s for s in shapes]
+            if None in held:
+                context.infer_shapes()  # raises if it is the inputs' shapes that are wrong
+            elif self._by_shape and len(self._known_shapes) < 64:
+                self._known_shapes[key] = held
+        return held
+
+    def _take_late(self, context: Any, late: _Blocks, out: dict[str, torch.Tensor],
+                   stream: int) -> None:
+        if stream:
+            torch.cuda.current_stream(late.where).synchronize()
+        for t in self._outputs:
+            if t.name not in out:
+                shape = tuple(context.get_tensor_shape(t.name))
+                dtype = torch_dtype(t.ir)
+                size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+                out[t.name] = late.blocks[t.name][:size].view(dtype).reshape(shape)
+                context.set_output_allocator(t.name, None)
 
     # --- saving ---------------------------------------------------------------------------------
 
@@ -192,4 +283,23 @@ class TRTModule(torch.nn.Module):
         context = self.engine.create_execution_context()
         context.profiler = Profiler()
         context._log_to = Collector()
-        self._free = [context]
+        self._free = {0: [context]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in (*_MADE, "network"):
+            state.pop(name, None)
+        if self.engine is not None:
+            state["engine"] = bytes(self.engine.serialize())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held, state = state.get("engine"), {k: v for k, v in state.items() if k != "engine"}
+        super().__setstate__(state)
+        self._guard = threading.Lock()
+        self.engine = self.network = None
+        self._free = {}
+        if held is not None:
+            engine = Runtime(log.Logger()).deserialize_cuda_engine(held)
+            assert engine is not None
+            self._take(engine, self.input_names, self.output_names, self.calling)

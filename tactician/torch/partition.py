@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import operator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -85,9 +86,9 @@ def split(piece: Piece, failed: dict[Any, str], build: Callable[[Piece], torch.n
     for node in list(fused.graph.nodes):
         if node.op == "call_module":
             _replace(fused, node, piece, build)
+    fused.graph._tracer_cls = None  # pickling traces again, and needs no scopes
     fused.graph.lint()
-    fused.recompile()
-    return fused
+    return torch.fx.GraphModule(fused, fused.graph)
 
 
 def _computes(node: Any) -> bool:
@@ -96,8 +97,6 @@ def _computes(node: Any) -> bool:
 
 
 def _counts(node: Any) -> bool:
-    import operator
-
     row = table().get(node.target)
     return node.target is not operator.getitem and row is not None and row.family != "shape"
 
@@ -107,7 +106,7 @@ def _replace(fused: Any, node: Any, whole: Piece, build: Callable[[Piece], Any])
     inner = getattr(fused, node.target)
     holders = [n for n in inner.graph.nodes if n.op == "placeholder"]
     part = Piece(inner, limits=whole.limits)
-    varying = []
+    varying: list[Any] = []
     for holder, arg in zip(holders, node.args, strict=True):
         if arg.op == "placeholder" and arg.name in whole.bound:
             part.bound[holder.name] = whole.bound[arg.name]
@@ -138,8 +137,3 @@ class Results(torch.nn.Module):
     def forward(self, *args: Any) -> Any:
         out = self.engine.run_flat(args)
         return out[0] if self.single else tuple(out)
-
-
-def engines_of(module: torch.nn.Module) -> Sequence[Any]:
-    """The engines of a module that `split` made."""
-    return [m.engine for m in module.modules() if isinstance(m, Results)]

@@ -64,7 +64,7 @@ def test_contiguous_inputs_are_not_copied(dynamic) -> None:
     _, engine = dynamic
     x = torch.randn(2, 3, 6, 6)
     engine(x)
-    assert engine._free[-1].get_tensor_address("input_0") == x.data_ptr()
+    assert engine._free[0][-1].get_tensor_address("input_0") == x.data_ptr()
 
 
 def test_parameters_are_shared_with_the_network() -> None:

@@ -13,7 +13,7 @@ TACTICS = (
     "pointwise", "reduction", "loops", "selection", "recurrent", "scan",
     "gemm", "conv", "conv_direct", "depthwise", "attention", "quantized", "norm",
     "tactics",
-    "cudnn", "cublaslt", "library_tactics",
+    "cudnn", "cudnn_attention", "cublaslt",
 )
 
 

@@ -182,11 +182,12 @@ def _pointwise(op: OpSpec, t: dict[int, Descriptor]) -> Descriptor:
     return d.set(753, api.T_DESCRIPTOR, t[op.out]).finalize()
 
 
-def operation_graph(g: GraphSpec, on_device: bool) -> Descriptor:
+def operation_graph(g: GraphSpec, on_device: bool = False) -> Descriptor:
     """The finalized operation graph.
 
     Args:
-        on_device: Whether it is for the current GPU; else plans need a device descriptor.
+        on_device: Whether it belongs to the current context's handle; if not, engines and plans
+            need a device descriptor.
 
     Raises:
         LibraryError: If cuDNN does not take it.

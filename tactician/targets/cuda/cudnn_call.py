@@ -1,0 +1,194 @@
+"""Running cuDNN plans from payloads, and making payloads of graphs."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from . import cudnn_api as api
+from . import cudnn_graph as graphs
+from . import libraries
+from .arch import Gpu
+from .cudnn_api import Descriptor
+from .cudnn_graph import GraphSpec, Plan
+from .libraries import LibraryError
+
+_PACKS = 64  # sets of addresses remembered per call
+
+# What cuDNN wants to know of a GPU, beyond what `Gpu` holds; the same for all of 8.0 and newer.
+_COMMON = {
+    "maxGridSize": [2147483647, 65535, 65535], "maxBlockSize": [1024, 1024, 64],
+    "warpSize": 32, "maxSharedMemoryPerBlock": 49152, "reservedSharedMemoryPerBlock": 1024,
+    "maxCtasPerSM": 32, "maxThreadsPerBlock": 1024, "maxThreadsPerSM": 2048, "pciDeviceId": 0,
+    "isTccDriver": 0, "supportCoopLaunch": 1, "cudaDeviceId": 0, "driverVer": 13000,
+}  # fmt: skip
+
+
+def describe_gpu(gpu: Gpu) -> bytes:
+    """A GPU as cuDNN's device properties text, to plan for it without having it."""
+    own = {
+        "regsPerBlock": 65536, "multiProcessorCount": gpu.sms, "maxRegistersPerSM": gpu.registers,
+        "maxSharedMemoryPerBlockOptin": gpu.shared, "totalGlobalMem": gpu.memory,
+        "smClockRateKHz": 1755000, "memClockRateKHz": 2619000, "l2CacheSize": gpu.l2,
+        "deviceVer": gpu.arch * 10, "deviceName": f"NVIDIA {gpu.name}",
+    }  # fmt: skip
+    return json.dumps({**_COMMON, **own}).encode()
+
+
+class Planner:
+    """Makes plans for one GPU: the one here, or one that is only described.
+
+    Args:
+        gpu: A GPU to plan for without having it; None: the current one.
+    """
+
+    def __init__(self, gpu: Gpu | None = None):
+        self._gpu = gpu
+        self._device: Descriptor | None = None
+        self._configs: OrderedDict[str, list[Descriptor]] = OrderedDict()
+
+    @property
+    def device(self) -> Descriptor:
+        """Properties of the GPU. Planning with them needs no handle, so threads may do it."""
+        if self._device is None:
+            text = None if self._gpu is None else describe_gpu(self._gpu)
+            self._device = api.device_properties(text)
+        return self._device
+
+    def configs(self, spec: GraphSpec, tf32: bool = True, most: int = 8) -> list[Descriptor]:
+        """Engine configurations that may run a graph, the likely fastest first.
+
+        Args:
+            tf32: Whether f32 operands may be rounded to TF32.
+        """
+        key = hashlib.sha256(repr((spec, tf32, most)).encode()).hexdigest()
+        if key not in self._configs:
+            self._configs[key] = self._find(spec, tf32, most)
+            if len(self._configs) > 256:
+                self._configs.popitem(last=False)
+        return self._configs[key]
+
+    def _find(self, spec: GraphSpec, tf32: bool, most: int) -> list[Descriptor]:
+        try:
+            graph = graphs.operation_graph(spec)
+        except LibraryError:
+            return []
+        exact = not tf32 and any(t.dtype == "f32" and not t.virtual for t in spec.tensors[:2])
+        found: list[Descriptor] = []
+        for modes in ((api.HEUR_A,), (api.HEUR_B, api.HEUR_FALLBACK)):
+            for c in graphs.engines(graph, modes, 2 * most, self.device):
+                if self._welcome(c, exact):
+                    found.append(c)
+                if len(found) == most:
+                    return found
+            if found:
+                break
+        return found
+
+    @staticmethod
+    def _welcome(config: Descriptor, exact: bool) -> bool:
+        numerical, _ = graphs.notes(config)
+        bad = {api.NOTE_NONDETERMINISTIC, api.NOTE_REDUCED_PRECISION}
+        if exact:
+            bad |= {api.NOTE_TENSOR_CORE, api.NOTE_DOWN_CONVERT}
+        return not bad & set(numerical)
+
+    def payload(self, spec: GraphSpec, config: Descriptor) -> tuple[bytes, int]:
+        """A payload that runs ``spec`` with an engine, and the workspace it needs.
+
+        Raises:
+            LibraryError: If the engine can't do it.
+        """
+        plan = graphs.plan(config, self.device)
+        head = {"version": libraries.version("cudnn"), "graph": spec.to_json(),
+                "workspace": plan.workspace}
+        return libraries.pack(head, plan.text().encode()), plan.workspace
+
+
+class CudnnCall:
+    """A cuDNN plan made from its payload, on the current GPU.
+
+    If this GPU or this version of cuDNN does not take the plan as it is, one is made anew for the
+    same graph, provided that it needs no more workspace.
+    """
+
+    def __init__(self, payload: bytes):
+        head, text = libraries.unpack(payload)
+        libraries.require({"cudnn": int(head["version"])})
+        self.spec = GraphSpec.from_json(head["graph"])
+        self.workspace = int(head["workspace"])
+        self.handle = api.handle()
+        self.replanned = False
+        try:
+            self.plan = graphs.load_plan(text.decode())
+        except LibraryError as e:
+            self.plan = self._replan(e)
+        self._values = [
+            (t.uid, ctypes.c_float(t.value)) for t in self.spec.tensors if t.value is not None
+        ]
+        self._packs: OrderedDict[tuple[int, ...], Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _replan(self, why: LibraryError) -> Plan:
+        planner = Planner()
+        for config in planner.configs(self.spec):
+            try:
+                plan = graphs.plan(config, planner.device)
+            except LibraryError:
+                continue
+            if plan.workspace <= self.workspace:
+                self.replanned = True
+                return plan
+        raise LibraryError(f"{why}; and cuDNN has no other plan for the same work here: build "
+                           f"the plan again on this GPU")
+
+    def _pack(self, pointers: Sequence[int], workspace_ptr: int) -> Descriptor:
+        key = (*pointers, workspace_ptr)
+        with self._lock:
+            pack = self._packs.get(key)
+            if pack is None:
+                uids = [*self.spec.pointers, *(u for u, _ in self._values)]
+                data = [*pointers, *(ctypes.addressof(x) for _, x in self._values)]
+                pack = Descriptor(api.VARIANT_PACK)
+                pack.set(1000, api.T_INT64, uids).set(1001, api.T_VOID_PTR, data)
+                pack.set(1003, api.T_VOID_PTR, workspace_ptr)
+                self._packs[key] = pack.finalize()
+                if len(self._packs) > _PACKS:
+                    self._packs.popitem(last=False)
+            return pack
+
+    def launch(self, pointers: Sequence[int], workspace_ptr: int, stream: int) -> None:
+        """See `libraries.Call`."""
+        if len(pointers) != len(self.spec.pointers):
+            raise LibraryError(f"a cuDNN call takes {len(self.spec.pointers)} addresses, not "
+                               f"{len(pointers)}")
+        pack = self._pack(pointers, workspace_ptr)
+        self.handle.execute(self.plan.descriptor, pack, stream)
+
+
+_planners: dict[Any, Planner] = {}
+
+
+def planner_for(device: Any) -> Planner:
+    """The planner of a device of ours.
+
+    Args:
+        device: A `CudaDevice`; if library calls can't be made on it, plans are made for the GPU
+            it stands for.
+    """
+    key = libraries.current_context() if device.libraries else device.gpu.fingerprint
+    if key not in _planners:
+        _planners[key] = Planner(None if device.libraries else device.gpu)
+    return _planners[key]
+
+
+def usable(device: Any) -> str | None:
+    """Why plans can't be made for a device, or None."""
+    if getattr(device, "mode", ""):
+        return "library calls run on a GPU only"
+    return libraries.unavailable("cudnn")

@@ -26,7 +26,7 @@ from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .control import emit_assertion, emit_control, why_not_native
 from .debug import graph_dumper, show_program, show_source
 from .precision import apply_precisions
-from .schedule import Scheduler, concat_is_contiguous
+from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
 _DEFAULT_SIZE = 4  # a symbolic size nothing is known of is tuned for this
@@ -318,7 +318,8 @@ def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> 
     def accepts(r: Region) -> bool:
         return row_major.isdisjoint(r.nodes) and any(t.refuse(r, device) is None for t in known)
 
-    return assign_layouts(graph, fusion, wants, accepts)
+    alignment = POINTER_ALIGNMENT.get(device.target, 1)
+    return assign_layouts(graph, fusion, wants, accepts, alignment)
 
 
 def as_loops(region: Region) -> Region | None:

@@ -235,20 +235,43 @@ def _store_scan(
 ) -> None:
     t = c.program.tensors[source]
     size = D.product(t.shape) * t.dtype.size
-    symbol = c.add_code(Kernel("scan_store", _SCAN, ()))
+    kernel = _scan_kernel(c, size)
+    symbol = c.add_code(kernel)
     c.program.steps.append(
         Step("kernel", f"{name} (scan)", (source, number), (target,), symbol,
-             (source, number, target), (size,), info=_own(info, "scan"))
+             (source, number, target), (size,), grid=_grid(kernel), info=_own(info, "scan"))
     )
+
+
+def _scan_kernel(c: _Compiler, size: D.DimLike) -> Kernel:
+    if c.program.target == "cuda":
+        from ..targets.cuda.control import scan_kernel
+
+        return scan_kernel(size)
+    return Kernel("scan_store", _SCAN, ())
+
+
+def _loop_kernel(c: _Compiler, symbol: str, source: str) -> Kernel:
+    if c.program.target == "cuda":
+        from ..targets.cuda.control import loop_kernel
+
+        return loop_kernel(symbol)
+    return Kernel(symbol, source, ())
+
+
+def _grid(kernel: Kernel) -> tuple[D.DimLike, ...]:
+    return () if kernel.launch is None else kernel.launch.grid
 
 
 def _control_kernel(
     c: _Compiler, symbol: str, source: str, args: tuple[int, ...], outs: int, name: str,
     info: dict[str, Any],
 ) -> None:
-    unique = c.add_code(Kernel(symbol, source, ()))
+    kernel = _loop_kernel(c, symbol, source)
+    unique = c.add_code(kernel)
     c.program.steps.append(
-        Step("kernel", name, args[outs:], args[:outs], unique, args, info=_own(info, symbol))
+        Step("kernel", name, args[outs:], args[:outs], unique, args, grid=_grid(kernel),
+             info=_own(info, symbol))
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..ir import dims as D
 from ..ir.graph import Graph
-from ..memory.arena import ALIGNMENT
+from ..memory.arena import alignment_for
 from ..plan.program import ARENA, DYNAMIC, Program
 
 
@@ -33,5 +33,6 @@ def hide(program: Program, names: list[str]) -> None:
             size = D.product(t.shape)
             assert isinstance(size, int)
             t.offset = program.arena_size
-            program.arena_size += -(-size * t.dtype.size // ALIGNMENT) * ALIGNMENT
+            alignment = alignment_for(program.target)
+            program.arena_size += -(-size * t.dtype.size // alignment) * alignment
     program.outputs = program.outputs[: -len(names)]

@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Graph, Node, SymbolInfo, Value
-from ..memory.arena import lifetimes, loops_of, plan_arena
+from ..memory.arena import alignment_for, lifetimes, loops_of, plan_arena
 from ..plan.program import (
     ARENA,
     CONST,
@@ -30,6 +30,9 @@ from ..regions.region import Region, is_slice
 from ..support.errors import BuildError
 from ..tactics.kernel import Kernel
 
+# Bytes that every pointer kernels get is a multiple of.
+POINTER_ALIGNMENT = {"cuda": 16}
+
 
 class Scheduler:
     """Collects the tensors and steps of one program.
@@ -47,6 +50,7 @@ class Scheduler:
         self.made = {v for r in fusion.regions for v in r.outputs}
         self.inputs = set(graph.inputs)
         self.outputs = set(graph.outputs)
+        self.alignment = POINTER_ALIGNMENT.get(program.target, 1)
         self.copies: list[tuple[Value, int]] = []  # at the end: value -> output tensor
 
     # --- tensors -------------------------------------------------------------------------
@@ -135,6 +139,10 @@ class Scheduler:
             base, offset = t.ref, t.offset + offset
         return self._new(Tensor(v.name, v.dtype, v.dims, VIEW, ref=base, offset=offset))
 
+    def _aligned(self, offset: D.DimLike) -> bool:
+        """Whether a pointer at a byte offset in a tensor is one that kernels take."""
+        return self.alignment == 1 or D.modulo(offset, self.alignment) == 0
+
     def _constant(self, array: np.ndarray[Any, Any], name: str, v: Value | None = None) -> int:
         known = self.const_ids.get(id(array))
         if known is None:
@@ -172,6 +180,8 @@ class Scheduler:
         source, offset = found
         if _has_data_dims(source) or source.const is not None:
             return False
+        if not self._aligned(offset * source.dtype.size):
+            return False
         self.made.discard(out)
         self.aliases[out] = source, offset * source.dtype.size
         return True
@@ -195,6 +205,7 @@ class Scheduler:
             free = (
                 v in waiting and v not in self.ids and v not in self.outputs
                 and v not in self.aliases and v.const is None
+                and (is_slice(v) or self._aligned(offset))
             )
             if free:
                 self._remember(v, self._view(v, base, offset))
@@ -225,8 +236,9 @@ class Scheduler:
                 dims=kernel.dims,
                 work=kernel.work,
                 grain=kernel.grain,
-                scratch=kernel.scratch,
+                scratch=kernel.scratch if kernel.launch is None else kernel.launch.workspace,
                 flops=kernel.flops,
+                grid=() if kernel.launch is None else kernel.launch.grid,
                 info=info,
             )
         )
@@ -279,7 +291,9 @@ class Scheduler:
         self.program.checks = collect_checks(self.graph)
         canonical_symbols(self.program)
         sizes = [d for t in self.program.tensors for d in (*t.shape, *t.content, t.offset)]
-        sizes += [d for s in self.program.steps for d in (*s.dims, s.work, s.scratch)]
+        sizes += [
+            d for s in self.program.steps for d in (*s.dims, *s.grid, s.work, s.scratch)
+        ]
         used = dict.fromkeys(s for d in sizes for s in D.symbols(d))
         self.program.checks = [
             c for c in self.program.checks if (D.symbols(c.a) | D.symbols(c.b)) <= set(used)
@@ -327,7 +341,7 @@ def canonical_symbols(program: Program) -> None:
     for check in program.checks:
         check.a, check.b = renamed((check.a, check.b))
     for step in program.steps:
-        step.dims = renamed(step.dims)
+        step.dims, step.grid = renamed(step.dims), renamed(step.grid)
         step.work, step.scratch, step.flops = renamed((step.work, step.scratch, step.flops))
     for node in program.nodes.nodes:
         for v in (*node.present_inputs(), *node.outputs):
@@ -345,7 +359,9 @@ def plan_static(program: Program) -> None:
         i: int(D.product(program.tensors[i].shape)) * program.tensors[i].dtype.size  # type: ignore
         for i in arena
     }
-    offsets, program.arena_size = plan_arena(sizes, program_lifetimes(program))
+    offsets, program.arena_size = plan_arena(
+        sizes, program_lifetimes(program), alignment_for(program.target)
+    )
     for i, offset in offsets.items():
         program.tensors[i].offset = offset
 

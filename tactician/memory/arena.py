@@ -9,6 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 64
+GPU_ALIGNMENT = 256
+
+
+def alignment_for(target: str) -> int:
+    """Bytes that tensors of a target's arena are aligned to."""
+    return GPU_ALIGNMENT if target == "cuda" else ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def loops_of(jumps: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def plan_arena(
-    sizes: Mapping[int, int], live: Mapping[int, Lifetime]
+    sizes: Mapping[int, int], live: Mapping[int, Lifetime], alignment: int = ALIGNMENT
 ) -> tuple[dict[int, int], int]:
     """Offsets for every tensor and the arena's size, in bytes.
 
@@ -72,7 +78,7 @@ def plan_arena(
     offsets: dict[int, int] = {}
     total = 0
     for t in sorted(live, key=lambda t: (-sizes[t], live[t].first, t)):
-        size = -(-max(sizes[t], 1) // ALIGNMENT) * ALIGNMENT
+        size = -(-max(sizes[t], 1) // alignment) * alignment
         offset = 0
         for start, end, span in placed:
             if not span.overlaps(live[t]):

@@ -127,7 +127,7 @@ def _check_step(program: Program, i: int, step: Step) -> None:
     _ids(program, step.outputs, what)
     _ids(program, step.inputs, what, absent=step.kind == "reference")
     _ids(program, step.args, what)
-    for dims in (step.dims, (step.work, step.scratch)):
+    for dims in (step.dims, step.grid, (step.work, step.scratch)):
         _dims(program, dims, what)
     if type(step.grain) is not int or step.grain < 1:
         _fail(f"{what} has grain {step.grain!r}")
@@ -146,6 +146,8 @@ def _check_step(program: Program, i: int, step: Step) -> None:
         _fail(f"{what} copies {len(step.args)} tensors")
     elif step.kind == "kernel" and not (step.symbol and program.code):
         _fail(f"{what} has no code")
+    elif step.kind == "kernel" and program.target == "cuda" and not 1 <= len(step.grid) <= 3:
+        _fail(f"{what} has a grid of {len(step.grid)} dimensions")
 
 
 def _ids(program: Program, ids: Iterable[Any], what: str, *, absent: bool = False) -> None:

@@ -59,7 +59,9 @@ class Step:
         symbol: Kernel's function in `Program.code`.
         args: Tensor ids of the pointer arguments, in the kernel's order.
         dims: Scalar arguments.
-        work, grain, scratch, flops: As in `tactics.kernel.Kernel`.
+        work, grain, scratch, flops: As in `tactics.kernel.Kernel`; on a GPU ``scratch`` are bytes
+            of device memory that the kernel uses while it runs.
+        grid: Blocks that a GPU launches.
         target: For jumps: index of the step that follows; may be one past the last.
         node: For ``reference``: index in `Program.nodes.nodes`.
         inputs: Tensor ids read (-1: absent input of a reference node).
@@ -78,6 +80,7 @@ class Step:
     grain: int = 1
     scratch: DimLike = 0
     flops: DimLike = 0
+    grid: tuple[DimLike, ...] = ()
     node: int = -1
     target: int = -1
     info: dict[str, Any] = field(default_factory=dict)
@@ -115,14 +118,15 @@ class Program:
 
     Attributes:
         name: The network's name.
-        target: ``cpu`` (later ``cuda``).
+        target: ``cpu``, ``cuda``, ``reference`` or ``null``.
         device: The device's fingerprint; a plan runs only where it matches.
         tensors: All tensors.
         inputs, outputs: Tensor ids of the I/O tensors, in network order.
         steps: The schedule.
         symbols: Where dimension symbols get their values.
         checks: What run-time sizes must satisfy.
-        code: Object files; every kernel symbol is defined in exactly one.
+        code: Object files, or the blobs of `targets.cuda.code`; every kernel symbol is defined
+            in exactly one.
         walker: The native walker's object code and the key it was compiled under, or None; it
             spares the process that loads the plan a compilation.
         constants: Arrays of ``const`` tensors.

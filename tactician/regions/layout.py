@@ -36,7 +36,7 @@ def channels_last(rank: int) -> tuple[int, ...]:
 
 def assign_layouts(
     graph: Graph, fusion: Fusion, wants: Callable[[Region], bool],
-    accepts: Callable[[Region], bool],
+    accepts: Callable[[Region], bool], alignment: int = 1,
 ) -> Fusion:
     """Rewrites regions for channels-last storage where that pays.
 
@@ -45,19 +45,21 @@ def assign_layouts(
         fusion: Its regions; changed in place.
         wants: Whether a region's kernel works channels-last (a convolution).
         accepts: Whether a loop nest can be compiled at all; others keep row-major operands.
+        alignment: Bytes that the first pixel of a slice must be a multiple of.
 
     Returns:
         A fusion with reformatting regions added.
     """
-    return _Assigner(graph, fusion, wants, accepts).run()
+    return _Assigner(graph, fusion, wants, accepts, alignment).run()
 
 
 class _Assigner:
     def __init__(
         self, graph: Graph, fusion: Fusion, wants: Callable[[Region], bool],
-        accepts: Callable[[Region], bool],
+        accepts: Callable[[Region], bool], alignment: int,
     ):
         self.fusion = fusion
+        self.alignment = alignment
         self.wants = {r for r in fusion.regions if r.anchor is not None and wants(r)}
         self.accepts = accepts
         self.pinned = set(graph.outputs) | {
@@ -140,6 +142,9 @@ class _Assigner:
         if any(not isinstance(d, int) for d in (stage.out.dims[-1], *(v.dims[-1] for v in pieces))):
             return
         if any("logical" not in v.meta for v in (stage.out, *pieces)):
+            return
+        size = stage.out.dtype.size
+        if any(D.modulo(at * size, self.alignment) != 0 for _, at in stage.meta["concat"]):
             return
         placed: list[tuple[Value, Any]] = []
         for v, at in stage.meta["concat"]:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from ..memory.arena import alignment_for
 from ..network.enums_build import ExecutionContextAllocationStrategy
 from ..network.values import Dims, as_int
 from ..support.errors import ExecutionError, UsageError
 from . import streams
-from .buffers import Array, aligned_block, array_at, weakly
+from .buffers import array_at, weakly
 from .config import IRuntimeConfig
 from .context_legacy import BindingsContextApi
 from .context_options import ContextOptions
@@ -41,6 +42,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._config = config
         self._lock = threading.RLock()  # shapes, addresses, schedules; held shortly
         self._running = threading.Lock()  # tables and memory; held while a run lasts
+        self._graph: Any = None  # what does the whole run, while nothing changes
         self._take_tensors()
         self._profile_index = 0
         self._shapes: dict[int, Extents | None] = {}
@@ -51,7 +53,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._ran: Schedule | None = None
         self._bound: list[Any] | None = None
         self._checked = False
-        self._arena: Array | None = None
+        self._arena: Any = None
         self._arena_at = 0
         self._arena_size = 0
         self._user_memory = (
@@ -67,6 +69,8 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._inputs = [t for t in self._engine._io if t.is_input]
         self._outputs = [t for t in self._engine._io if not t.is_input]
         self._ids = [t.id for t in self._engine._io]
+        self._gpu = self._core.gpu
+        self._on_gpu = self._core.on_gpu
 
     def _reload(self) -> None:
         """Goes on with the engine's new program: shapes, addresses and allocators stay."""
@@ -118,6 +122,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._current = None
         self._checked = False
         self._bound = None
+        self._graph = None
 
     def _tensor(self, name: str, what: str, *, is_input: bool | None = None) -> IoTensor | None:
         t = self._engine._by_name.get(name)
@@ -273,9 +278,10 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             )
         if address < 0:
             return self._fail(f"set_tensor_address({name!r}): negative address {address}")
-        self._addresses[t.id] = address
-        self._checked = False
-        self._bound = None
+        if self._addresses[t.id] != address:
+            self._addresses[t.id] = address
+            self._checked = False
+            self._bound = None
         return True
 
     def get_tensor_address(self, name: str) -> int:
@@ -320,9 +326,8 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
                 layout = self._core.layout(shapes, values)
                 self._fit_arena(layout.arena)
                 key = (*key[:-1], self._arena_at)
-                found = Schedule(
-                    self._core, layout, self._arena_at, self._arena, watched,
-                    weakly(self._show_debug),
+                found = self._core.schedule(
+                    layout, self._arena_at, self._arena, watched, weakly(self._show_debug)
                 )
                 self._schedules[key] = found
                 while len(self._schedules) > _SCHEDULES:
@@ -349,23 +354,25 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
                 f"the context needs {nbytes} bytes of device memory and has {self._arena_size}; "
                 "call set_device_memory(address, size), see engine.device_memory_size"
             )
-        self._arena = self._take_memory(nbytes)
-        self._arena_at, self._arena_size = int(self._arena.ctypes.data), nbytes
+        self._arena, self._arena_at = self._take_memory(nbytes)
+        self._arena_size = nbytes
         self._schedules.clear()
 
-    def _take_memory(self, nbytes: int) -> Array:
-        """A block from the runtime's allocator, if it has one, else from the system."""
+    def _take_memory(self, nbytes: int) -> tuple[Any, int]:
+        """A block from the runtime's allocator, if it has one, else from the system: (its
+        owner, address)."""
         allocator = getattr(self._engine._runtime, "_allocator", None)
         if allocator is None:
-            return aligned_block(nbytes)
-        address = allocator.allocate(nbytes, 64, 0)
-        if not address or int(address) % 64:
+            return self._core.memory(nbytes)
+        alignment = alignment_for(self._core.program.target)
+        address = allocator.allocate(nbytes, alignment, 0)
+        if not address or int(address) % alignment:
             raise ExecutionError(
                 f"the allocator gave {address!r} for {nbytes} bytes; it must give an address "
-                "that is a multiple of 64"
+                f"that is a multiple of {alignment}"
             )
         self._borrowed.append((allocator, int(address)))
-        return array_at(int(address), (nbytes,), "u1")
+        return None, int(address)
 
     def _get_ready(self) -> Schedule | None:
         """The schedule, with everything a run needs checked; None if something is missing."""
@@ -404,7 +411,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         Raises:
             ExecutionError: If a layer fails.
         """
-        if streams._busy:
+        if streams._busy and not self._on_gpu:
             default_stream_barrier()
         with self._running:
             schedule = self._current
@@ -420,6 +427,8 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             else:
                 schedule.run()
                 self._ran = schedule
+            if self._gpu is not None:
+                self._gpu.driver.synchronize()
         return True
 
     def _rebind(self, schedule: Schedule, bindings: Sequence[int]) -> bool:
@@ -435,6 +444,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
                 self._addresses[t] = address
                 schedule.bind_one(t, address)
                 last[i] = address
+                self._graph = None
         return True
 
     def _bind(self, bindings: Sequence[int]) -> Schedule | None:
@@ -472,13 +482,47 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             False (and an error is logged) if shapes or addresses are missing. Errors of the run
             itself raise at ``stream.synchronize()``.
         """
+        if self._graph is not None and self._checked and not self._slow:
+            return self._replay(stream_handle)
         stream = self._stream(stream_handle, "execute_async_v3")
         if stream is False:
             return False
         with self._lock:
             schedule = self._get_ready()
             addresses = dict(self._addresses)
+        if self._on_gpu:
+            return schedule is not None and self._enqueue(schedule, addresses, stream)
         return schedule is not None and self._launch(schedule, addresses, stream)
+
+    def _replay(self, stream: Any) -> bool:
+        """Launches the graph of the last run again: nothing changed since."""
+        gpu, graph = self._gpu, self._graph
+        assert gpu is not None
+        with self._running:
+            gpu.driver.enter()
+            gpu.driver.launch_graph(graph.handle, int(stream))
+        if self._consumed is not None:
+            gpu.driver.record(int(self._consumed), int(stream))
+        return True
+
+    def _enqueue(self, schedule: Schedule, addresses: dict[int, int], stream: Any) -> bool:
+        """Queues a run on a GPU's stream; steps in numpy are done before this returns."""
+        assert self._gpu is not None
+        driver = self._gpu.driver
+        try:
+            with self._running:
+                self._bound = None
+                schedule.bind(addresses)
+                self._run(schedule, stream)
+                self._graph = None if self._slow else schedule.graph()  # type: ignore[attr-defined]
+        except ExecutionError as e:
+            self._fail(str(e), FAILED)
+            raise
+        if self._allocators:
+            self._notify(schedule)
+        if self._consumed is not None:
+            driver.record(int(self._consumed), stream)
+        return True
 
     def _launch(self, schedule: Schedule, addresses: dict[int, int], stream: Any) -> bool:
         """Runs at once (default stream), or queues the run; nothing is locked meanwhile."""
@@ -493,8 +537,14 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             event_of(self._consumed).record(stream)
         return True
 
-    def _stream(self, handle: Any, what: str) -> Stream | bool | None:
-        """The stream of a handle; False (and an error is logged) if there is none."""
+    def _stream(self, handle: Any, what: str) -> Any:
+        """The stream of a handle; False (and an error is logged) if there is none. On a GPU the
+        handle itself: any library's streams will do."""
+        if self._on_gpu:
+            try:
+                return int(getattr(handle, "handle", handle))
+            except TypeError:
+                return self._fail(f"{what}: {type(handle).__name__} is no stream handle")
         try:
             return stream_of(handle)
         except (UsageError, TypeError) as e:
@@ -516,12 +566,15 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
     def _run(self, schedule: Schedule, stream: Stream | None) -> None:
         """One run with everything that may hang on it: profiler, debug tensors, allocators."""
         self._stream_now = stream
+        if self._gpu is not None:
+            schedule.debug_sync = self.debug_sync  # type: ignore[attr-defined]
+        queue = (stream or 0,) if self._on_gpu else ()
         if self.profiler is not None:
-            times = schedule.run_timed()
+            times = schedule.run_timed(*queue)
             self._ran = schedule
             self._take_times(times)
         else:
-            schedule.run()
+            schedule.run(*queue)
             self._ran = schedule
         if stream is None:
             self._notify(schedule)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..memory.arena import alignment_for
 from ..network.enums import TensorLocation, from_ir
 from ..network.enums_build import ProfilingVerbosity
 from ..network.values import Dims
@@ -22,7 +23,8 @@ class ContextOptions:
         name: For people.
         enqueue_emits_profile: Whether every run reports to the profiler; else `report_to_profiler`
             does for the last one.
-        debug_sync: Kept and without effect: errors name their layer anyhow.
+        debug_sync: Wait after every step, so that errors name their layer (GPUs; elsewhere they
+            do anyhow).
         nvtx_verbosity, persistent_cache_limit: Kept and without effect on the CPU.
         temporary_allocator: Kept; memory found while running comes from the system.
         unfused_tensors_debug_state: Whether debug tensors that weren't fused away are shown.
@@ -131,14 +133,15 @@ class ContextOptions:
         """
         name = self._core.program.tensors[i].name
         allocator, old = self._allocators[i], self._addresses[i]
-        stream = self._stream_now.handle if self._stream_now is not None else 0
+        stream = getattr(self._stream_now, "handle", self._stream_now) or 0
         asynchronous = getattr(allocator, "reallocate_output_async", None)
         plain = getattr(allocator, "reallocate_output", None)
+        alignment = alignment_for(self._core.program.target)
         address = None
         if _is_own(allocator, "reallocate_output_async") or plain is None:
-            address = asynchronous(name, old, nbytes, 64, stream) if asynchronous else None
+            address = asynchronous(name, old, nbytes, alignment, stream) if asynchronous else None
         else:
-            address = plain(name, old, nbytes, 64)
+            address = plain(name, old, nbytes, alignment)
         if not address and nbytes:
             raise ExecutionError(
                 f"the output allocator gave no memory for {name!r} ({nbytes} bytes)"
@@ -231,9 +234,10 @@ class ContextOptions:
 
     def _show_debug(self, i: int, array: Array) -> None:
         tensor = self._core.program.tensors[i]
-        stream = self._stream_now.handle if self._stream_now is not None else 0
+        stream = getattr(self._stream_now, "handle", self._stream_now) or 0
+        place = TensorLocation.HOST if self._core.on_gpu else TensorLocation.DEVICE
         self._listener.process_debug_tensor(
-            int(array.ctypes.data), TensorLocation.DEVICE, from_ir(tensor.dtype),
+            int(array.ctypes.data), place, from_ir(tensor.dtype),
             Dims(array.shape), tensor.name, stream,
         )
 
@@ -242,13 +246,16 @@ class ContextOptions:
     def set_input_consumed_event(self, event: int) -> bool:
         """An event (its handle) to record when a run has read its inputs; 0 for none."""
         try:
-            self._consumed = event_of(event) if event else None
+            if self._core.on_gpu:
+                self._consumed = int(event) or None
+            else:
+                self._consumed = event_of(event) if event else None
         except (UsageError, TypeError) as e:
             return self._fail(f"set_input_consumed_event: {e}")
         return True
 
     def get_input_consumed_event(self) -> int:
-        return self._consumed.handle if self._consumed is not None else 0
+        return getattr(self._consumed, "handle", self._consumed) or 0
 
     def set_aux_streams(self, aux_streams: list[int]) -> None:
         """Checks the handles. Branches run on the thread pool, so auxiliary streams get no work.
@@ -256,8 +263,9 @@ class ContextOptions:
         Raises:
             UsageError: If a handle belongs to no stream.
         """
-        for handle in aux_streams:
-            stream_of(handle)
+        if not self._core.on_gpu:
+            for handle in aux_streams:
+                stream_of(handle)
 
     def set_communicator(self, communicator: Any) -> bool:
         """Multi-device engines only; logs that there is none."""
@@ -271,8 +279,11 @@ class ContextOptions:
         Raises:
             UsageError: If it is not aligned to 64 bytes or smaller than the engine needs.
         """
-        if int(memory) % 64:
-            raise UsageError(f"device memory at {int(memory):#x} is not aligned to 64 bytes")
+        alignment = alignment_for(self._core.program.target)
+        if int(memory) % alignment:
+            raise UsageError(
+                f"device memory at {int(memory):#x} is not aligned to {alignment} bytes"
+            )
         if not self._user_memory:
             raise UsageError(
                 "the context has its own memory; create it with "

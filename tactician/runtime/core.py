@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..plan.program import CONST, Program
 from ..support.errors import PlanError
-from .buffers import Array, aligned_copy
+from .buffers import Array, aligned_block, aligned_copy
 from .layout import Extents, Layout, ProgramInfo, bind_inputs, make_layout
+
+if TYPE_CHECKING:
+    from .gpu import GpuProgram
+    from .schedule import Schedule
 
 _LAYOUTS = 64
 
@@ -25,8 +30,11 @@ class EngineCore:
         PlanError: If the program is for another device or its code can't be linked.
 
     Attributes:
-        constants: Arrays of constants, 64-byte aligned; shared with the plan where possible.
+        constants: Arrays of constants; shared with the plan where possible. For the CPU they are
+            64-byte aligned, a GPU has copies.
         code: Address of each kernel.
+        gpu: Weights and code on a GPU, or None.
+        host_tensors: For GPUs: inputs and outputs that lie in host memory.
         native: Whether kernels run as machine code (else everything runs in numpy).
         threads: Threads that runs use.
     """
@@ -35,7 +43,16 @@ class EngineCore:
         check_device(program)
         self.program = program
         self.info = ProgramInfo(program)
-        self.constants: list[Array] = [aligned_copy(c) for c in program.constants]
+        self.gpu: GpuProgram | None = None
+        self.host_tensors: frozenset[int] = frozenset()
+        if program.target == "cuda":
+            from .gpu import GpuProgram
+
+            self.gpu = GpuProgram(program)
+            self.host_tensors = self._host_tensors()
+        self.constants: list[Array] = [
+            c if self.gpu else aligned_copy(c) for c in program.constants
+        ]
         self.constant_address = [int(c.ctypes.data) for c in self.constants]
         symbols = sorted({s.symbol for s in program.steps if s.kind == "kernel"})
         self.native = program.target == "cpu"
@@ -58,6 +75,41 @@ class EngineCore:
             adopt_walker(*self.program.walker)
         self.pool = default_pool()
         self.threads = threads or self.program.threads or Isa.host().cores
+
+    def _host_tensors(self) -> frozenset[int]:
+        p = self.program
+        places = p.settings.get("locations", {})
+        return frozenset(
+            t for t in (*p.inputs, *p.outputs)
+            if p.tensors[t].is_shape or places.get(p.tensors[t].name) == "host"
+        )
+
+    def schedule(
+        self, layout: Layout, arena: int, keep: Any, watched: Sequence[int], watch: Any
+    ) -> Schedule:
+        """A context's tables for a layout; see `Schedule`."""
+        if self.gpu is None:
+            from .schedule import Schedule
+
+            return Schedule(self, layout, arena, keep, watched, watch)
+        from .gpu_schedule import GpuSchedule
+
+        return GpuSchedule(self, layout, arena, keep, watched, watch)
+
+    def memory(self, nbytes: int) -> tuple[Any, int]:
+        """Memory for a context: (its owner, address)."""
+        if self.gpu is not None:
+            from .gpu import DeviceBlock
+
+            device = DeviceBlock(self.gpu.driver, nbytes)
+            return device, device.address
+        block = aligned_block(nbytes)
+        return block, int(block.ctypes.data)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether runs are queued on a GPU's streams."""
+        return self.gpu is not None and not self.gpu.driver.is_host
 
     def layout(self, shapes: dict[int, Extents], values: dict[int, Extents]) -> Layout:
         """The layout for shapes (and shape values) of the inputs; made once per set.
@@ -108,10 +160,15 @@ def check_device(program: Program) -> None:
     """
     if program.target in ("reference", "null"):
         return
+    if program.target == "cuda":
+        from .gpu import driver_for
+
+        driver_for(program)
+        return
     if program.target != "cpu":
         raise PlanError(
-            f"the plan is for target {program.target!r}; this runtime runs cpu, reference and "
-            "null plans"
+            f"the plan is for target {program.target!r}; this runtime runs cpu, cuda, reference "
+            "and null plans"
         )
     from ..targets.cpu.isa import Isa
 

@@ -18,6 +18,7 @@ from ..support.errors import ExecutionError, UsageError
 from .buffers import Array, aligned_block
 from .context import IExecutionContext
 from .engine import ICudaEngine, IoTensor
+from .gpu import DeviceBlock
 from .runtime import Runtime
 
 
@@ -46,6 +47,21 @@ class Grower:
     def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
         self.blocks[name] = aligned_block(max(size, 1))
         return int(self.blocks[name].ctypes.data)
+
+    def notify_shape(self, name: str, shape: Any) -> None:
+        pass
+
+
+class DeviceGrower:
+    """The same on a GPU."""
+
+    def __init__(self, driver: Any):
+        self.driver = driver
+        self.blocks: dict[str, DeviceBlock] = {}
+
+    def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:
+        self.blocks[name] = DeviceBlock(self.driver, max(size, 1))
+        return self.blocks[name].address
 
     def notify_shape(self, name: str, shape: Any) -> None:
         pass
@@ -133,6 +149,8 @@ class Engine:
     def _run(self, context: IExecutionContext, feeds: dict[str, Array]) -> dict[str, Array]:
         if self.cuda_engine.has_implicit_batch_dimension:
             return self._run_batch(context, feeds)
+        if context._gpu is not None:
+            return self._run_gpu(context, feeds)
         for name, array in feeds.items():
             context._addresses[self._inputs[name].id] = array.ctypes.data
             if not context.set_input_shape(name, array.shape):
@@ -158,6 +176,52 @@ class Engine:
             context.set_output_allocator(t.name, None)
         return {t.name: results[t.name] for t in self._outputs}
 
+    def _run_gpu(self, context: IExecutionContext, feeds: dict[str, Array]) -> dict[str, Array]:
+        """The same through device memory, which stays with the context."""
+        assert context._gpu is not None
+        driver = context._gpu.driver
+        held: dict[int, Any] = context.__dict__.setdefault("_easy_blocks", {})
+
+        def room(t: IoTensor, nbytes: int) -> int:
+            if t.id not in held or held[t.id].nbytes < nbytes:
+                held[t.id] = DeviceBlock(driver, max(nbytes, 1))
+            return int(held[t.id].address)
+
+        driver.enter()
+        for name, array in feeds.items():
+            t = self._inputs[name]
+            at = int(array.ctypes.data)
+            if t.id not in context._core.host_tensors:
+                at = room(t, array.nbytes)
+                driver.upload(at, array.ctypes.data, array.nbytes)
+            if not context.set_tensor_address(name, at) or not context.set_input_shape(
+                name, array.shape
+            ):
+                raise UsageError(context._log_to.take())
+        results: dict[str, Array] = {}
+        blocks = DeviceGrower(driver)
+        schedule = context._require_schedule()
+        for t in self._outputs:
+            nbytes = schedule.layout.nbytes[t.id]
+            if nbytes < 0:
+                context.set_output_allocator(t.name, blocks)
+                continue
+            out = results[t.name] = np.empty(schedule.layout.shapes[t.id] or (), t.ir.np)
+            on_host = t.id in context._core.host_tensors
+            context.set_tensor_address(t.name, out.ctypes.data if on_host else room(t, nbytes))
+        if not context.execute_async_v3(0):
+            raise ExecutionError(context._log_to.take())
+        for t in self._outputs:
+            if t.name in blocks.blocks:
+                shape = tuple(context.get_tensor_shape(t.name))
+                results[t.name] = driver.get(blocks.blocks[t.name].address, shape, t.ir.np)
+                context.set_output_allocator(t.name, None)
+            elif t.id not in context._core.host_tensors:
+                out = results[t.name]
+                driver.download(out.ctypes.data, held[t.id].address, out.nbytes)
+        driver.synchronize()
+        return {t.name: results[t.name] for t in self._outputs}
+
     def _run_batch(self, context: IExecutionContext, feeds: dict[str, Array]) -> dict[str, Array]:
         sizes = {a.shape[:1] for a in feeds.values()}
         for name, array in feeds.items():
@@ -169,8 +233,21 @@ class Engine:
         (batch,) = sizes.pop()
         results = {t.name: np.empty((batch, *t.shape), t.ir.np) for t in self._outputs}
         arrays = [*(feeds[n] for n in self._inputs), *results.values()]
-        if not context.execute(batch, [a.ctypes.data for a in arrays]):
+        driver = None if context._gpu is None else context._gpu.driver
+        if driver is None:
+            bindings = [int(a.ctypes.data) for a in arrays]
+        else:
+            driver.enter()
+            blocks = [DeviceBlock(driver, a.nbytes) for a in arrays]
+            bindings = [b.address for b in blocks]
+            for name, at in zip(self._inputs, bindings, strict=False):
+                driver.upload(at, feeds[name].ctypes.data, feeds[name].nbytes)
+        if not context.execute(batch, bindings):
             raise UsageError(context._log_to.take())
+        if driver is not None:
+            for out, at in zip(results.values(), bindings[len(self._inputs) :], strict=True):
+                driver.download(out.ctypes.data, at, out.nbytes)
+            driver.synchronize()
         return results
 
     def save(self, path: str | os.PathLike[str]) -> None:

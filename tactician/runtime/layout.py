@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..ir import dims as D
-from ..memory.arena import ALIGNMENT, lifetimes, loops_of, plan_arena
+from ..memory.arena import alignment_for, lifetimes, loops_of, plan_arena
 from ..plan.program import ARENA, DYNAMIC, OUTPUT, SIZES, VIEW, Check, Program
 from ..support.errors import ExecutionError
 
@@ -70,7 +70,7 @@ class ProgramInfo:
         for t in self.program.tensors:
             add((*t.shape, *t.content, t.offset))
         for s in self.program.steps:
-            add((*s.dims, s.work, s.scratch))
+            add((*s.dims, *s.grid, s.work, s.scratch))
         return used
 
 
@@ -170,11 +170,12 @@ def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
     for i, s in enumerate(p.steps):
         need = known.get(s.scratch)
         scratch = max(scratch, need or 0)
-        if need is None or known.all((*s.dims, s.work)) is None or (
+        if need is None or known.all((*s.dims, *s.grid, s.work)) is None or (
             s.kind == "copy" and nbytes[s.args[0]] < 0
         ):
             late_steps.append(i)
-    layout.scratch = -(-scratch // ALIGNMENT) * ALIGNMENT
+    alignment = alignment_for(p.target)
+    layout.scratch = -(-scratch // alignment) * alignment
     layout.late_steps = tuple(late_steps)
     layout.late_tensors = tuple(
         i for i, t in enumerate(p.tensors)
@@ -216,7 +217,8 @@ def _place(info: ProgramInfo, layout: Layout) -> None:
                 f"{_text(p.tensors[unknown].shape)} depends on data"
             )
         sizes = {i: layout.nbytes[i] for i in owners}
-        start, layout.arena = plan_arena(sizes, {i: info.live[i] for i in owners})
+        live = {i: info.live[i] for i in owners}
+        start, layout.arena = plan_arena(sizes, live, alignment_for(p.target))
     for i, o in info.arena.items():
         offset = layout.known.get(info.owner[i][1])
         layout.offsets[i] = start[o] + (offset or 0)

@@ -117,12 +117,14 @@ class Schedule:
         self._dims = np.zeros(sum(len(s.dims) + 1 for s in steps) + 1, np.int64)
         self._table = np.zeros((len(self._records) + 1, 8), np.int64)
         self._dims_at: list[int] = []
+        self._args_at: list[int] = []
         self._uses: dict[int, list[tuple[int, int]]] = {}  # owner -> [(argument, tensor)]
         arg = dim = 0
         places = {}
         for i, s in enumerate(steps):
             places[i] = (arg, dim)
             self._dims_at.append(dim)
+            self._args_at.append(arg)
             for k, t in enumerate(s.args):
                 self._uses.setdefault(self._info.owner[t][0], []).append((arg + k, t))
             arg += len(s.args)
@@ -207,8 +209,8 @@ class Schedule:
         self._address[i] = address
         self._patch(i)
 
-    def run(self) -> None:
-        """Runs all steps with the addresses bound.
+    def run(self, stream: int = 0) -> None:
+        """Runs all steps with the addresses bound; GPUs queue them on a stream.
 
         Raises:
             ExecutionError: If a step fails, naming its layer.
@@ -236,7 +238,7 @@ class Schedule:
             line = f"{i:4d} {ms * 1e3:10.1f} µs {rates:32s} {step.info.get('tactic', step.kind)}"
             print(f"{line} {step.name}", file=sys.stderr)
 
-    def run_timed(self) -> list[float]:
+    def run_timed(self, stream: int = 0) -> list[float]:
         """Runs and returns milliseconds spent in each step."""
         if self._late:
             self._forget()
@@ -368,21 +370,29 @@ class Schedule:
                 f"{self.shapes[t]}"
             )
         if tensor.kind == DYNAMIC:
-            own = result.base is None and result.flags.c_contiguous
-            if not own or result.ctypes.data % 64:
-                block = aligned_block(result.nbytes).view(tensor.dtype.np)
-                block[:] = result.reshape(-1)
-                result = block.reshape(result.shape)
-            self._held[t] = self._arrays[t] = result
-            self._address[t] = int(result.ctypes.data)
-            self._patch(t)
+            self._keep_result(t, result)
             return
         if tensor.kind == OUTPUT and t in self.allocate:
             self._allocate_output(t)
             # settled: settling it again would ask for new, empty memory
             self._todo_tensors = [u for u in self._todo_tensors if u != t]
         if result.size:
-            np.copyto(self.array(t), result)
+            self._write(t, result)
+
+    def _write(self, t: int, result: Array) -> None:
+        """Copies a result into a tensor's memory."""
+        np.copyto(self.array(t), result)
+
+    def _keep_result(self, t: int, result: Array) -> None:
+        """Makes a result the memory of a tensor whose size it decides."""
+        own = result.base is None and result.flags.c_contiguous
+        if not own or result.ctypes.data % 64:
+            block = aligned_block(result.nbytes).view(self._program.tensors[t].dtype.np)
+            block[:] = result.reshape(-1)
+            result = block.reshape(result.shape)
+        self._held[t] = self._arrays[t] = result
+        self._address[t] = int(result.ctypes.data)
+        self._patch(t)
 
     def _learn(self, shape: Sequence[D.DimLike], found: Sequence[int], node: Any) -> None:
         if len(shape) != len(found):

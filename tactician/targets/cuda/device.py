@@ -35,12 +35,15 @@ class CudaDevice(Device):
     """
 
     target = "cuda"
+    can_time = False
 
     def __init__(self, gpu: Gpu | str = "sm_90", *, mode: str = "", tf32: bool = True):
         self.gpu = named_gpu(gpu) if isinstance(gpu, str) else gpu
         self.mode = mode
         self.tf32 = tf32
         self.libraries = False
+        narrow = {"f16", "bf16", "i8"} | ({"f8"} if self.gpu.arch >= 89 else set())
+        self.precisions = frozenset(narrow)
         self.fingerprint = self.gpu.fingerprint + (f"/{mode}" if mode else "")
         self.failed: dict[str, str] = {}
         self._compiling: dict[str, Future[bytes]] = {}
@@ -55,10 +58,9 @@ class CudaDevice(Device):
         """Streaming multiprocessors."""
         return self.gpu.sms
 
-    @property
-    def can_time(self) -> bool:
-        """Whether kernels can be run and timed."""
-        return False
+    def refuses(self, kernel: Kernel) -> str | None:
+        """Why a kernel could not be compiled, if that was tried."""
+        return self.failed.get(symbol_of(kernel))
 
     def start(self, kernel: Kernel) -> tuple[str, Future[bytes]]:
         """Begins to compile in another process.

@@ -16,6 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,7 @@ class _Interpreter:
         def probe() -> None:
             return None
 
-        probe = type(probe)(probe.__code__, {"tl": tl, "core": tl.core})
-        module._patch_lang(probe)
+        module._patch_lang(FunctionType(probe.__code__, {"tl": tl, "core": tl.core}))
 
         def call(fn: Any, *args: Any, **kwargs: Any) -> Any:
             return fn.rewrite()(*args, **kwargs)

@@ -26,6 +26,7 @@ from .debug_tensors import expose, hide
 from .profile import IOptimizationProfile, settle_profiles
 from .rebuild import UsedTimings, keep_network
 from .settings import BuildSettings
+from .target import why_no_gpu
 
 # Flags that the CPU target can't honour, with what happens instead.
 _UNHONOURED = {
@@ -280,12 +281,14 @@ class Builder(LegacyBuilder):
         return self.max_batch_size if network.has_implicit_batch_dimension else 0
 
     def _target(self, config: IBuilderConfig) -> str:
-        if config.default_device_type != DeviceType.CPU:
-            log.warning(
-                f"{config.default_device_type} is not available in this version: the engine is "
-                "built for the CPU", self._logger
-            )
-        return "cpu"
+        if config.default_device_type == DeviceType.CPU:
+            return "cpu"
+        reason = why_no_gpu()
+        if config.default_device_type != DeviceType.GPU:
+            log.warning(f"there is no {config.default_device_type}", self._logger)
+        elif reason:
+            log.warning(f"the engine is built for the CPU: {reason}", self._logger)
+        return "cpu" if reason else "cuda"
 
     def _warn_unhonoured(self, config: IBuilderConfig, settings: BuildSettings) -> None:
         for flag, reason in _UNHONOURED.items():
@@ -295,8 +298,11 @@ class Builder(LegacyBuilder):
         for name, reason in _UNUSED.items():
             if getattr(config, name) != getattr(defaults, name):
                 log.warning(f"config.{name} has no effect: {reason}", self._logger)
-        if any(kind != DeviceType.CPU for kind in config._devices.values()):
-            log.warning(f"set_device_type has no effect: {_ONE_CPU}", self._logger)
+        if any(kind != config.default_device_type for kind in config._devices.values()):
+            log.warning(
+                "set_device_type has no effect: all layers run on config.default_device_type",
+                self._logger,
+            )
         if config.int8_calibrator is not None:
             log.warning(
                 "the INT8 calibrator is not used: this version quantizes only where the network "

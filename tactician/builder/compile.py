@@ -19,7 +19,8 @@ from ..plan.program import Profile, Program
 from ..regions.fuse import Fusion, fuse
 from ..regions.layout import assign_layouts, permute_stages
 from ..regions.region import Region
-from ..support.errors import BuildError
+from ..support import logger as log
+from ..support.errors import BuildError, RefusedError
 from ..tactics.kernel import Kernel
 from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
@@ -90,6 +91,7 @@ def compile_network(
     if settings.timing_cache is None:
         settings = replace(settings, timing_cache={})  # equal regions are measured once
     row_major: set[Node] = set()
+    given_up: set[str] = set()
     while True:
         program = Program(name or graph.name, settings.target, device.fingerprint)
         fusion = fuse(graph, enabled=settings.target != "reference")
@@ -98,7 +100,7 @@ def compile_network(
         report.regions, report.reference = len(fusion.regions), []
         try:
             _Compiler(
-                graph, fusion, program, device, settings, report, progress, row_major
+                graph, fusion, program, device, settings, report, progress, row_major, given_up
             ).run()
             break
         except _NotChannelsLast as e:
@@ -108,11 +110,15 @@ def compile_network(
         except _NotWhole as e:
             in_parts.add(e.node)
             optimize(graph, report.trace, dump, takes)
+        except _CodeFailed as e:
+            log.verbose(f"other kernels are chosen: {e}", settings.logger)
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
         Profile({})
     ]
     program.threads = settings.threads
     program.settings = _reported(settings)
+    program.settings.update(device.facts())
+    program.settings["libraries"] = device.libraries_of(program.code)
     show_program(program, time.perf_counter() - began)
     return program, report
 
@@ -124,6 +130,10 @@ class _NotChannelsLast(Exception):
     def __init__(self, nodes: set[Node]):
         super().__init__()
         self.nodes = nodes
+
+
+class _CodeFailed(Exception):
+    """Kernels could not be compiled; the device knows which, so that others are chosen."""
 
 
 class _NotWhole(Exception):
@@ -177,7 +187,7 @@ class _Compiler:
     def __init__(
         self, graph: Graph, fusion: Fusion, program: Program, device: Any,
         settings: BuildSettings, report: BuildReport, progress: Progress | None,
-        row_major: set[Node],
+        row_major: set[Node], given_up: set[str],
     ):
         self.fusion = fusion
         self.row_major = row_major
@@ -200,13 +210,30 @@ class _Compiler:
             ),
         )
         self.code: dict[str, Future[bytes]] = {}
+        self.given_up = given_up
 
     def run(self) -> None:
         self.scheduler.place_inputs()
+        self.tuner.prefetch(self.fusion.regions)
         self._schedule(self.fusion, main=True)
-        self.program.code = [code.result() for code in self.code.values()]
+        self.program.code = self._code()
         self.scheduler.finish(self.graph.symbols)
         self.report.measured, self.report.cached = self.tuner.measured, self.tuner.hits
+
+    def _code(self) -> list[bytes]:
+        """The code of all kernels, once it is compiled."""
+        out, failed = [], []
+        for symbol, code in self.code.items():
+            try:
+                out.append(code.result())
+            except RefusedError as e:
+                if symbol in self.given_up:
+                    raise
+                self.given_up.add(symbol)
+                failed.append(str(e))
+        if failed:
+            raise _CodeFailed("; ".join(failed))
+        return out
 
     def schedule_graph(self, graph: Graph, placed: dict[Value, int] | None = None) -> None:
         """Adds the steps of a body; its inputs have their tensors already.

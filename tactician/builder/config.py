@@ -22,6 +22,7 @@ from ..support import logger as log
 from ..support.errors import UsageError
 from .profile import IOptimizationProfile
 from .settings import DEFAULT_WORKSPACE, BuildSettings, ProfileSettings
+from .target import default_device_type
 from .timing_cache import ITimingCache
 
 _ALL_SOURCES = sum(1 << int(s) for s in TacticSource)
@@ -49,7 +50,8 @@ class IBuilderConfig:
         quantization_flags: Bits of `QuantizationFlag`.
         avg_timing_iterations, min_timing_iterations: Kept; each kernel is timed for a fixed time.
         max_num_tactics: Most kernels timed per region; -1 leaves it to the builder.
-        default_device_type: Where layers run; `DeviceType.CPU` unless there is another target.
+        default_device_type: Where layers run; `DeviceType.GPU` where one can be used (or
+            ``TACTICIAN_DEVICE`` says so), else `DeviceType.CPU`.
         int8_calibrator: `IInt8Calibrator` or None.
         algorithm_selector: `IAlgorithmSelector` or None.
         progress_monitor: `IProgressMonitor` or None.
@@ -102,7 +104,7 @@ class IBuilderConfig:
         self.avg_timing_iterations = 1
         self.min_timing_iterations = 1
         self.max_num_tactics = -1
-        self.default_device_type = DeviceType.CPU
+        self.default_device_type = default_device_type()
         self.engine_capability = EngineCapability.STANDARD
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
         self.runtime_platform = RuntimePlatform.SAME_AS_BUILD

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..network.enums import DeviceType
 from ..network.enums_build import BuilderFlag
 from ..network.network import INetworkDefinition
 from ..runtime.easy import Engine, write_atomically
@@ -15,6 +16,7 @@ from ..support import logger as log
 from ..support.errors import BuildError, UsageError
 from .builder import Builder
 from .config import IBuilderConfig
+from .target import why_no_gpu
 
 # Ranges of dimensions the caller says nothing about. Memory is taken as shapes need it, so a
 # large maximum costs nothing; kernels are tuned for the middle number.
@@ -32,6 +34,7 @@ def build(
     int8: bool = False,
     level: int = 3,
     threads: int = 0,
+    device: str = "",
     workspace: int | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Any = None,
@@ -50,6 +53,7 @@ def build(
         fp16, bf16, int8: Types that kernels may use besides those of the network.
         level: Builder optimization level, 0 to 5.
         threads: Threads the engine uses; 0 means all cores.
+        device: ``cpu`` or ``gpu``; "" takes a GPU where one can be used (see ``TACTICIAN_DEVICE``).
         workspace: Most bytes of scratch memory.
         timing_cache: A file of kernel timings to use and to update.
         progress: `IProgressMonitor`.
@@ -73,6 +77,8 @@ def build(
     config = builder.create_builder_config()
     config.builder_optimization_level = level
     config.progress_monitor = progress
+    if device:
+        config.default_device_type = device_type(device)
     for on, flag in ((fp16, BuilderFlag.FP16), (bf16, BuilderFlag.BF16), (int8, BuilderFlag.INT8)):
         if on:
             config.set_flag(flag)
@@ -86,6 +92,21 @@ def build(
     if cache is not None:
         write_atomically(cache, config.get_timing_cache().serialize())  # type: ignore[union-attr]
     return Engine(engine)
+
+
+def device_type(name: str) -> DeviceType:
+    """The `DeviceType` of ``cpu`` or ``gpu`` (``cuda``).
+
+    Raises:
+        UsageError: If it is something else, or no GPU can be used.
+    """
+    types = {"cpu": DeviceType.CPU, "gpu": DeviceType.GPU, "cuda": DeviceType.GPU}
+    if name not in types:
+        raise UsageError(f"device is {name!r}; it can be 'cpu' or 'gpu'")
+    reason = why_no_gpu() if types[name] == DeviceType.GPU else ""
+    if reason:
+        raise UsageError(f"the engine can't be built for a GPU: {reason}")
+    return types[name]
 
 
 def _network(builder: Builder, model: Any, weights: Any, record: _Record) -> INetworkDefinition:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from ..plan.program import CONST, Program
 from ..support import knobs
 from ..support.errors import PlanError
-from ..targets.cuda.code import LIBRARY, Code
+from ..targets.cuda.code import Code
 from ..targets.cuda.driver import ALIGNMENT, Driver, Loaded, NoGpuError, open_gpu
 from ..targets.cuda.host import host_driver
-from .buffers import Array
 
 HOST_MODES = ("interpreter", "null")
 
@@ -147,30 +144,14 @@ def check_libraries(program: Program, driver: Driver) -> None:
     Raises:
         PlanError: Naming the libraries and versions.
     """
-    needed: dict[str, str] = program.settings.get("libraries", {})
+    needed: dict[str, int] = program.settings.get("libraries", {})
     if driver.is_host or not needed:
         return
-    from ..targets.cuda.libraries import version
+    from ..targets.cuda.libraries import LibraryMissing, require
 
-    for name, built_with in needed.items():
-        here = version(name)
-        if not here:
-            raise PlanError(
-                f"the plan calls {name} {built_with}, which is not installed here; install it, or "
-                "build the engine without it (config.set_tactic_sources)"
-            )
-        if here.split(".")[0] != built_with.split(".")[0]:
-            raise PlanError(
-                f"the plan was built with {name} {built_with}, here is {here}; build it again"
-            )
+    try:
+        require(needed)
+    except LibraryMissing as e:
+        raise PlanError(str(e)) from None
 
 
-def library_names(code: Iterable[bytes]) -> set[str]:
-    """Libraries that a program's code calls."""
-    found = (Code.unpack(blob) for blob in code)
-    return {c.library for c in found if c.kind == LIBRARY}
-
-
-def as_bytes(array: Array) -> Any:
-    """An array's memory as bytes."""
-    return array.reshape(-1).view(np.uint8)

@@ -7,7 +7,7 @@ so equal regions are measured once and a build with the same cache makes the sam
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Value
-from ..ops import evaluate
-from ..ops.registry import D_ERRORS
+from ..ops import evaluate, get
+from ..ops.registry import D_ERRORS, Kind
 from ..regions.region import Region, is_slice, pitch
 from ..regions.signature import digest, signature
 from ..support.errors import RefusedError
@@ -33,7 +33,7 @@ _CHECK_FLOPS = 2e7
 # Ops that round to a grid; results may be one step off.
 _ROUNDING = frozenset({"quantize", "dynamic_quantize", "dynamic_quantize_linear"})
 _ONE_STEP = Tolerance(0.0, 1.0)
-_UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
+UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
 
 
 class Device:
@@ -44,15 +44,55 @@ class Device:
         fingerprint: Names what code depends on; a plan runs only where it matches.
         precisions: Names of the narrow types (``f16``, ``bf16``, ``i8``, …) that its kernels
             compute in faster than in f32.
+        can_time: Whether it can run kernels; without, choices come from the timing cache or the
+            cost models.
+        cross_checks: Whether candidates are compared with each other where numpy would take too
+            long.
     """
 
     target: str
     fingerprint: str
     precisions: frozenset[str] = frozenset()
+    can_time = True
+    cross_checks = False
 
     def start(self, kernel: Kernel) -> Any:
         """Begins to compile a kernel in the background, if the device can do that."""
         return None
+
+    def refuses(self, kernel: Kernel) -> str | None:
+        """Why a kernel that was started could not be compiled, or None."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What a plan says of the device and its compilers, beside the fingerprint."""
+        return {}
+
+    def libraries_of(self, code: Sequence[bytes]) -> dict[str, int]:
+        """Libraries that a program's code calls, with the versions here."""
+        return {}
+
+    def breadth(self, level: int, seconds: float) -> int:
+        """Candidates tried per tactic: by level, and fewer for work too small to matter.
+
+        Args:
+            seconds: `floor_seconds` of the region.
+        """
+        most = {0: 1, 1: 1, 2: 2, 3: 6, 4: 12}.get(level, 1 << 30)
+        if level >= 4 or most == 1:
+            return most
+        return 1 if seconds < 5e-6 else min(most, 2) if seconds < 5e-5 else most
+
+    def floor_seconds(self, flops: float, moved: float, dtype: str) -> float:
+        """A rough lower bound of a region's time: on one core 40 GFLOP/s, 10 GB/s."""
+        return flops / 40e9 + moved / 10e9
+
+    def bench(
+        self, region: Region, arrays: dict[Value, np.ndarray[Any, Any]], env: Mapping[str, int],
+        seconds: float,
+    ) -> Bench:
+        """Runs the candidates of a region."""
+        return Bench(self, region, arrays, env, seconds)
 
     def settle(self) -> None:
         """Waits until nothing compiles any more, so that timing is not disturbed."""
@@ -64,6 +104,53 @@ class Device:
         """Best time of a run in seconds, spending about ``seconds``; outputs are in ``arrays``
         afterwards."""
         raise NotImplementedError
+
+
+class Bench:
+    """Runs and times the candidates of one region; here with operands in host memory.
+
+    Args:
+        arrays: Operands of the region.
+        env: Values of symbols.
+        seconds: Time to spend on a candidate.
+    """
+
+    def __init__(
+        self, device: Device, region: Region, arrays: dict[Value, np.ndarray[Any, Any]],
+        env: Mapping[str, int], seconds: float,
+    ):
+        self.device, self.region, self.arrays = device, region, arrays
+        self.env, self.seconds = env, seconds
+
+    def time(self, kernel: Kernel) -> float:
+        """Best time in seconds. Results are overwritten before: what the candidate before wrote
+        proves nothing.
+
+        Raises:
+            RefusedError: If the kernel can't be compiled or launched.
+        """
+        call = [self.arrays[a] if isinstance(a, Value) else a for a in kernel.args]
+        for v in self.region.outputs:
+            storage_of(v, self.arrays[v]).reshape(-1).view(np.uint8).fill(UNWRITTEN)
+        return self.device.time_kernel(kernel, call, self.env, self.seconds)
+
+    def results(self, whole: bool) -> dict[Value, np.ndarray[Any, Any]]:
+        """What the last candidate computed.
+
+        Args:
+            whole: False: a part, the same for all candidates, will do.
+        """
+        return {v: self.arrays[v] for v in self.region.outputs}
+
+    def close(self) -> None:
+        """Gives memory back."""
+
+
+def storage_of(v: Value, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The contiguous array that holds a value's operand: a slice lies in a wider one."""
+    whole = array.base if is_slice(v) else array
+    assert whole is not None
+    return whole
 
 
 @dataclass
@@ -118,6 +205,27 @@ class Tuner:
         self.settings = settings
         self.measured = 0
         self.hits = 0
+        self._built_before: dict[tuple[Region, str], Kernel] = {}
+
+    def prefetch(self, regions: Sequence[Region]) -> None:
+        """Begins to compile what `choose` will measure, so that compilers never wait for the
+        device."""
+        if self.settings.level == 0 or not (self.device.cross_checks and self.device.can_time):
+            return
+        seen: set[str] = set()
+        for region in regions:
+            if region.anchor is not None and get(region.anchor.op).kind is Kind.CONTROL:
+                continue
+            options, rejected = self._options(region)
+            key = self._key(region)
+            if not options or key in seen or self._cached(key, options) is not None:
+                continue
+            seen.add(key)
+            for tactic, candidate in options:
+                kernel = self._built(region, tactic, candidate, rejected)
+                if kernel is not None:
+                    self._built_before[region, _label(tactic, candidate)] = kernel
+                    self.device.start(kernel)
 
     def choose(self, region: Region) -> Choice:
         """The best kernel for ``region``.
@@ -129,15 +237,12 @@ class Tuner:
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
         if self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3):
-            for tactic, candidate in options:
-                kernel = self._built(region, tactic, candidate, rejected)
-                if kernel is not None:
-                    known = {_label(tactic, candidate): kernel}
-                    return self._chosen(region, tactic, candidate, {}, rejected, known)
-            return Choice("reference", "", None, {"rejected": rejected})
+            return self._first(region, options, rejected)
         key = self._key(region)
         kernels: dict[str, Kernel] = {}
         times = self._cached(key, options)
+        if times is None and not self.device.can_time:
+            return self._first(region, options, rejected)
         if times is None:
             if self.settings.error_on_miss:
                 raise CacheMiss(f"no timing for {region.describe()} in the timing cache")
@@ -147,6 +252,17 @@ class Tuner:
         else:
             self.hits += 1
         return self._winner(region, options, times, rejected, kernels)
+
+    def _first(
+        self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
+    ) -> Choice:
+        """The first candidate that can be made."""
+        for tactic, candidate in options:
+            kernel = self._built(region, tactic, candidate, rejected)
+            if kernel is not None:
+                known = {_label(tactic, candidate): kernel}
+                return self._chosen(region, tactic, candidate, {}, rejected, known)
+        return Choice("reference", "", None, {"rejected": rejected})
 
     # --- options -----------------------------------------------------------------------
 
@@ -174,13 +290,11 @@ class Tuner:
         return options[: self.settings.most] if self.settings.most > 0 else options, rejected
 
     def _breadth(self, region: Region) -> int:
-        """Candidates tried per tactic: by level, and fewer for work too small to matter."""
-        level = self.settings.level
-        most = {0: 1, 1: 1, 2: 2, 3: 6, 4: 12}.get(level, 1 << 30)
-        if level >= 4 or most == 1:
-            return most
-        seconds = _floor_seconds(region, self.settings.env)
-        return 1 if seconds < 5e-6 else min(most, 2) if seconds < 5e-5 else most
+        """Candidates tried per tactic."""
+        flops, moved = _work(region, self.settings.env)
+        dtype = region.outputs[0].dtype.name if region.outputs else "f32"
+        seconds = self.device.floor_seconds(flops, moved, dtype)
+        return self.device.breadth(self.settings.level, seconds)
 
     def _key(self, region: Region) -> str:
         text = signature(region)
@@ -216,43 +330,58 @@ class Tuner:
                 kernels[_label(tactic, candidate)] = kernel
                 self.device.start(kernel)
         self.device.settle()
+        bench = self.device.bench(region, arrays, self.settings.env, self.settings.seconds)
+        samples: dict[str, dict[Value, np.ndarray[Any, Any]]] = {}
         for tactic, candidate in options:
             label = _label(tactic, candidate)
+            times[label] = None
             if label not in kernels:
-                times[label] = None
                 continue
-            kernel = kernels[label]
-            call = [arrays[a] if isinstance(a, Value) else a for a in kernel.args]
-            for v in region.outputs:  # what the candidate before wrote proves nothing
-                whole = arrays[v].base if is_slice(v) else arrays[v]
-                assert whole is not None
-                whole.reshape(-1).view(np.uint8).fill(_UNWRITTEN)
-            seconds = self.device.time_kernel(
-                kernel, call, self.settings.env, self.settings.seconds
-            )
+            try:
+                seconds = bench.time(kernels[label])
+            except RefusedError as e:
+                rejected[label] = str(e)
+                continue
             self.measured += 1
+            got = bench.results(expected is not None)
             against = expected
             if against is None and tactic.approximate:
                 against = plain
-            elif against is None and plain is None:
-                plain = {v: arrays[v].copy() for v in region.outputs}
-            wrong = _wrong(region, arrays, against)
+            elif against is None and plain is None and not self.device.cross_checks:
+                plain = {v: a.copy() for v, a in got.items()}
+            wrong = _wrong(region, got, against)
             if wrong is None:
                 times[label] = round(seconds * 1e6, 3)
+                if expected is None and self.device.cross_checks:
+                    samples[label] = got
             else:
-                times[label] = None
                 rejected[label] = wrong
+        bench.close()
+        for label in kernels:
+            self._built_before.pop((region, label), None)
+        for label, wrong in _outvoted(region, samples).items():
+            times[label] = None
+            rejected[label] = wrong
         return times, kernels
 
     def _built(
         self, region: Region, tactic: Tactic, candidate: Hashable, rejected: dict[str, str]
     ) -> Kernel | None:
-        """A candidate's kernel; None, with the reason noted, if a library refuses it."""
+        """A candidate's kernel; None, with the reason noted, if a library or a compiler refuses
+        it."""
+        label = _label(tactic, candidate)
+        kernel = self._built_before.get((region, label))
         try:
-            return tactic.build(region, candidate, self.device)
+            if kernel is None:
+                kernel = tactic.build(region, candidate, self.device)
         except RefusedError as e:
-            rejected[_label(tactic, candidate)] = str(e)
+            rejected[label] = str(e)
             return None
+        reason = self.device.refuses(kernel)
+        if reason is not None:
+            rejected[label] = reason
+            return None
+        return kernel
 
     def _winner(
         self, region: Region, options: list[tuple[Tactic, Hashable]],
@@ -260,19 +389,22 @@ class Tuner:
     ) -> Choice:
         good = [(times.get(_label(t, c)), t, c) for t, c in options]
         valid = [(x, t, c) for x, t, c in good if x is not None]
-        if not valid:
-            return Choice("reference", "", None, {"rejected": rejected, "times_us": times})
-        best = min(x for x, _, _ in valid)
-        _, tactic, candidate = next(v for v in valid if v[0] <= best * _TIE_BAND)
-        return self._chosen(region, tactic, candidate, times, rejected, kernels)
+        while valid:
+            best = min(x for x, _, _ in valid)
+            chosen = next(v for v in valid if v[0] <= best * _TIE_BAND)
+            _, tactic, candidate = chosen
+            kernel = self._built(region, tactic, candidate, rejected)
+            if kernel is not None:
+                kernels[_label(tactic, candidate)] = kernel
+                return self._chosen(region, tactic, candidate, times, rejected, kernels)
+            valid.remove(chosen)
+        return Choice("reference", "", None, {"rejected": rejected, "times_us": times})
 
     def _chosen(
         self, region: Region, tactic: Tactic, candidate: Hashable,
         times: dict[str, float | None], rejected: dict[str, str], kernels: dict[str, Kernel],
     ) -> Choice:
-        kernel = kernels.get(_label(tactic, candidate))
-        if kernel is None:
-            kernel = tactic.build(region, candidate, self.device)
+        kernel = kernels[_label(tactic, candidate)]
         info: dict[str, Any] = {"tactic": tactic.name, "candidate": str(candidate)}
         if times:
             info["time_us"] = times[_label(tactic, candidate)]
@@ -405,11 +537,27 @@ def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
     return points
 
 
-def _floor_seconds(region: Region, env: Mapping[str, int]) -> float:
-    """A rough lower bound of the region's time on one core: 40 GFLOP/s, 10 GB/s."""
+def _work(region: Region, env: Mapping[str, int]) -> tuple[float, float]:
+    """Roughly the operations of a region and the bytes it moves."""
     values = {*region.inputs, *region.outputs}
     moved = sum(float(np.prod(_concrete(v, env), dtype=float)) * v.dtype.size for v in values)
-    return _reference_cost(region, env) * 2 / 40e9 + moved / 10e9
+    return _reference_cost(region, env) * 2, moved
+
+
+def _outvoted(
+    region: Region, samples: Mapping[str, Mapping[Value, np.ndarray[Any, Any]]]
+) -> dict[str, str]:
+    """Candidates whose results differ from those that most candidates agree on, with what
+    differs. Of two that disagree the second loses."""
+    labels = list(samples)
+    agree = {
+        a: sum(_wrong(region, samples[b], samples[a]) is None for b in labels) for a in labels
+    }
+    if not labels:
+        return {}
+    trusted = max(labels, key=lambda a: agree[a])
+    found = {b: _wrong(region, samples[b], samples[trusted]) for b in labels}
+    return {b: f"{why} (against {trusted})" for b, why in found.items() if why is not None}
 
 
 def _wrong(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...support import knobs
-from ...support.errors import BuildError, PlanError
+from ...support.errors import BuildError, PlanError, RefusedError
 from ...tactics.kernel import Kernel
 from . import worker as worker_file
 from .code import CUBIN, FORMAT, Code, symbol_of
@@ -29,7 +29,7 @@ TIMEOUT = 240.0  # seconds that one kernel may compile
 _CACHE_BYTES = 2 << 30
 
 
-class CompileError(BuildError):
+class CompileError(RefusedError):
     """A kernel that Triton or ptxas refuses, or that takes more than the GPU has."""
 
 

@@ -14,7 +14,7 @@ from ...support.errors import BuildError
 from ...tactics.kernel import Kernel
 from ...tactics.tuner import Device
 from .arch import Gpu, named_gpu
-from .code import Code, library_code, symbol_of, text_code
+from .code import LIBRARY, Code, library_code, symbol_of, text_code
 from .compiler import CompileError, compiler, triton_version
 
 INTERPRETER, NULL = "interpreter", "null"
@@ -61,6 +61,24 @@ class CudaDevice(Device):
     def refuses(self, kernel: Kernel) -> str | None:
         """Why a kernel could not be compiled, if that was tried."""
         return self.failed.get(symbol_of(kernel))
+
+    def facts(self) -> dict[str, Any]:
+        return {"gpu": self.gpu.name, "triton": triton_version()}
+
+    def libraries_of(self, code: Sequence[bytes]) -> dict[str, int]:
+        found = {c.library for c in map(Code.unpack, code) if c.kind == LIBRARY}
+        if not found:
+            return {}
+        from .libraries import version
+
+        return {name: version(name) for name in sorted(found)}
+
+    def breadth(self, level: int, seconds: float) -> int:
+        # what a small kernel does wrong costs as much as its launch, so all are worth timing
+        return {0: 1, 1: 1, 2: 3, 3: 8, 4: 16}.get(level, 1 << 30)
+
+    def floor_seconds(self, flops: float, moved: float, dtype: str) -> float:
+        return max(flops / self.gpu.peak(dtype), moved / self.gpu.bandwidth) + self.gpu.launch
 
     def start(self, kernel: Kernel) -> tuple[str, Future[bytes]]:
         """Begins to compile in another process.
@@ -157,4 +175,13 @@ def make_device(gpu: str = "", *, tf32: bool = True) -> CudaDevice:
         return CudaDevice(name or "sm_90", mode=mode.lower(), tf32=tf32)
     if text:
         return CudaDevice(text, tf32=tf32)
-    raise BuildError("there is no GPU here; name one to build for: TACTICIAN_GPU=sm_90")
+    from .bench import TimingDevice
+    from .driver import NoGpuError, open_gpu
+
+    try:
+        driver = open_gpu(0)
+    except NoGpuError as e:
+        raise BuildError(
+            f"{e}. Name a GPU to build for (TACTICIAN_GPU=sm_90), or build for the CPU"
+        ) from None
+    return TimingDevice(driver, tf32=tf32)

@@ -287,7 +287,10 @@ class Builder(LegacyBuilder):
         if config.default_device_type != DeviceType.GPU:
             log.warning(f"there is no {config.default_device_type}", self._logger)
         elif reason:
-            log.warning(f"the engine is built for the CPU: {reason}", self._logger)
+            log.warning(
+                f"DeviceType.GPU is not available, the engine is built for the CPU: {reason}",
+                self._logger,
+            )
         return "cpu" if reason else "cuda"
 
     def _warn_unhonoured(self, config: IBuilderConfig, settings: BuildSettings) -> None:

@@ -6,6 +6,7 @@ from networks import Log, conv_relu, conv_relu_numpy, scaled_sum
 
 import tactician as trt
 import tactician.driver as cuda
+from tactician.builder.target import gpu_usable
 from tactician.support.errors import UsageError
 
 X = np.random.default_rng(0).standard_normal((1, 2, 6, 6)).astype(np.float32)
@@ -245,7 +246,9 @@ def test_device_of_a_layer_is_logged(builder, log):
     assert "set_device_type has no effect" in log.warnings
 
 
-def test_gpu_as_device_is_logged(builder, log):
+@pytest.mark.skipif(gpu_usable(), reason="there is a GPU")
+def test_gpu_as_device_is_logged(builder, log, monkeypatch):
+    monkeypatch.delenv("TACTICIAN_GPU", raising=False)
     config = builder.create_builder_config()
     config.default_device_type = trt.DeviceType.GPU
     config.builder_optimization_level = 0

@@ -14,7 +14,7 @@ from tactician.tactics.tactic import Tactic
 from tactician.tactics.tuner import Tuner, TunerSettings
 
 
-class Device:
+class Device(tuning.Device):
     """Kernels' sources name a function below; times are the candidates' numbers."""
 
     target = fingerprint = "test"

@@ -1,0 +1,203 @@
+"""Convolutions and deconvolutions against numpy: geometry, layouts, groups, types, epilogues."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from contraction_kit import DEVICE, Graph, check_kernel, emit, ptx_of
+
+from tactician.ir import dims as D
+from tactician.regions.fuse import fuse
+from tactician.regions.layout import assign_layouts
+from tactician.targets.cuda import conv
+from tactician.targets.cuda.device import CudaDevice
+from tactician.targets.cuda.product import Tile
+
+rng = np.random.default_rng(2)
+TACTIC = conv.Conv()
+TYPES = {"f32": (np.float32, 3e-6), "f16": (np.float16, 2e-3), "bf16": (ml_dtypes.bfloat16, 1e-2)}
+SMALL = Tile(16, 16, 16, 4, 2)
+
+
+def convolution(
+    x, w, bias=True, const=True, dtype="f32", tail=None, symbols=None, op="convolution", **attrs
+):
+    """A graph of one convolution (and what ``tail`` adds) and its input arrays."""
+    g, np_type = Graph(), TYPES[dtype][0]
+    real = tuple((symbols or {}).get(d, d) for d in x)
+    v = g.add_input("x", dtype, tuple(D.sym(d) if isinstance(d, str) else d for d in x))
+    inputs = {v: rng.standard_normal(real).astype(np_type)}
+    weights = rng.standard_normal(w).astype(np_type)
+    if const:
+        weights = g.constant(weights)
+    else:
+        inputs[node := g.add_input("w", dtype, w)], weights = weights, None
+        weights = node
+    operands = [v, weights]
+    if bias:
+        channels = w[0] if op == "convolution" else w[1] * attrs.get("groups", 1)
+        operands.append(g.constant(rng.standard_normal(channels).astype(np_type)))
+    y = emit(g, op, operands, **attrs).output
+    if tail:
+        y = tail(g, y, inputs)
+    g.outputs = [y]
+    return g, inputs
+
+
+def stored_last(graph):
+    """The region with all operands channels-last, as in the middle of a network."""
+    graph.toposort()
+    fusion = fuse(graph)
+    wants = lambda r: TACTIC.wants_channels_last(r, DEVICE)  # noqa: E731
+    regions = assign_layouts(graph, fusion, wants, lambda r: True).regions
+    return next(r for r in regions if r.anchor is not None)
+
+
+def check(graph, inputs, tile=SMALL, env=None, tolerance=None, last=False, tactic=TACTIC):
+    if last:
+        region = stored_last(graph)
+    else:
+        graph.toposort()
+        (region,) = fuse(graph).regions
+    assert tactic.refuse(region, DEVICE) is None
+    if tolerance is None:
+        tolerance = TYPES.get(region.outputs[0].dtype.name, (0, 3e-6))[1]
+    tile = tile or tactic.candidates(region, DEVICE)[0]
+    kernel = tactic.build(region, tile, DEVICE)
+    check_kernel(graph, kernel, inputs, env, tolerance, region)
+
+
+CASES = [
+    ((1, 3, 12, 20), (8, 3, 3, 3), {}),
+    ((2, 5, 9, 9), (7, 5, 3, 3), {"pre": (1, 1), "post": (1, 1)}),
+    ((1, 4, 11, 20), (6, 4, 3, 3), {"pre": (0, 2), "post": (1, 1)}),
+    ((1, 4, 16, 27), (9, 4, 5, 3), {"stride": (2, 3), "pre": (2, 1), "post": (2, 1)}),
+    ((1, 20, 12, 15), (9, 20, 3, 3), {"dilation": (2, 3), "pre": (2, 3), "post": (2, 3)}),
+    ((1, 40, 7, 7), (13, 40, 1, 1), {}),
+    ((2, 17, 8, 8), (10, 17, 1, 1), {}),
+    ((1, 6, 9, 9), (10, 6, 1, 1), {"stride": (2, 2)}),
+    ((1, 6, 9, 9), (10, 6, 1, 1), {"pre": (1, 0), "post": (0, 1)}),
+    ((2, 12, 10, 10), (8, 3, 3, 3), {"groups": 4, "pre": (1, 1), "post": (1, 1)}),
+    ((1, 64, 5, 5), (40, 32, 3, 3), {"groups": 2, "pre": (1, 1), "post": (1, 1)}),
+    ((1, 9, 10, 13), (9, 1, 3, 3), {"groups": 9, "pre": (1, 1), "post": (1, 1)}),
+    ((1, 5, 40), (6, 5, 7), {"pre": (3,), "post": (3,)}),
+    ((1, 3, 5, 6, 9), (4, 3, 3, 3, 3), {"pre": (1, 1, 1), "post": (1, 1, 1)}),
+    ((1, 36, 6, 6), (5, 36, 3, 3), {"pre": (1, 1), "post": (1, 1)}),
+    ((1, 3, 10, 11), (4, 3, 4, 4), {"padding_mode": "same_upper", "stride": (2, 2)}),
+    ((1, 2, 1, 1), (3, 2, 1, 1), {}),
+    ((3, 20, 1, 1), (5, 20, 1, 1), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["first", "last", "runtime"])
+@pytest.mark.parametrize(("x", "w", "attrs"), CASES)
+def test_geometry(x, w, attrs, how):
+    check(*convolution(x, w, const=how != "runtime", **attrs), last=how == "last")
+
+
+DECONVOLUTIONS = [
+    ((1, 5, 6, 7), (5, 4, 2, 2), {"stride": (2, 2)}),
+    ((2, 20, 6, 7), (20, 4, 3, 3), {"stride": (2, 2), "pre": (1, 1), "post": (1, 1)}),
+    ((1, 4, 5, 20), (4, 6, 3, 3), {"pre": (1, 1), "post": (1, 1)}),
+    ((1, 4, 5, 6), (4, 6, 3, 4), {"stride": (3, 2), "output_padding": (1, 1)}),
+    ((1, 4, 5, 6), (4, 6, 3, 3), {"dilation": (2, 2), "stride": (2, 1)}),
+    ((1, 8, 5, 6), (8, 3, 3, 3), {"groups": 4, "stride": (2, 2)}),
+    ((1, 3, 9), (3, 2, 4), {"stride": (2,)}),
+    ((1, 2, 3, 4, 5), (2, 3, 2, 2, 2), {"stride": (2, 2, 2)}),
+]
+
+
+@pytest.mark.parametrize("how", ["first", "last", "runtime"])
+@pytest.mark.parametrize(("x", "w", "attrs"), DECONVOLUTIONS)
+def test_deconvolution(x, w, attrs, how):
+    case = convolution(x, w, const=how != "runtime", op="deconvolution", **attrs)
+    check(*case, last=how == "last")
+
+
+def relu_residual(g, y, inputs):
+    r = g.add_input("r", y.dtype, y.dims)
+    inputs[r] = rng.standard_normal(y.dims).astype(y.dtype.np)
+    return emit(g, "activation", [emit(g, "binary", [y, r], fn="add").output], fn="relu").output
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("dtype", list(TYPES))
+@pytest.mark.parametrize("tile", [SMALL, Tile(32, 16, 32, 4, 3, split=3)], ids=str)
+def test_types_and_epilogues(dtype, tile, last):
+    attrs = {"pre": (1, 1), "post": (1, 1)}
+    check(*convolution((1, 32, 7, 9), (20, 32, 3, 3), dtype=dtype, tail=relu_residual, **attrs),
+          tile=tile, last=last)  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", [Tile(32, 32, 32, 4, 2, tma=True), Tile(16, 16, 32, split=2)],
+                         ids=str)  # fmt: skip
+def test_single_taps_read_the_image_as_a_matrix(tile):
+    case = convolution((2, 64, 7, 7), (48, 64, 1, 1), dtype="f16", tail=relu_residual)
+    check(*case, tile=tile, last=True)
+
+
+def test_sizes_known_at_run_time():
+    env = {"n": 2, "h": 9}
+    attrs = {"pre": (1, 1), "post": (1, 1), "stride": (2, 2)}
+    for last in (False, True):
+        check(*convolution(("n", 20, "h", 11), (8, 20, 3, 3), symbols=env, **attrs), env=env,
+              last=last)  # fmt: skip
+        check(*convolution(("n", 20, "h", 11), (8, 20, 1, 1), symbols=env), env=env, last=last)
+
+
+def integers(shape, dtype):
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max + 1, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("x_type", [np.int8, np.uint8])
+@pytest.mark.parametrize("w_type", [np.int8, np.uint8])
+@pytest.mark.parametrize("zeros", ["none", "scalar", "filters"])
+@pytest.mark.parametrize("how", ["first", "last", "runtime"])
+def test_integers(x_type, w_type, zeros, how):
+    g = Graph()
+    names = {np.int8: "i8", np.uint8: "u8"}
+    channels = 3 if how == "first" else 20
+    v = g.add_input("x", names[x_type], (1, channels, 6, 7))
+    inputs = {v: integers((1, channels, 6, 7), x_type)}
+    weights = integers((10, channels, 3, 3), w_type)
+    if how == "runtime":
+        w = g.add_input("w", names[w_type], weights.shape)
+        inputs[w] = weights
+    else:
+        w = g.constant(weights)
+    rest = []
+    if zeros != "none":
+        zx = g.add_input("zx", names[x_type], ())
+        inputs[zx] = integers((), x_type)
+        rest = [zx]
+    if zeros == "filters":
+        rest.append(g.constant(integers((10,), w_type)))
+    y = emit(g, "int_conv", [v, w, *rest], pre=(1, 1), post=(1, 1)).output
+    if zeros == "scalar":
+        y = emit(g, "dequantize", [y, g.constant(rng.random(10).astype(np.float32))], axis=1).output
+        y = emit(g, "activation", [y], fn="relu").output
+    g.outputs = [y]
+    check(g, inputs, tolerance=1e-6 if zeros == "scalar" else 0, last=how == "last")
+
+
+def resnet(shape, weights, **attrs):
+    g = Graph()
+    x = g.add_input("x", "f16", shape)
+    w = g.constant(np.zeros(weights, np.float16))
+    g.outputs = [emit(g, "convolution", [x, w], **attrs).output]
+    return stored_last(g)
+
+
+def test_hopper_multiplies_by_warp_groups():
+    region = resnet((8, 128, 28, 28), (128, 128, 3, 3), pre=(1, 1), post=(1, 1))
+    ptx = ptx_of(TACTIC.build(region, Tile(128, 128, 64, 4, 3), CudaDevice("sm_90")))
+    assert "wgmma.mma_async" in ptx and "cp.async.cg.shared.global" in ptx
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_machine_code(arch):
+    device = CudaDevice(arch)
+    region = resnet((1, 512, 7, 7), (512, 512, 3, 3), pre=(1, 1), post=(1, 1))
+    tile = TACTIC.candidates(region, device)[0]
+    assert tile.split > 1
+    assert len(device.compile(TACTIC.build(region, tile, device))[1]) > 5_000

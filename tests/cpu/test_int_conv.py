@@ -75,7 +75,7 @@ def requantized(g, y, k, axis, to="u8", residual=None, act="relu"):
 
 def check_conv(
     x_shape, w_shape, x_type="u8", w_type="i8", zero=7, w_zero=None, small=False, dynamic=(),
-    runtime_zero=False, tail=None, residual=False, **attrs
+    runtime_zero=False, tail=None, residual=False, tactic="int_dot", **attrs
 ):  # fmt: skip
     g = Graph("t")
     shape = tuple(D.sym(f"x.{i}") if i in dynamic else d for i, d in enumerate(x_shape))
@@ -103,7 +103,7 @@ def check_conv(
         y = requantized(g, y, w_shape[0], 1, tail, r)
     g.outputs = [y]
     (got,), tactics = run(g, feeds)
-    assert tactics == {"int_dot"}
+    assert tactics == {tactic}
     (want,) = expected(g, feeds)
     if tail:
         assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
@@ -193,6 +193,14 @@ def test_requantized(dynamic, residual):
     check_conv((2, 8, 7, 15), (16, 8, 3, 3), dynamic=dynamic, pre=(1, 1), post=(1, 1), tail="u8",
                residual=residual)
     check_conv((2, 8, 7, 15), (16, 8, 1, 1), dynamic=dynamic, tail="i8", residual=residual)
+
+
+@pytest.mark.parametrize("x_type", ["u8", "i8"])
+@pytest.mark.parametrize("size, dynamic", [((12, 17), ()), ((9, 8), (0, 2, 3)), ((5, 31), ())])
+def test_winograd(monkeypatch, x_type, size, dynamic):
+    monkeypatch.setattr(IntContraction, "refuse", lambda *_: "switched off")
+    check_conv((2, 40, *size), (33, 40, 3, 3), x_type, zero=-3 if x_type == "i8" else 100,
+               dynamic=dynamic, pre=(1, 1), post=(1, 1), tail="u8", tactic="int_winograd")
 
 
 # --- matrix products ------------------------------------------------------------------------

@@ -141,6 +141,7 @@ def _late(p: IntProblem) -> bool:
 class _Builder(Builder):
     """Builds the kernel of one candidate."""
 
+    p: IntProblem  # type: ignore[assignment]
     symbol = "int_dot"
     x_type: ir.Type = I8
     w_type: ir.Type = I8
@@ -158,9 +159,8 @@ class _Builder(Builder):
         known = isinstance(p.x_zero, int)
         room = -(-max(p.c, p.channels, tile.nr) // _FILL) * _FILL
         self.zeros = np.full(room, p.x_zero if known else 0, self.x.dtype.np)
-        used = [v for v in (self.x, *_stage_values(p)) if v is not p.y]
         self.args: list[Value | np.ndarray[Any, Any]] = [self.x, self.packed, self.zeros]
-        self.args += [v for v in dict.fromkeys(used) if v is not self.x]
+        self.args += [v for v in int_problem.stage_values(p) if v is not self.x]
         self.zero_arg = -1
         if not known:
             self.zero_arg = next(
@@ -232,14 +232,3 @@ class _Builder(Builder):
         byte = b.load(argument(b, args, self.zero_arg), typ=I8)
         wide = b.sext(byte, I32) if self.p.x_signed else b.zext(byte, I32)
         return b.add(wide, I32(self._shift()))
-
-
-def _stage_values(p: IntProblem) -> list[Value]:
-    """Values that the epilogue reads from memory."""
-    from ...ir import expr as E
-
-    source = p.region.physical.get(p.y, p.y)
-    if p.stage is None:
-        return []
-    return [ld.value for ld in E.loads(p.stage.expr) if ld.value is not source]
-

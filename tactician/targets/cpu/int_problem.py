@@ -177,6 +177,15 @@ class IntProblem:
         """Whether any tap may lie outside the input."""
         return any(a.pre != 0 or a.post != 0 for a in self.axes)
 
+def stage_values(p: IntProblem) -> list[Value]:
+    """Values that the epilogue reads from memory."""
+    if p.stage is None:
+        return []
+    source = p.region.physical.get(p.y, p.y)
+    found = {ld.value: None for ld in E.loads(p.stage.expr)}
+    return [v for v in found if v is not source]
+
+
 def epilogue(p: IntProblem, operands: Sequence[Any], sizes: Any) -> Epilogue:
     """Emits the region's stage on sums."""
     kind = Epilogue if p.node.op == "int_conv" else _RowEpilogue

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from ...ir import dims as D
-from ...ir.graph import Value
+from ...ir.graph import Node, Value
 from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region
 from ...regions.signature import signature
@@ -25,6 +25,7 @@ from .conv_ir import F32, I64, PTR, Loop
 from .winograd_ir import Parts, Winograd, scratch
 from .winograd_math import transforms
 
+Array = np.ndarray[Any, Any]
 _FEW = 16  # channels from which on transforms are small beside the products
 _PAYS = 0.9  # a candidate is worth timing up to this share of the direct convolution's cost
 _NEAR = 1.5  # and up to this many times the best candidate's
@@ -61,22 +62,22 @@ class WinogradConvolution(Tactic):
 
     def candidates(self, region: Region, device: Any) -> Sequence[Winograd]:
         problem = Problem(region)
-        found = [_best(problem, m, device) for m in (2, 4, 6)]
-        # of two that are about as fast, the more exact one
-        found.sort(key=lambda f: f[0] * (_INEXACT if f[1].m == 6 else 1))
-        limit = min(_PAYS * _direct_cycles(problem, device), _NEAR * found[0][0])
-        return [w for cycles, w in found if cycles < limit]
+        return best_blockings(problem, device, direct_cycles(problem, device))
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(Problem(region), candidate, device.isa.fingerprint).build()
+        return Builder(Problem(region), candidate, device.isa.fingerprint).build()
 
 
 def _refused(region: Region, device: Any) -> str | None:
     why = unsuited(region, device)
     if why is not None:
         return why
-    node = region.anchor
-    assert node is not None
+    assert region.anchor is not None
+    return unsuited_window(region.anchor)
+
+
+def unsuited_window(node: Node) -> str | None:
+    """Why a convolution's geometry is not for Winograd, or None."""
     x, w = node.inputs[:2]
     assert x is not None and w is not None
     if w.dims[2:] != (3, 3):
@@ -94,6 +95,15 @@ def _refused(region: Region, device: Any) -> str | None:
 # --- choosing ---------------------------------------------------------------------------------
 
 
+def best_blockings(p: Problem, device: Any, direct: float) -> list[Winograd]:
+    """Blockings worth timing beside a direct convolution of so many modelled cycles."""
+    found = [_best(p, m, device) for m in (2, 4, 6)]
+    # of two that are about as fast, the more exact one
+    found.sort(key=lambda f: f[0] * (_INEXACT if f[1].m == 6 else 1))
+    limit = min(_PAYS * direct, _NEAR * found[0][0])
+    return [w for cycles, w in found if cycles < limit]
+
+
 def _tile_counts(p: Problem, m: int) -> tuple[D.DimLike, D.DimLike]:
     """Tiles down and across an image."""
     down, across = (D.ceil_div(a.out, m) for a in p.axes)
@@ -103,13 +113,13 @@ def _tile_counts(p: Problem, m: int) -> tuple[D.DimLike, D.DimLike]:
 def _tile_count(p: Problem, m: int) -> int:
     """All tiles, or a guess."""
     down, across = _tile_counts(p, m)
-    n = p.y.dims[0] * down * across
+    n = p.images * down * across
     return n if isinstance(n, int) else _ASSUMED_TILES
 
 
-def _direct_cycles(p: Problem, device: Any) -> float:
+def direct_cycles(p: Problem, device: Any) -> float:
     """Modelled multiply-adds on vectors of a direct convolution, of the busiest thread."""
-    pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
+    pixels = p.images * D.product(a.out for a in p.axes)
     count = pixels if isinstance(pixels, int) else _ASSUMED_TILES * 16
     return 1.08 * count * 9 * p.c * p.k / device.isa.lanes(32) / device.threads
 
@@ -168,40 +178,60 @@ def _cycles(p: Problem, w: Winograd, n: int, device: Any) -> float:
 # --- building ---------------------------------------------------------------------------------
 
 
-class _Builder:
-    """Builds the kernel of one candidate."""
+class Builder:
+    """Builds the kernel of one candidate.
+
+    Attributes:
+        symbol: Names the kernel.
+        x_type: What the input is addressed by.
+    """
+
+    symbol = "conv_winograd"
+    x_type: ir.Type = F32
 
     def __init__(self, problem: Problem, candidate: Winograd, isa: str):
         self.p, self.w = p, w = problem, candidate
         self.isa = isa
-        self.module = ir.Module("conv_winograd")
+        self.module = ir.Module(self.symbol)
         self.sizes = RuntimeSizes()
         self.blocks = -(-p.k // w.nr)
         self.per_group = -(-self.blocks // w.groups)
         self.groups = -(-self.blocks // self.per_group)
         self.s = scratch(w, p.c, self.per_group * w.nr, p.pitch)
-        region = p.region
-        self.x = region.physical[p.x]
-        extra = [v for v in region.inputs if v not in (p.w, p.bias, self.x)]
-        weights = pack_weights(_constant(p.w), w)
-        zeros = np.zeros(p.c, np.float32)
+        self.x = p.region.physical[p.x]
         self.bias = np.zeros(self.blocks * w.nr, np.float32)
-        if p.bias is not None:
-            self.bias[: p.k] = _constant(p.bias)
+        weights, bias, outside, operands = self._constants()
+        self.biased = bias is not None
+        if bias is not None:
+            self.bias[: p.k] = bias
         self.args: list[Value | np.ndarray[Any, Any]] = [
-            self.x, weights, zeros, self.bias, *extra, p.out
+            self.x, pack_weights(weights, w), outside, self.bias, *operands, p.out
         ]
         self.down, self.across = _tile_counts(p, w.m)
-        self.tiles = p.y.dims[0] * self.down * self.across
+        self.tiles = p.images * self.down * self.across
         self.runs = D.ceil_div(self.tiles, w.tiles)
-        self.epilogue = Epilogue(p, self.args, self.sizes)
+        self.epilogue = self._epilogue()
+
+    def _constants(self) -> tuple[Array, Array | None, Array, list[Value]]:
+        """Weights, bias, a pixel outside the image, and operands of the epilogue."""
+        p = self.p
+        extra = [v for v in p.region.inputs if v not in (p.w, p.bias, self.x)]
+        bias = None if p.bias is None else _constant(p.bias)
+        return _constant(p.w), bias, np.zeros(p.c, np.float32), extra
+
+    def _epilogue(self) -> Epilogue:
+        return Epilogue(self.p, self.args, self.sizes)
+
+    def _parts(self) -> Parts:
+        p = self.p
+        return Parts(self.module, self.w, p.c, p.k, p.pitch, self.s)
 
     def build(self) -> Kernel:
         p, w = self.p, self.w
-        name = f"conv_winograd_f{w.m}"
+        name = f"{self.symbol}_f{w.m}"
         key = f"{self.isa} {w!r} {signature(p.region)}"
         source, dims = _SOURCES.get(key, lambda: self._generate(name))
-        pixels = p.y.dims[0] * D.product(a.out for a in p.axes)
+        pixels = p.images * D.product(a.out for a in p.axes)
         return Kernel(
             symbol=name,
             source=source,
@@ -214,13 +244,13 @@ class _Builder:
         )
 
     def _generate(self, name: str) -> tuple[str, tuple[D.DimLike, ...]]:
-        p, w = self.p, self.w
+        w = self.w
         types = [PTR, PTR, I64, I64, PTR]
         fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
-        parts = Parts(self.module, w, p.c, p.k, p.pitch, self.s)
+        parts = self._parts()
         self.input, self.border = parts.input(), parts.border()
         self.products = {r: parts.product(r) for r in sorted({w.mr, *self._rests()})}
-        self.output = parts.output(self.epilogue, p.bias is not None)
+        self.output = parts.output(self.epilogue, self.biased)
         self._main(fn)
         return str(self.module), tuple(self.sizes.dims)
 
@@ -281,14 +311,14 @@ class _Builder:
         b, t = self.b, I64(self.w.t)
         image, y, x = self._tile(number)
         y, x = (b.sub(o, I64(pre)) for o, pre in zip((y, x), self.p.shape.pre, strict=True))
-        base = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=F32)
+        base = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=self.x_type)
         fits = b.and_(b.icmp_signed(">=", y, I64(0)), b.icmp_signed(">=", x, I64(0)))
         for at, size in ((y, self.height), (x, self.width)):
             fits = b.and_(fits, b.icmp_signed("<=", b.add(at, t), size))
         with b.if_else(fits) as (inside, border):
             with inside:
                 at = b.add(b.mul(y, self.stride), b.mul(x, I64(self.p.pitch)))
-                pixel = b.gep(base, [at], source_etype=F32)
+                pixel = b.gep(base, [at], source_etype=self.x_type)
                 b.call(self.input, [pixel, v, self.stride])
             with border:
                 copy = b.gep(self.scratch, [I64(self.s.m_at)], source_etype=F32)

@@ -102,9 +102,17 @@ class Parts:
         c, k: Input and output channels.
         pitch: Distance in floats between neighbouring input pixels.
         s: Layout of the scratch memory.
+        x_type: Element type of the input.
+        read: Reads some channels of a pixel as a vector of f32; None: they are f32.
+        finish: Changes a vector of sums before the epilogue.
     """
 
-    def __init__(self, module: ir.Module, w: Winograd, c: int, k: int, pitch: int, s: Scratch):
+    def __init__(
+        self, module: ir.Module, w: Winograd, c: int, k: int, pitch: int, s: Scratch,
+        x_type: ir.Type = F32, read: Callable[[ir.IRBuilder, Any, int], Any] | None = None,
+        finish: Callable[[ir.IRBuilder, Any], Any] | None = None,
+    ):  # fmt: skip
+        self.x_type, self.read, self.finish = x_type, read, finish
         self.module, self.w, self.c, self.k, self.pitch, self.s = module, w, c, k, pitch, s
         self.math = transforms(w.m)
         self.vt = ir.VectorType(F32, w.lanes)
@@ -122,10 +130,10 @@ class Parts:
         fn, b = self._function("input", [PTR, PTR, I64])
         x, v, stride = fn.args
         rows = [
-            b.gep(x, [b.mul(stride, I64(i))], source_etype=F32) for i in range(self.w.t)
+            b.gep(x, [b.mul(stride, I64(i))], source_etype=self.x_type) for i in range(self.w.t)
         ]
         pixels = [
-            [b.gep(row, [I64(j * self.pitch)], source_etype=F32) for j in range(self.w.t)]
+            [b.gep(row, [I64(j * self.pitch)], source_etype=self.x_type) for j in range(self.w.t)]
             for row in rows
         ]
         self._input(b, pixels, v)
@@ -143,9 +151,9 @@ class Parts:
                 b.icmp_unsigned("<", row, height), b.icmp_unsigned("<", column, width)
             )
             at = b.add(b.mul(row, stride), b.mul(column, I64(self.pitch)))
-            source = b.select(inside, b.gep(image, [at], source_etype=F32), zeros)
+            source = b.select(inside, b.gep(image, [at], source_etype=self.x_type), zeros)
             number = b.add(b.mul(i.index, t), j.index)
-            to = b.gep(copy, [b.mul(number, I64(self.pitch))], source_etype=F32)
+            to = b.gep(copy, [b.mul(number, I64(self.pitch))], source_etype=self.x_type)
             self._copy(b, source, to)
         b.ret_void()
         return fn
@@ -154,10 +162,12 @@ class Parts:
         """All channels of one pixel."""
         lanes = self.w.lanes
         whole = self.c - self.c % lanes
-        for start, stop, vt in ((0, whole, self.vt), (whole, self.c, F32)):
-            with Loop(b, I64(start), I64(stop), lanes if vt is self.vt else 1) as k:
-                value = b.load(b.gep(source, [k.index], source_etype=F32), align=4, typ=vt)
-                b.store(value, b.gep(to, [k.index], source_etype=F32), align=4)
+        vector, size = ir.VectorType(self.x_type, lanes), 4 if self.x_type is F32 else 1
+        for start, stop, t in ((0, whole, vector), (whole, self.c, self.x_type)):
+            with Loop(b, I64(start), I64(stop), lanes if t is vector else 1) as k:
+                at = b.gep(source, [k.index], source_etype=self.x_type)
+                value = b.load(at, align=size, typ=t)
+                b.store(value, b.gep(to, [k.index], source_etype=self.x_type), align=size)
 
     def _input(self, b: ir.IRBuilder, pixels: list[list[Any]], v: Any) -> None:
         lanes, rest = self.w.lanes, self.c % self.w.lanes
@@ -173,8 +183,9 @@ class Parts:
         t = self.w.t
         half = []
         for row in pixels:
-            at = [b.gep(p, [c], source_etype=F32) for p in row]
-            xs = [load_lanes(b, p, self.vt, count) for p in at]
+            at = [b.gep(p, [c], source_etype=self.x_type) for p in row]
+            read = self.read or (lambda b, p, n: load_lanes(b, p, self.vt, n))
+            xs = [read(b, p, count) for p in at]
             half.append(rows_of_pairs(b, self.math.b, xs))
         out = b.gep(v, [c], source_etype=F32)
         for j in range(t):
@@ -284,7 +295,7 @@ class Parts:
         def vector(k: Any, count: int) -> None:
             place = b.gep(source, [b.sub(k, start)], source_etype=F32)
             sums = b.load(place, align=4, typ=self.vt)
-            store(k, sums, count)
+            store(k, sums if self.finish is None else self.finish(b, sums), count)
 
         with Loop(b, start, whole, lanes) as loop:
             vector(loop.index, lanes)

@@ -14,7 +14,6 @@ from . import cudnn_call, libraries
 from .cudnn_graph import GraphSpec
 from .patterns import NotCovered, static
 
-_MOST = 4
 _OLDEST = 91300  # first cuDNN whose attention is one operation
 
 
@@ -77,21 +76,20 @@ class CudnnAttention(Tactic):
         if libraries.version("cudnn") < _OLDEST:
             return "needs cuDNN 9.13 or newer"
         try:
-            if cudnn_call.planner_for(device).configs(graph_of(region), most=_MOST):
+            if cudnn_call.planner_for(device).configs(graph_of(region)):
                 return None
         except (NotCovered, libraries.LibraryError) as e:
             return str(e)
         return "cuDNN has no engine for it"
 
     def candidates(self, region: Region, device: Any) -> Sequence[str]:
-        count = len(cudnn_call.planner_for(device).configs(graph_of(region), most=_MOST))
+        count = len(cudnn_call.planner_for(device).configs(graph_of(region)))
         return [f"{i} v{libraries.version('cudnn')}" for i in range(count)]
 
     def build(self, region: Region, candidate: str, device: Any) -> Kernel:
         g = graph_of(region)
         planner = cudnn_call.planner_for(device)
-        config = planner.configs(g, most=_MOST)[int(candidate.split()[0])]
-        payload, workspace = planner.payload(g, config)
+        payload, workspace = planner.payload(g, int(candidate.split()[0]))
         node = region.anchor
         assert node is not None
         q, k, _, _ = attention_operands(node)

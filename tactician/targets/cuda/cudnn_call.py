@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from . import cudnn_api as api
@@ -18,6 +20,8 @@ from .cudnn_api import Descriptor
 from .cudnn_graph import GraphSpec, Plan
 from .libraries import LibraryError
 
+MOST = 8  # engine configurations offered for a graph
+_KEPT = 256  # lists of engines, and plans, remembered
 _PACKS = 64  # sets of addresses remembered per call
 
 # What cuDNN wants to know of a GPU, beyond what `Gpu` holds; the same for all of 8.0 and newer.
@@ -43,6 +47,9 @@ def describe_gpu(gpu: Gpu) -> bytes:
 class Planner:
     """Makes plans for one GPU: the one here, or one that is only described.
 
+    Engines are named by a graph, whether TF32 may be used, and their place in the list that
+    `configs` gives for these.
+
     Args:
         gpu: A GPU to plan for without having it; None: the current one.
     """
@@ -51,6 +58,8 @@ class Planner:
         self._gpu = gpu
         self._device: Descriptor | None = None
         self._configs: OrderedDict[str, list[Descriptor]] = OrderedDict()
+        self._made: OrderedDict[tuple[str, int], Future[tuple[bytes, int]]] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def device(self) -> Descriptor:
@@ -60,20 +69,24 @@ class Planner:
             self._device = api.device_properties(text)
         return self._device
 
-    def configs(self, spec: GraphSpec, tf32: bool = True, most: int = 8) -> list[Descriptor]:
-        """Engine configurations that may run a graph, the likely fastest first.
+    @staticmethod
+    def _key(spec: GraphSpec, tf32: bool) -> str:
+        return hashlib.sha256(repr((spec, tf32)).encode()).hexdigest()
+
+    def configs(self, spec: GraphSpec, tf32: bool = True) -> list[Descriptor]:
+        """Up to `MOST` engine configurations that may run a graph, the likely fastest first.
 
         Args:
             tf32: Whether f32 operands may be rounded to TF32.
         """
-        key = hashlib.sha256(repr((spec, tf32, most)).encode()).hexdigest()
+        key = self._key(spec, tf32)
         if key not in self._configs:
-            self._configs[key] = self._find(spec, tf32, most)
-            if len(self._configs) > 256:
+            self._configs[key] = self._find(spec, tf32)
+            if len(self._configs) > _KEPT:
                 self._configs.popitem(last=False)
         return self._configs[key]
 
-    def _find(self, spec: GraphSpec, tf32: bool, most: int) -> list[Descriptor]:
+    def _find(self, spec: GraphSpec, tf32: bool) -> list[Descriptor]:
         try:
             graph = graphs.operation_graph(spec)
         except LibraryError:
@@ -81,10 +94,10 @@ class Planner:
         exact = not tf32 and any(t.dtype == "f32" and not t.virtual for t in spec.tensors[:2])
         found: list[Descriptor] = []
         for modes in ((api.HEUR_A,), (api.HEUR_B, api.HEUR_FALLBACK)):
-            for c in graphs.engines(graph, modes, 2 * most, self.device):
+            for c in graphs.engines(graph, modes, 2 * MOST, self.device):
                 if self._welcome(c, exact):
                     found.append(c)
-                if len(found) == most:
+                if len(found) == MOST:
                     return found
             if found:
                 break
@@ -98,12 +111,43 @@ class Planner:
             bad |= {api.NOTE_TENSOR_CORE, api.NOTE_DOWN_CONVERT}
         return not bad & set(numerical)
 
-    def payload(self, spec: GraphSpec, config: Descriptor) -> tuple[bytes, int]:
-        """A payload that runs ``spec`` with an engine, and the workspace it needs.
+    def payload(self, spec: GraphSpec, index: int, tf32: bool = True) -> tuple[bytes, int]:
+        """A payload that runs a graph with an engine, and the workspace it needs.
 
         Raises:
             LibraryError: If the engine can't do it.
         """
+        return self._start(spec, index, tf32, now=True).result()
+
+    def ahead(self, spec: GraphSpec, indices: Sequence[int], tf32: bool = True) -> None:
+        """Begins to make plans that will be asked for: some are compiled, for a second or so."""
+        for i in indices:
+            self._start(spec, i, tf32, now=False)
+
+    def _start(
+        self, spec: GraphSpec, index: int, tf32: bool, now: bool
+    ) -> Future[tuple[bytes, int]]:
+        key = (self._key(spec, tf32), index)
+        future = self._made.get(key)
+        if future is not None and not (now and future.cancel()):
+            return future
+        config = self.configs(spec, tf32)[index]
+        if now:
+            future = Future()
+            try:
+                future.set_result(self._plan(spec, config))
+            except LibraryError as e:
+                future.set_exception(e)
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+            future = self._pool.submit(self._plan, spec, config)
+        self._made[key] = future
+        if len(self._made) > _KEPT:
+            self._made.popitem(last=False)
+        return future
+
+    def _plan(self, spec: GraphSpec, config: Descriptor) -> tuple[bytes, int]:
         plan = graphs.plan(config, self.device)
         head = {"version": libraries.version("cudnn"), "graph": spec.to_json(),
                 "workspace": plan.workspace}

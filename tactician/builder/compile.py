@@ -149,7 +149,10 @@ def takes_whole(node: Node, device: Any) -> bool:
     region = Region([node], anchor=node)
     region.find_inputs()
     region.outputs = list(node.outputs)
-    return any(t.refuse(region, device) is None for t in tactics_for(device.target))
+    return any(
+        t.refuse(region, device) is None or t.wants_channels_last(region, device)
+        for t in tactics_for(device.target)
+    )
 
 
 def make_device(settings: BuildSettings) -> Any:

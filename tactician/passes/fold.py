@@ -21,18 +21,33 @@ _LARGE = 1 << 20
 
 
 class FoldConstants(Pass):
-    """Replaces constant results by constants."""
+    """Replaces constant results by constants.
+
+    Args:
+        weights: Whether dequantized weights are constants, too. Not before those that integer
+            contractions take have been found.
+    """
 
     name = "fold"
+
+    def __init__(self, weights: bool = True):
+        self.weights = weights
 
     def run(self, graph: Graph) -> bool:
         changed = False
         for node in list(graph.nodes):
+            if not self.weights and _is_weights(node):
+                continue
             if _by_content(graph, node) or (_foldable(node) and _evaluate(graph, node)):
                 changed = True
         if changed:
             graph.remove_all([n for n in graph.nodes if _unread(graph, n)])
         return changed
+
+
+def _is_weights(node: Node) -> bool:
+    x = node.inputs[0] if node.op == "dequantize" else None
+    return x is not None and x.dtype.bits <= 8
 
 
 def _unread(graph: Graph, node: Node) -> bool:

@@ -16,8 +16,11 @@ from .fold_affine import FoldAffine
 from .fold_transpose import FoldTranspose
 from .manager import PassManager, PassTrace
 from .merge_siblings import MergeSiblings
+from .move_quantize import MoveQuantize
 from .move_transposes import MoveTransposes
 from .precision import Constraints, PrecisionReport, choose_precisions
+from .quantize_contractions import QuantizeContractions
+from .quantized import is_quantized
 from .simplify import Simplify
 from .subpixel import Subpixel
 
@@ -26,14 +29,30 @@ def optimize(
     graph: Graph, trace: PassTrace | None = None, dump: Callable[[str, Graph], None] | None = None,
     takes: Callable[[Node], bool] | None = None,
 ) -> None:
-    """Optimizes ``graph`` in place, independently of the target but for attention.
+    """Optimizes ``graph`` in place, independently of the target but for attention and
+    quantized contractions.
 
     Args:
-        takes: Whether the target has a tactic for an attention node. None: all are decomposed,
-            and none is looked for.
+        takes: Whether the target has a tactic for an attention node or an integer contraction.
+            None: attention is decomposed, and neither is looked for.
     """
     graph.toposort()
-    PassManager([DeadCode(), FoldConstants(), Decompose(takes)]).run(graph, trace, dump)
+    quantized = takes is not None and is_quantized(graph)
+    fold = FoldConstants(weights=not quantized)
+    PassManager([DeadCode(), fold, Decompose(takes)]).run(graph, trace, dump)
+    if takes is not None and quantized:
+        PassManager(
+            [
+                fold,
+                Simplify(),
+                CommonSubexpressions(),
+                FoldTranspose(),
+                MoveQuantize(),
+                QuantizeContractions(takes),
+                DeadCode(),
+            ],
+            max_rounds=6,
+        ).run(graph, trace, dump)
     attention = [] if takes is None else [FindAttention(takes), MergeSiblings()]
     rounds = PassManager(
         [

@@ -15,7 +15,7 @@ from ..table import MICROSOFT, importer
 from .activation import gelu
 from .conv import conv
 from .matmul import gemm
-from .quantize import _scalar, _widen, dequantize_linear, quantize_linear
+from .quantize import _scalar, dequantize_linear, quantize_linear
 from .recurrent import _some, recurrent_attributes
 
 
@@ -215,12 +215,8 @@ def dynamic_quantize_matmul(c: Context, n: OnnxNode) -> Value:
 
 @importer("QGemm", domain=MICROSOFT)
 def qgemm(c: Context, n: OnnxNode) -> Value:
-    a, b = _widen(c, n[0], n[2]), _widen(c, n[3], n[5])
-    if n.flag("transA"):
-        a = c.transpose(a, [1, 0])
-    if n.flag("transB"):
-        b = c.transpose(b, [1, 0])
-    total = c.op("int_matmul", a, b)
+    ta, tb = ("transpose" if n.flag(f) else "none" for f in ("transA", "transB"))
+    total = c.op("int_matmul", n[0], n[3], _scalar(c, n[2]), _scalar(c, n[5]), ta=ta, tb=tb)
     if n.has(6):
         total = c.add(total, n[6])
     y = c.mul(c.cast(total, T.f32), c.mul(_scalar(c, n[1]), _scalar(c, n[4])))

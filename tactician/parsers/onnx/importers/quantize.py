@@ -92,20 +92,10 @@ def _scalar(c: Context, v: Value) -> Value:
 def qlinear_matmul(c: Context, n: OnnxNode) -> Value:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (n[i] for i in range(8))
     rank = max(a.rank, b.rank)
-    total = c.op("int_matmul", _widen(c, a, _row_zero(c, a_zero, a)), _widen(c, b, b_zero))
+    total = c.op("int_matmul", a, b, _scalar(c, a_zero), _scalar(c, b_zero))
     rows = c.unsqueeze(a_scale, [a_scale.rank]) if a_scale.rank == 1 and rank > 1 and \
         a_scale.dims[0] != 1 else a_scale
     return requantize(c, total, c.mul(_scalar(c, rows), _scalar(c, b_scale)), y_scale, y_zero)
-
-
-def _row_zero(c: Context, zero: Value, a: Value) -> Value:
-    if zero.rank == 1 and zero.dims[0] != 1 and a.rank > 1:
-        return c.unsqueeze(zero, [1])
-    return zero
-
-
-def _widen(c: Context, x: Value, zero: Value) -> Value:
-    return c.sub(c.cast(x, T.i32), c.cast(_scalar(c, zero), T.i32))
 
 
 @importer("QLinearConv", since=10)

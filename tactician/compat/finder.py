@@ -19,7 +19,7 @@ from . import libcudart
 
 MODULES = Path(__file__).resolve().parent / "modules"
 TENSORRT = ("tensorrt", "tensorrt_bindings", "tensorrt_lean", "tensorrt_dispatch")
-TOOLS = ("uff", "graphsurgeon", "onnx_tensorrt")  # what came with TensorRT, and beside it
+TOOLS = ("uff", "graphsurgeon", "onnx_tensorrt", "torch_tensorrt")  # with TensorRT, or beside it
 CUDA = ("pycuda", "cuda")
 
 

@@ -93,10 +93,5 @@ def export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _by_parameter(module: torch.nn.Module, by_position: Any, by_name: Any) -> Any:
-    """Dynamic shapes as export wants them: a tuple, or a dict if arguments are named."""
-    if not by_name:
-        return by_position
-    if not by_position:
-        return by_name
-    names = [*inspect.signature(module.forward).parameters]
-    return dict(zip(names, by_position, strict=False)) | by_name
+    """Dynamic shapes as export wants them: by parameter."""
+    return dict(inspect.signature(module.forward).bind(*by_position, **by_name).arguments)

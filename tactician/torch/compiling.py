@@ -31,12 +31,16 @@ class Mixed(torch.nn.Module):
     def __init__(self, body: Any, holders: Sequence[Any]):
         super().__init__()
         self.body = body
-        self._take = holders  # for each placeholder a position, or a tensor
+        self._take: list[int | str] = []  # for each placeholder a position, or a buffer's name
+        for i, x in enumerate(holders):
+            if isinstance(x, torch.Tensor):
+                self.register_buffer(f"held_{i}", x.detach())
+            self._take.append(f"held_{i}" if isinstance(x, torch.Tensor) else x)
 
     @torch.no_grad()
     def run_flat(self, leaves: Sequence[Any]) -> list[Any]:
         """Results, flattened."""
-        given = [leaves[x] if isinstance(x, int) else x for x in self._take]
+        given = [leaves[x] if isinstance(x, int) else getattr(self, x) for x in self._take]
         out = self.body(*given)
         return list(out) if isinstance(out, (tuple, list)) else [out]
 
@@ -80,6 +84,7 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
                   names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
                   cache: EngineCache | None = None, partition: bool = False,
                   min_block: int = MIN_BLOCK, torch_ops: Collection[str] = (),
+                  torch_modules: Collection[str] = (),
                   configure: Configure | None = None,
                   level: log.Severity = log.Severity.WARNING) -> Any:
     """Makes a graph runnable.
@@ -92,6 +97,7 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
         partition: Leave what engines can't do to torch, see `partition`.
         min_block: Least number of calls worth an engine.
         torch_ops: Overloads that stay in torch.
+        torch_modules: Classes of modules, by name, of which all calls do.
         configure: Changes the builder's configuration.
         level: Least severity of messages that are shown.
 
@@ -109,13 +115,17 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
             return found
         builder, record = new_builder(settings, level)
         network = builder.create_network(1)
-        done = lower_piece(part, network, *named)
+        used = {n.name for n in part.module.graph.nodes if n.users}
+        done = lower_piece(part, network, *named, refit=settings.refit)
 
         def prepare(config: IBuilderConfig) -> None:
             if configure is not None:
                 configure(config, done)
 
-        made = build(builder, record, network, done, done.calling(), settings, at, prepare)
+        calling = done.calling()
+        calling["weights"] = sorted({name for holder, (_, name) in part.bound.items()
+                                     if holder in used})
+        made = build(builder, record, network, done, calling, settings, at, prepare)
         if cache is not None:
             cache.save(key, made)
         else:
@@ -124,7 +134,7 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
 
     if not partition:
         return engine(piece, given or {}, names)
-    failed = unsupported(piece, torch_ops)
+    failed = unsupported(piece, torch_ops, torch_modules)
     computes = [n for n in piece.module.graph.nodes if n.op == "call_function"]
     if not failed and computes and _has_tensors(piece):
         return engine(piece, given or {}, names)
@@ -138,8 +148,8 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
             log.warning(f"a part of the graph runs in torch, it can't be built: {e}")
             return _InTorch(part)
 
-    holders = [n.name for n in piece.module.graph.nodes if n.op == "placeholder"]
-    body = split(piece, failed, part_engine, min_block)
+    body: Any = split(piece, failed, part_engine, min_block)
+    holders = [n.name for n in body.graph.nodes if n.op == "placeholder"]
     return Mixed(body, [piece.user[n] if n in piece.user else piece.bound[n][0] for n in holders])
 
 

@@ -34,6 +34,7 @@ class Context(Shorthands):
         super().__init__(ModelState(network=network), Scope(network.graph), {})
         self.network = network
         self.node: Any = None
+        self.refit = False  # whether weights have to stay apart
         self._sizes: dict[Any, Value] = {}
         self._where: dict[str, tuple[Value, int]] = {}
 

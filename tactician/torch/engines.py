@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..ir import dims as D
 from ..network.enums import DeviceType
 from ..network.enums_build import BuilderFlag
 from ..network.network import INetworkDefinition
+from ..runtime.easy import write_atomically
 from ..support import logger as log
 from ..support.errors import BuildError, UsageError
 from .calls import Triple, varying
@@ -58,6 +60,7 @@ class Settings:
         device: Where engines run.
         refit: Weights can be replaced later.
         version_compatible, hardware_compatible: As the builder's flags of that name.
+        timing_cache: A file of kernel timings to use and to update, or "".
     """
 
     precisions: tuple[str, ...] = ()
@@ -70,6 +73,7 @@ class Settings:
     refit: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False
+    timing_cache: str = ""
 
     @staticmethod
     def precisions_of(given: Iterable[Any]) -> tuple[str, ...]:
@@ -78,7 +82,7 @@ class Settings:
 
     def text(self) -> str:
         """The settings for cache keys."""
-        return repr(sorted(asdict(self).items()))
+        return repr(sorted((k, v) for k, v in asdict(self).items() if k != "timing_cache"))
 
     def apply(self, config: IBuilderConfig) -> None:
         """Sets a builder configuration."""
@@ -210,7 +214,14 @@ def build(builder: Builder, record: Errors, network: INetworkDefinition, done: C
         dynamic = True
     if dynamic:
         config.add_optimization_profile(profile)
+    timings = Path(settings.timing_cache) if settings.timing_cache else None
+    if timings is not None:
+        held = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
+        if held is not None:
+            config.set_timing_cache(held, ignore_mismatch=True)
     engine = builder.build_engine_with_config(network, config)
+    if timings is not None and engine is not None:
+        write_atomically(timings, bytes(config.get_timing_cache().serialize()))  # type: ignore[union-attr]
     if engine is None:
         raise BuildError("\n".join(record.errors) or "the network can't be built")
     names = [x for kind, x in done.outputs if kind == "engine"]

@@ -111,9 +111,14 @@ def lower_program(program: Any, network: INetworkDefinition,
 
 def lower_piece(piece: Piece, network: INetworkDefinition,
                 input_names: Sequence[str] | None = None,
-                output_names: Sequence[str] | None = None) -> Converted:
-    """Translates a graph; see `lower_program`."""
+                output_names: Sequence[str] | None = None, refit: bool = False) -> Converted:
+    """Translates a graph; see `lower_program`.
+
+    Args:
+        refit: Keep all weights apart, so that they can be replaced later.
+    """
     lowering = Lowering(network, piece.bound, piece.user, piece.limits)
+    lowering.c.refit = refit
     return lowering.run(piece.module, input_names, output_names)
 
 

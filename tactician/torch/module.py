@@ -20,7 +20,8 @@ from ..support import logger as log
 from ..support.errors import ExecutionError, UsageError
 from .types import torch_dtype
 
-_MADE = ("_free", "_guard", "_known_shapes", "_inputs", "_outputs", "_in_spec", "_out_spec")
+_MADE = ("_about", "_free", "_guard", "_known_shapes", "_inputs", "_outputs", "_in_spec",
+         "_out_spec")
 _KEYS = ("engine", "input_names", "output_names", "calling")
 
 
@@ -73,6 +74,7 @@ class TRTModule(torch.nn.Module):
                  output_names: Sequence[str] | None = None,
                  calling: dict[str, Any] | None = None, **others: Any):
         super().__init__()
+        self.eval()
         if others:
             log.warning(f"TRTModule has no use for {', '.join(others)}")
         self.engine: ICudaEngine | None = None
@@ -130,6 +132,15 @@ class TRTModule(torch.nn.Module):
                 flat if "outputs" in self.calling else tuple(flat))
         return pytree.tree_unflatten(flat, self._out_spec)
 
+    def exportable(self) -> None:
+        """Gets ready to be exported (``torch.export``): the plan becomes a buffer."""
+        if "_plan" not in self._buffers and self.engine is not None:
+            from .trt.operator import about
+
+            plan = torch.from_numpy(np.frombuffer(bytearray(self.engine.serialize()), np.uint8))
+            self.register_buffer("_plan", plan, persistent=False)
+            self._about = about(self)
+
     def run_flat(self, leaves: Sequence[Any]) -> list[Any]:
         """Runs the engine on the call's flattened arguments; gives flattened results."""
         if self.engine is None:
@@ -138,14 +149,27 @@ class TRTModule(torch.nn.Module):
         if len(leaves) <= self._last:
             raise UsageError(f"the engine takes {len(self._inputs)} tensors "
                              f"({', '.join(self.input_names)}), got {len(leaves)}")
-        tensors = [self._tensor(t, leaves[p]) for t, p in zip(self._inputs, positions, strict=True)]
-        results = self._run(tensors)
+        if torch.compiler.is_compiling():
+            results = self._traced([leaves[p] for p in positions])
+        else:
+            results = self._run_tensors([leaves[p] for p in positions])
         plan = self.calling.get("outputs")
         if plan is None:
             return results
         by_name = dict(zip(self.output_names, results, strict=True))
         return [by_name[x] if kind == "engine" else leaves[x] if kind == "input"
                 else self._size(x, leaves) if kind == "size" else x for kind, x in plan]
+
+    def _run_tensors(self, given: Sequence[Any]) -> list[torch.Tensor]:
+        """Results for the engine's inputs, in order."""
+        return self._run([self._tensor(t, x) for t, x in zip(self._inputs, given, strict=True)])
+
+    def _traced(self, given: list[Any]) -> list[torch.Tensor]:
+        """The run as a call of an operator, while torch exports or compiles the module."""
+        if "_plan" not in self._buffers:
+            with torch._subclasses.fake_tensor.unset_fake_temporarily():
+                self.exportable()
+        return torch.ops.tactician.run(self._plan, self._about, given)  # type: ignore[no-any-return]
 
     def _size(self, text: str, leaves: Sequence[Any]) -> int:
         env = {name: leaves[p].shape[axis] if axis >= 0 else int(leaves[p])
@@ -299,6 +323,7 @@ class TRTModule(torch.nn.Module):
         self._guard = threading.Lock()
         self.engine = self.network = None
         self._free = {}
+        self._buffers.pop("_plan", None)
         if held is not None:
             engine = Runtime(log.Logger()).deserialize_cuda_engine(held)
             assert engine is not None

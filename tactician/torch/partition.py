@@ -27,12 +27,14 @@ class _Supported(OperatorSupportBase):
         return node in self.nodes
 
 
-def unsupported(piece: Piece, also: Collection[Any] = ()) -> dict[Any, str]:
+def unsupported(piece: Piece, also: Collection[Any] = (),
+                modules: Collection[str] = ()) -> dict[Any, str]:
     """Nodes that engines can't run, and why.
 
     Args:
         also: Overloads (or their names, such as ``aten.add`` or ``torch.ops.aten.add.Tensor``)
             that are to stay in torch though engines could run them.
+        modules: Names of classes of modules of which all calls stay in torch.
     """
     network = Builder(log.Logger(log.Severity.INTERNAL_ERROR)).create_network(1)
     lowering = Lowering(network, piece.bound, piece.user, piece.limits, tolerant=True)
@@ -41,7 +43,15 @@ def unsupported(piece: Piece, also: Collection[Any] = ()) -> dict[Any, str]:
     for node in piece.module.graph.nodes:
         if node.op == "call_function" and _names(node.target) & names:
             lowering.failed.setdefault(node, f"{node.target} was asked to stay in torch")
+        elif node.op == "call_function" and modules and _classes(node) & set(modules):
+            lowering.failed.setdefault(node, "its module was asked to stay in torch")
     return lowering.failed
+
+
+def _classes(node: Any) -> set[str]:
+    """Classes of the modules that a call lies in."""
+    kinds = [kind for _, kind in (node.meta.get("nn_module_stack") or {}).values()]
+    return {(k if isinstance(k, str) else k.__name__).rpartition(".")[2] for k in kinds}
 
 
 def _names(target: Any) -> set[str]:
@@ -86,6 +96,9 @@ def split(piece: Piece, failed: dict[Any, str], build: Callable[[Piece], torch.n
     for node in list(fused.graph.nodes):
         if node.op == "call_module":
             _replace(fused, node, piece, build)
+    for node in fused.graph.nodes:
+        if node.op == "placeholder" and node.name in piece.bound and not node.users:
+            fused.graph.erase_node(node)  # engines have it
     fused.graph._tracer_cls = None  # pickling traces again, and needs no scopes
     fused.graph.lint()
     return torch.fx.GraphModule(fused, fused.graph)

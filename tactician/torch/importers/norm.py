@@ -37,6 +37,8 @@ def batch_norm(c: Context, x: Value, weight: Value | None, bias: Value | None,
 def _batch_norm(c: Context, x: Value, weight: Value | None, bias: Value | None, mean: Value,
                 var: Value, eps: float) -> Value:
     values = [mean, var, *(v for v in (weight, bias) if v is not None)]
+    if c.refit:
+        return _batch_norm_apart(c, x, weight, bias, mean, var, eps)
     if all(v.const is not None for v in values):
         m, s = (np.asarray(v.const, np.float64) for v in (mean, var))
         factor = 1 / np.sqrt(s + eps)
@@ -52,6 +54,17 @@ def _batch_norm(c: Context, x: Value, weight: Value | None, bias: Value | None, 
     if weight is not None:
         y = c.mul(y, c.cast(c.broadcast_channel(weight, x.rank), x.dtype))
     return y if bias is None else c.add(y, c.cast(c.broadcast_channel(bias, x.rank), x.dtype))
+
+
+def _batch_norm_apart(c: Context, x: Value, weight: Value | None, bias: Value | None, mean: Value,
+                      var: Value, eps: float) -> Value:
+    """Factor and shift computed by the network, so that each weight can be replaced."""
+    deviation = c.unary("sqrt", c.add(var, c.like(eps, var)))
+    factor = c.div(c.like(1, var) if weight is None else weight, deviation)
+    shift = c.unary("neg", c.mul(mean, factor))
+    if bias is not None:
+        shift = c.add(bias, shift)
+    return c.op("scale", x, c.cast(shift, x.dtype), c.cast(factor, x.dtype), axis=1)
 
 
 def _channels(c: Context, x: Value, *params: Value | None) -> list[Value | None]:

@@ -23,7 +23,7 @@ def _rows(c: Context, cell: str, w: Value) -> Value:
     if len(gates) == 1:
         return w
     hidden = int(w.dims[0]) // len(gates)  # type: ignore[arg-type]
-    if w.const is not None:
+    if w.const is not None and not c.refit:
         import numpy as np
 
         split = np.split(w.const, len(gates), axis=0)

@@ -1,0 +1,3 @@
+"""``torch_tensorrt.dynamo``."""
+
+from tactician.torch.trt.dynamo import *  # noqa: F403

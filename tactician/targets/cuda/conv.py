@@ -209,8 +209,9 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     if c.mode is Mode.PLAIN and device.arch >= 90:
         frame = Frame()
         a, (b, _, _) = rows(frame, c, "0.0", ""), columns(frame, c, options[0], c.w.dtype)
-        both = isinstance(a, Strided) and isinstance(b, Strided) and w.dtype.size <= 2
-        if both and a.descriptor_fits() and b.descriptor_fits() and w.dtype is not T.u8:  # type: ignore[union-attr]
+        if w.dtype.size <= 2 and w.dtype is not T.u8 and all(
+            isinstance(s, Strided) and s.descriptor_fits() for s in (a, b)
+        ):
             options = [*cost.hopper_tiles(w), *options]
     node = region.anchor
     assert node is not None

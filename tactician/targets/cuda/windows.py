@@ -238,13 +238,16 @@ class Windows:
             group = f"z.to(tl.int64) * {size(c.x_channel * c.channels)}"
             start += f" + {group if self._wide() else group.replace('.to(tl.int64)', '')}"
         along = ""
-        if c.mode is Mode.TAPS:
-            k = "rk.to(tl.int64)" if self._wide() and not c.last else "rk"
-            along = f" + ({k} * {size(c.x_channel)})[None, :]"
+        if c.mode is Mode.TAPS and not self._far_channels():
+            along = f" + (rk * {size(c.x_channel)})[None, :]"
         w(f"ap = {start} + hb[:, None]{along}")
 
     def _wide(self) -> bool:
         return wide(self.c.images * self.c.x_image)
+
+    def _far_channels(self) -> bool:
+        """Whether channels may be so far apart that their offsets need 64 bits."""
+        return self._wide() and not self.c.last
 
     def load(self, w: Writer, t: Tile) -> str:
         return (self._load_taps if self.c.mode is Mode.TAPS else self._load_pairs)(w, t)
@@ -259,9 +262,11 @@ class Windows:
         else:
             tap, c0 = f"(it // {per_tap})", f"(it % {per_tap}) * {t.bk}"
         steps = unravel(self.frame, tap, tuple(a.taps for a in c.axes))
-        inside, moved, fixed = [], [], [] if c0 == "0" else [f"{c0} * {size(c.x_channel)}"]
-        if self._wide() and fixed and not c.last:
-            fixed = [f"({c0}).to(tl.int64) * {size(c.x_channel)}"] if "it" in c0 else fixed
+        inside, moved, fixed = [], [], []
+        if self._far_channels():
+            fixed = [f"((({c0}) + rk).to(tl.int64) * {size(c.x_channel)})[None, :]"]
+        elif c0 != "0":
+            fixed = [f"{c0} * {size(c.x_channel)}"]
         for d, a in enumerate(c.axes):
             at = f"h{d}" if steps[d] == "0" else f"(h{d} + {steps[d]} * {a.step})"
             if a.div != 1:

@@ -97,7 +97,12 @@ class GraphSpec:
             TensorSpec(**{**t, "dims": tuple(t["dims"]), "strides": tuple(t["strides"])})
             for t in data["tensors"]
         ]
-        ops = [OpSpec(**{**o, "args": tuple(o["args"])}) for o in data["ops"]]
+        ops = [
+            OpSpec(o["kind"], tuple(o["args"]), o["out"], {
+                k: tuple(x) if isinstance(x, list) else x for k, x in o["attrs"].items()
+            })
+            for o in data["ops"]
+        ]
         return GraphSpec(tensors, ops, list(data["pointers"]), data["compute"])
 
 

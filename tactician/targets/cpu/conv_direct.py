@@ -103,8 +103,10 @@ class Builder:
     Attributes:
         symbol: Names the kernel.
         x_type, w_type: What the input and the packed weights are addressed by.
+        variant: What else the code depends on, as text.
     """
 
+    variant = ""
     symbol = "conv_direct"
     x_type: ir.Type = F32
     w_type: ir.Type = F32
@@ -129,7 +131,7 @@ class Builder:
     def build(self) -> Kernel:
         p, t = self.p, self.t
         name = f"{self.symbol}_{t.mr}x{t.nr}"
-        key = f"{self.isa} {t!r} {signature(p.region)}"
+        key = f"{self.isa} {t!r} {self.variant} {signature(p.region)}"
         source, dims = _SOURCES.get(key, lambda: self._generate(name))
         pixels = p.images * D.product(a.out for a in p.axes)
         blocks = -(-p.k // t.nr)

@@ -27,7 +27,7 @@ from ...ir import expr as E
 from ...ir.expr import Expr, Var
 from ...ir.graph import Value
 from . import affine as A
-from . import arith, convert
+from . import arith, convert, requantize
 from . import vecmath as V
 from .vecmath import I1, I8, I64
 
@@ -250,6 +250,12 @@ class Emitter:
             x, y = self._same_width(self._emit(e.a), self._emit(e.b))
             return arith.binary(self.builder, e.fn, x, y, e.a.dtype)
         if isinstance(e, E.Cast):
+            quantized = requantize.match(e) if self.width(e) > 1 else None
+            if quantized is not None:
+                x, zero = quantized
+                z = None if zero is None else self._emit(zero)
+                signed = zero is not None and zero.dtype.kind == "i"
+                return requantize.emit(self, self._emit(x), z, signed, e.dtype)
             x = self._emit(e.x)
             return convert.cast(self.builder, x, e.x.dtype, e.dtype, e.saturate)
         if isinstance(e, E.Select):

@@ -71,8 +71,7 @@ class DepthwiseMicroKernel(IntMicroKernel):
         for sums, block in ends:
             for phi, x in zip(phis, sums, strict=True):
                 phi.add_incoming(x, block)
-        acc = [b.fptosi(phi, self.vt) for phi in phis]
-        store(self, b, acc)  # type: ignore[arg-type]
+        store(self, b, phis)  # type: ignore[arg-type]
         b.ret_void()
 
     def _inside(self, b: ir.IRBuilder) -> ir.Value:

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from ...ir import dims as D
-from ...ir import expr as E
-from ...ir.dtypes import f32
 from ...ir.graph import Node, Value
 from ...ops._windows import Axis
 from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region, is_slice, pitch
-from .conv_common import Epilogue, is_depthwise, own_or_by_channel, single
-from .conv_ir import I64, ConvShape
+from .conv_common import is_depthwise, own_or_by_channel, single
+from .conv_ir import ConvShape
 from .int_dot import GROUP
+from .int_epilogue import Finish, IntEpilogue, RowEpilogue
 
 Array = np.ndarray[Any, Any]
 _FEW = 4  # up to so many channels, neighbouring taps of a row are read as one run
@@ -97,7 +96,9 @@ class IntProblem:
         if x_zero is not None:
             known = x_zero.const
             self.x_zero = x_zero if known is None else int(np.asarray(known).reshape(()))
-        self.stage = region.stages[-1] if region.stages else None
+        sums = region.physical.get(self.y, self.y)
+        self.finish = Finish(region.stages[-1] if region.stages else None, sums)
+        self.stage = self.finish.stage
         self.out = region.outputs[0]
         zero = 0 if w_zero is None else np.asarray(w_zero.const, np.int32)
         full = np.asarray(w.const).astype(np.int32)
@@ -177,65 +178,17 @@ class IntProblem:
         """Whether any tap may lie outside the input."""
         return any(a.pre != 0 or a.post != 0 for a in self.axes)
 
-def stage_values(p: IntProblem) -> list[Value]:
-    """Values that the epilogue reads from memory."""
-    if p.stage is None:
-        return []
-    source = p.region.physical.get(p.y, p.y)
-    found = {ld.value: None for ld in E.loads(p.stage.expr)}
-    return [v for v in found if v is not source]
+def epilogue(p: IntProblem, operands: Sequence[Any], sizes: Any) -> IntEpilogue:
+    """Emits the region's stage on sums.
+
+    Args:
+        operands: What the kernel's pointer arguments are, constants that were made as values.
+    """
+    kind = IntEpilogue if p.node.op == "int_conv" else RowEpilogue
+    return kind(p, operands, sizes)
 
 
-def epilogue(p: IntProblem, operands: Sequence[Any], sizes: Any) -> Epilogue:
-    """Emits the region's stage on sums."""
-    kind = Epilogue if p.node.op == "int_conv" else _RowEpilogue
-    made = kind(p, operands, sizes)  # type: ignore[arg-type]
-    made.stage = E.Stage(made.stage.out, made.stage.vars, _reciprocals(made.stage.expr))
-    return made
-
-
-class _RowEpilogue(Epilogue):
-    """The stage of a matrix product: ``x`` counts the rows of all batches."""
-
-    def __init__(self, problem: Any, operands: Sequence[Any], sizes: Any):
-        super().__init__(problem, operands, sizes)
-        rows = self.stage.vars[:-1] if problem.w.rank > 1 else self.stage.vars
-        self.rows = tuple(rows)
-        # where operands are read at their own place or by column, rows need no taking apart
-        self.flat = bool(rows) and own_or_by_channel(problem.stage, problem.out, last=True)
-
-    def at(self, b: Any, dims: Any, image: Any, outer: Sequence[Any]) -> Any:
-        return super().at(b, dims, None, ())
-
-    def _bind_outer(self, em: Any, image: Any, outer: Sequence[Any]) -> None:
-        if self.flat:
-            for v in self.rows[:-1]:
-                em.bind(v, I64(0))
-
-    def _bind_pixel(self, em: Any, x: Any) -> None:
-        if self.flat:
-            em.bind(self.rows[-1], x)
-            return
-        for v in reversed(self.rows[1:]):
-            size = em.dim(v.extent)
-            em.bind(v, em.builder.srem(x, size))
-            x = em.builder.sdiv(x, size)
-        if self.rows:
-            em.bind(self.rows[0], x)
-
-    def _channel(self) -> E.Var | None:
-        return self.stage.vars[-1] if self.p.w.rank > 1 else None
-
-
-def _reciprocals(e: E.Expr) -> E.Expr:
-    """Divisions by what is the same for all elements as products with its reciprocal, which is
-    computed once a tile."""
-
-    def changed(x: E.Expr) -> E.Expr | None:
-        if not isinstance(x, E.Binary) or x.fn != "div" or x.dtype is not f32:
-            return None
-        if isinstance(x.a, E.Const) or any(isinstance(v, E.Var) for v in E.walk(x.b)):
-            return None
-        return E.mul(x.a, E.div(E.const(1.0, f32), x.b))
-
-    return E.rewrite(e, changed)
+def arguments(p: IntProblem, operands: Sequence[Any]) -> list[Any]:
+    """The kernel's arguments: like ``operands``, made constants as arrays."""
+    made = p.finish.constants
+    return [made.get(v, v) if isinstance(v, Value) else v for v in operands]

@@ -18,7 +18,6 @@ from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
 from . import int_problem
-from . import vecmath as V
 from .conv_common import Epilogue, stored_last
 from .int_depthwise import load_bytes
 from .int_dot import methods
@@ -103,11 +102,14 @@ class _Builder(Builder):
         weights = p.weights.reshape(p.k, p.c, 3, 3).astype(np.float32)
         sums = p.weights.sum(axis=(1, 2), dtype=np.int64)
         bias = (-p.x_zero * sums).astype(np.float32) if p.x_zero else None
-        operands = [v for v in int_problem.stage_values(p) if v is not self.x]
+        operands = [v for v in p.finish.values() if v is not self.x]
         return weights, bias, np.full(p.c, p.x_zero, self.x.dtype.np), operands
 
     def _epilogue(self) -> Epilogue:
-        return int_problem.epilogue(self._problem, self.args, self.sizes)
+        made = int_problem.epilogue(self._problem, self.args, self.sizes)
+        self.args = int_problem.arguments(self._problem, self.args)
+        self.variant = self._problem.finish.variant
+        return made
 
     def _parts(self) -> Parts:
         p, lanes = self._problem, self.w.lanes
@@ -117,7 +119,4 @@ class _Builder(Builder):
             x = load_bytes(b, at, lanes, count)
             return b.sitofp(b.sext(x, wide) if p.x_signed else b.zext(x, wide), floats)
 
-        def finish(b: ir.IRBuilder, sums: Any) -> Any:
-            return b.fptosi(V.unary(b, "round", sums), wide)
-
-        return Parts(self.module, self.w, p.c, p.k, p.pitch, self.s, I8, read, finish)
+        return Parts(self.module, self.w, p.c, p.k, p.pitch, self.s, I8, read)

@@ -82,6 +82,17 @@ def _to_f32(x: float) -> float:
         return math.copysign(math.inf, x)
 
 
+def concat(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    """Vectors behind each other as one; their number is a power of two."""
+    while len(parts) > 1:
+        n = 2 * lanes(parts[0].type)
+        index = ir.Constant(ir.VectorType(I32, n), [I32(k) for k in range(n)])
+        parts = [
+            b.shuffle_vector(x, y, index) for x, y in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return parts[0]
+
+
 def splat(b: ir.IRBuilder, x: ir.Value, n: int) -> ir.Value:
     """A scalar in ``n`` lanes (a vector, or ``n`` = 0, comes back as it is)."""
     if not n or lanes(x.type):

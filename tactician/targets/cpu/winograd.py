@@ -184,8 +184,10 @@ class Builder:
     Attributes:
         symbol: Names the kernel.
         x_type: What the input is addressed by.
+        variant: What else the code depends on, as text.
     """
 
+    variant = ""
     symbol = "conv_winograd"
     x_type: ir.Type = F32
 
@@ -229,7 +231,7 @@ class Builder:
     def build(self) -> Kernel:
         p, w = self.p, self.w
         name = f"{self.symbol}_f{w.m}"
-        key = f"{self.isa} {w!r} {signature(p.region)}"
+        key = f"{self.isa} {w!r} {self.variant} {signature(p.region)}"
         source, dims = _SOURCES.get(key, lambda: self._generate(name))
         pixels = p.images * D.product(a.out for a in p.axes)
         return Kernel(

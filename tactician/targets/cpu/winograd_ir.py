@@ -104,15 +104,13 @@ class Parts:
         s: Layout of the scratch memory.
         x_type: Element type of the input.
         read: Reads some channels of a pixel as a vector of f32; None: they are f32.
-        finish: Changes a vector of sums before the epilogue.
     """
 
     def __init__(
         self, module: ir.Module, w: Winograd, c: int, k: int, pitch: int, s: Scratch,
         x_type: ir.Type = F32, read: Callable[[ir.IRBuilder, Any, int], Any] | None = None,
-        finish: Callable[[ir.IRBuilder, Any], Any] | None = None,
     ):  # fmt: skip
-        self.x_type, self.read, self.finish = x_type, read, finish
+        self.x_type, self.read = x_type, read
         self.module, self.w, self.c, self.k, self.pitch, self.s = module, w, c, k, pitch, s
         self.math = transforms(w.m)
         self.vt = ir.VectorType(F32, w.lanes)
@@ -295,7 +293,7 @@ class Parts:
         def vector(k: Any, count: int) -> None:
             place = b.gep(source, [b.sub(k, start)], source_etype=F32)
             sums = b.load(place, align=4, typ=self.vt)
-            store(k, sums if self.finish is None else self.finish(b, sums), count)
+            store(k, sums, count)
 
         with Loop(b, start, whole, lanes) as loop:
             vector(loop.index, lanes)

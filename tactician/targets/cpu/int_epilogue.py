@@ -61,19 +61,16 @@ class Finish:
         if found is None:
             return None
         x, zero = found
-        if not isinstance(x, E.Binary) or x.fn != "div" or not isinstance(x.b, E.Load):
+        if not isinstance(x, E.Binary) or x.fn != "div" or x.b.dtype is not f32:
             return None
-        scale = x.b.value.const
-        if scale is None or scale.size != 1 or x.b.dtype is not f32:
-            return None
-        q = float(np.asarray(scale).reshape(()))
-        if not (q > 0 and np.isfinite(1 / q)):
+        q = _known(x.b)
+        if q is None or not (q > 0 and np.isfinite(1 / q)):
             return None
         y = self._scaled(x.a, 1 / q)
         if y is None:
             return None
         low = convert.limits(e.dtype)[0]
-        if _known(zero) == low and isinstance(y, E.Binary) and y.fn == "max" and _is_zero(y.b):
+        if (0 if zero is None else _known(zero)) == low and isinstance(y, E.Binary) and y.fn == "max" and _is_zero(y.b):
             y = y.a  # saturation does it
         rounded: E.Expr = E.unary("round", y)
         assert isinstance(e, E.Cast)
@@ -137,14 +134,12 @@ def _loads(e: E.Expr, v: Value) -> bool:
     return isinstance(e, E.Load) and e.value is v
 
 
-def _known(zero: E.Expr | None) -> int | None:
-    """A zero point's value, if the build knows it."""
-    if zero is None:
-        return 0
-    if isinstance(zero, E.Const):
-        return int(zero.value)
-    if isinstance(zero, E.Load) and zero.value.const is not None and zero.value.const.size == 1:
-        return int(np.asarray(zero.value.const).reshape(()))
+def _known(e: E.Expr) -> float | None:
+    """The value of an expression that is one known number."""
+    if isinstance(e, E.Const):
+        return float(e.value)
+    if isinstance(e, E.Load) and e.value.const is not None and e.value.const.size == 1:
+        return float(np.asarray(e.value.const).reshape(()))
     return None
 
 

@@ -70,7 +70,8 @@ class Finish:
         if y is None:
             return None
         low = convert.limits(e.dtype)[0]
-        if (0 if zero is None else _known(zero)) == low and isinstance(y, E.Binary) and y.fn == "max" and _is_zero(y.b):
+        least = 0 if zero is None else _known(zero)
+        if least == low and isinstance(y, E.Binary) and y.fn == "max" and _is_zero(y.b):
             y = y.a  # saturation does it
         rounded: E.Expr = E.unary("round", y)
         assert isinstance(e, E.Cast)

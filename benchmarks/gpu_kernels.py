@@ -1,0 +1,408 @@
+"""Generated kernels on a GPU: contractions of well-known networks, several tiles each.
+
+Run with ``PYTHONPATH=. python benchmarks/gpu_kernels.py [seconds] [word …]`` (words choose groups:
+resnet1 resnet32 resnet128 bert vit gemm attention other). Needs torch for buffers, references and
+what is compared with. Every candidate is checked and timed inside CUDA graphs of 20 launches; the
+table comes last: µs of the best tile, of torch (cuDNN, cuBLAS), the floor, and the tiles in order.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tactician.ir.dtypes import dtype as named
+from tactician.ir.graph import Graph, Value
+from tactician.ops.registry import emit
+from tactician.regions.fuse import fuse
+from tactician.regions.layout import assign_layouts
+from tactician.regions.region import Region
+from tactician.tactics.kernel import Kernel
+from tactician.tactics.tactic import Tactic, tactics_for
+from tactician.targets.cuda import load_tactics
+from tactician.targets.cuda.bench import TimingDevice
+from tactician.targets.cuda.code import Code
+from tactician.targets.cuda.driver import open_gpu
+
+START = time.time()
+BUDGET = float(sys.argv[1]) if len(sys.argv) > 1 else 230.0
+GROUPS = sys.argv[2:]
+COPIES = 20
+TORCH = {"f16": torch.half, "bf16": torch.bfloat16, "f32": torch.float32, "i8": torch.int8,
+         "i32": torch.int32, "f8e4m3": torch.float8_e4m3fn, "b1": torch.bool}
+RNG = np.random.default_rng(0)
+PEAK = {"f16": 798e12, "f32": 400e12, "i8": 1590e12, "f8e4m3": 1590e12}
+BANDWIDTH = 3.0e12
+OWN = ("gemm", "gemv", "conv", "depthwise", "attention", "stem")
+
+load_tactics()
+torch.cuda.init()
+torch.zeros(1, device="cuda")
+DEVICE = TimingDevice(open_gpu(0))
+TACTICS: list[Tactic] = [t for t in tactics_for("cuda") if t.name in OWN]
+
+
+@dataclass
+class Case:
+    """One region, and how torch does the same.
+
+    Attributes:
+        name: Shown in the table.
+        region: What is built.
+        torch: Given the operands by value, what torch computes (also timed).
+        flops, moved: Operations, and bytes that have to move.
+        most: Candidates of each tactic.
+        built: (label, kernel, code to come).
+    """
+
+    name: str
+    region: Region
+    torch: Callable[[dict[Value, torch.Tensor]], torch.Tensor]
+    flops: float
+    moved: float
+    most: int = 6
+    kind: str = "f16"
+    built: list[tuple[str, Kernel, Future[bytes]]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    peer: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        return max(self.flops / PEAK[self.kind], self.moved / BANDWIDTH) * 1e6
+
+
+# --- regions ---------------------------------------------------------------------------------
+
+
+def array(dt: str, *shape: int, scale: float = 1.0) -> Any:
+    return (RNG.standard_normal(shape, dtype=np.float32) * scale).astype(named(dt).np)
+
+
+def wants(region: Region) -> bool:
+    return any(t.wants_channels_last(region, DEVICE) for t in TACTICS)
+
+
+def anchored(g: Graph) -> Region:
+    """The region around the node named ``anchor``."""
+    g.toposort()
+    regions = assign_layouts(g, fuse(g), wants, lambda r: True).regions
+    return next(r for r in regions if r.anchor is not None and r.anchor.name == "anchor")
+
+
+def bytes_of(region: Region) -> float:
+    return float(sum(int(v.numel) * v.dtype.size for v in {*region.inputs, *region.outputs}))
+
+
+def convolution(n: int, c: int, k: int, hw: int, r: int, s: int, groups: int = 1,
+                residual: bool = False, most: int = 6) -> Case:
+    g, p = Graph(), r // 2
+    x = g.add_input("x", "f16", (n, c, hw, hw))
+    w = g.constant(array("f16", k, c // groups, r, r, scale=(c // groups * r * r) ** -0.5))
+    b = g.constant(array("f16", k))
+    attrs = {"stride": (s, s), "pre": (p, p), "post": (p, p), "groups": groups}
+    y = emit(g, "convolution", [x, w, b], "anchor", **attrs).output
+    if residual:  # from a convolution, so that it is stored channels-last
+        one = g.constant(array("f16", k, k, 1, 1))
+        z = emit(g, "convolution", [g.add_input("z", "f16", y.dims), one], "other").output
+        y = emit(g, "binary", [y, z], "add", fn="add").output
+    y = emit(g, "activation", [y], "act", fn="relu").output
+    last = g.constant(array("f16", k, k, 1, 1))
+    g.outputs = [emit(g, "convolution", [y, last], "after").output]
+    region = anchored(g)
+
+    def peer(t: dict[Value, torch.Tensor]) -> torch.Tensor:
+        out = F.conv2d(t[x], t[w], t[b], s, p, 1, groups)
+        return torch.relu_(out.add_(t[z]) if residual else out)
+
+    out = int(y.numel)
+    label = f"conv {c}->{k} {r}x{r}/{s} {hw} b{n}" + (f" g{groups}" if groups > 1 else "")
+    label += " +res" if residual else ""
+    return Case(label, region, peer, 2.0 * out * (c // groups) * r * r, bytes_of(region), most)
+
+
+def product(m: int, k: int, n: int, act: str = "", residual: bool = False, dt: str = "f16",
+            const: bool = True, bias: bool = True, most: int = 6) -> Case:
+    g = Graph()
+    x = g.add_input("x", dt, (m, k))
+    if const:
+        w = g.constant(array(dt, k, n, scale=k**-0.5))
+    else:
+        w = g.add_input("w", dt, (k, n))
+    y = emit(g, "matmul", [x, w], "anchor").output
+    b = r = None
+    if bias:
+        b = g.constant(array(dt, n))
+        y = emit(g, "binary", [y, b], "bias", fn="add").output
+    if residual:
+        r = g.add_input("r", dt, (m, n))
+        y = emit(g, "binary", [y, r], "add", fn="add").output
+    if act:
+        y = emit(g, "activation", [y], "act", fn=act).output
+    g.outputs = [y]
+    region = anchored(g)
+
+    def peer(t: dict[Value, torch.Tensor]) -> torch.Tensor:
+        out = torch.addmm(t[b], t[x], t[w]) if b is not None else t[x] @ t[w]
+        if r is not None:
+            out = out + t[r]
+        return F.gelu(out) if act == "gelu_erf" else torch.relu(out) if act == "relu" else out
+
+    label = f"gemm {m}x{n}x{k} {dt}" + (f" {act}" if act else "") + (" +res" if residual else "")
+    return Case(label, region, peer, 2.0 * m * n * k, bytes_of(region), most, dt)
+
+
+def attention(b: int, h: int, s: int, d: int, flat: bool = True, causal: bool = False,
+              keys: int = 0, kv: int = 0, most: int = 8) -> Case:
+    g, kv, keys = Graph(), kv or h, keys or s
+    shapes = [(b, h, s, d), (b, kv, keys, d), (b, kv, keys, d)]
+    if flat:
+        shapes = [(i, n, j * e) for i, j, n, e in shapes]
+    q, k, v = (g.add_input(n, "f16", shape) for n, shape in zip("qkv", shapes, strict=True))
+    heads = {"q_heads": h, "kv_heads": kv} if flat else {}
+    g.outputs = [emit(g, "attention", [q, k, v], "anchor", causal=causal, **heads).output]
+    region = anchored(g)
+
+    def peer(t: dict[Value, torch.Tensor]) -> torch.Tensor:
+        parts = [t[x] for x in (q, k, v)]
+        if flat:
+            parts = [x.view(*x.shape[:2], -1, d).transpose(1, 2) for x in parts]
+        with torch.nn.attention.sdpa_kernel(
+            [torch.nn.attention.SDPBackend.CUDNN_ATTENTION,
+             torch.nn.attention.SDPBackend.FLASH_ATTENTION], set_priority=True,
+        ):
+            y = F.scaled_dot_product_attention(*parts, is_causal=causal, enable_gqa=kv != h)
+        return y.transpose(1, 2).reshape(b, s, h * d) if flat else y
+
+    flops = 4.0 * b * h * s * keys * d * (0.5 if causal else 1.0)
+    label = f"attention b{b} h{h}" + (f"/{kv}" if kv != h else "") + f" s{s}"
+    label += (f"x{keys}" if keys != s else "") + f" d{d}" + (" causal" if causal else "")
+    return Case(label, region, peer, flops, bytes_of(region), most)
+
+
+LAYERS = [  # C, K, H=W, window, stride, residual
+    (3, 64, 224, 7, 2, False), (64, 64, 56, 1, 1, False), (64, 64, 56, 3, 1, False),
+    (64, 256, 56, 1, 1, True), (256, 64, 56, 1, 1, False), (256, 128, 56, 1, 1, False),
+    (128, 128, 56, 3, 2, False), (128, 512, 28, 1, 1, True), (256, 512, 56, 1, 2, False),
+    (512, 128, 28, 1, 1, False), (128, 128, 28, 3, 1, False), (512, 256, 28, 1, 1, False),
+    (256, 256, 28, 3, 2, False), (256, 1024, 14, 1, 1, True), (1024, 256, 14, 1, 1, False),
+    (256, 256, 14, 3, 1, False), (1024, 512, 14, 1, 1, False), (512, 512, 14, 3, 2, False),
+    (512, 2048, 7, 1, 1, True), (2048, 512, 7, 1, 1, False), (512, 512, 7, 3, 1, False),
+]
+
+
+def resnet(n: int, most: int = 6) -> list[Case]:
+    return [convolution(n, c, k, hw, r, s, residual=res, most=most)
+            for c, k, hw, r, s, res in LAYERS]
+
+
+def transformer(m: int) -> list[Case]:
+    return [product(m, 768, 2304), product(m, 768, 768, residual=True),
+            product(m, 768, 3072, "gelu_erf"), product(m, 3072, 768, residual=True)]
+
+
+def chosen() -> dict[str, Callable[[], list[Case]]]:
+    """Groups of cases, the most important first."""
+    return {
+        "resnet1": lambda: [*resnet(1), product(1, 2048, 1000)],
+        "gemm": lambda: [product(8192, 8192, 8192, const=False, bias=False, most=8),
+                         product(4096, 4096, 4096, const=False, bias=False, most=6)],
+        "attention": lambda: [
+            attention(4, 16, 2048, 64, False), attention(4, 16, 2048, 128, False),
+            attention(4, 16, 2048, 128, False, causal=True),
+            attention(1, 32, 1, 128, False, keys=4096, kv=8)],
+        "bert": lambda: [*transformer(128), attention(1, 12, 128, 64), *transformer(4096),
+                         attention(32, 12, 128, 64)],
+        "resnet32": lambda: resnet(32),
+        "vit": lambda: [*transformer(197), attention(1, 12, 197, 64), *transformer(6304),
+                        attention(32, 12, 197, 64)],
+        "resnet128": lambda: resnet(128, 4),
+        "other": lambda: [
+            convolution(32, 144, 144, 56, 3, 1, 144), convolution(1, 144, 144, 56, 3, 1, 144),
+            convolution(32, 384, 384, 14, 3, 1, 384), product(4096, 4096, 4096, dt="f32"),
+            product(1024, 768, 768, dt="f32")],
+    }  # fmt: skip
+
+
+# --- running ---------------------------------------------------------------------------------
+
+
+def start(case: Case) -> None:
+    """Begins to compile a case's candidates."""
+    for tactic in TACTICS:
+        why = tactic.refuse(case.region, DEVICE)
+        if why is not None:
+            case.refused.append(f"{tactic.name}: {why}")
+            continue
+        for c in list(tactic.candidates(case.region, DEVICE))[: case.most]:
+            try:
+                kernel = tactic.build(case.region, c, DEVICE)
+            except Exception as e:
+                case.wrong.append(f"{tactic.name}({c}): {type(e).__name__}: {e}")
+                continue
+            label = str(c) if tactic.name in ("conv", "gemm", "attention") else f"{tactic.name} {c}"
+            case.built.append((label, kernel, DEVICE.start(kernel)[1]))
+    if case.built:
+        case.refused.clear()
+
+
+def tensor(v: Value) -> torch.Tensor:
+    """An operand in its logical shape, stored as the value is."""
+    logical = v.meta.get("logical", v)
+    shape = [int(d) for d in logical.dims]
+    if logical.const is not None:
+        t = torch.from_numpy(np.ascontiguousarray(logical.const).view(np.int16)
+                             if logical.dtype.name == "f16" else np.array(logical.const)).cuda()
+        t = t.view(TORCH[logical.dtype.name])
+    else:
+        t = torch.randn(shape, device="cuda").to(TORCH[logical.dtype.name])
+    if "perm" in v.meta:
+        back = np.argsort(v.meta["perm"]).tolist()
+        t = t.permute(*v.meta["perm"]).contiguous().permute(*back)
+    return t
+
+
+def operands(region: Region) -> dict[Value, torch.Tensor]:
+    """Tensors by value as stored, and by logical value."""
+    found: dict[Value, torch.Tensor] = {}
+    for v in (*region.inputs, *region.outputs):
+        found[v] = tensor(v)
+        found.setdefault(v.meta.get("logical", v), found[v])
+    return found
+
+
+def stopwatch(launch: Callable[[int], None], copies: int = COPIES) -> float:
+    """Microseconds of a launch inside a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        launch(stream.cuda_stream)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(copies):
+                launch(stream.cuda_stream)
+        times = []
+        for _ in range(6):
+            a, b = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+            a.record()
+            graph.replay()
+            b.record()
+            b.synchronize()
+            times.append(a.elapsed_time(b) / copies)
+    return sorted(times)[1] * 1e3
+
+
+def measure(case: Case, label: str, kernel: Kernel, code: bytes, ts: dict[Value, torch.Tensor],
+            want: torch.Tensor) -> None:
+    launch = kernel.launch
+    assert launch is not None
+    loaded = DEVICE.driver.load(Code.unpack(code))
+    packed = [torch.from_numpy(np.ascontiguousarray(a).view(np.uint8).reshape(-1)).cuda()
+              for a in kernel.args if isinstance(a, np.ndarray)]
+    rest = iter(packed)
+    pointers = [ts[a].data_ptr() if isinstance(a, Value) else next(rest).data_ptr()
+                for a in kernel.args]
+    blocks = int(np.prod([int(d) for d in launch.grid]))
+    keep = []
+    if launch.workspace:
+        keep.append(torch.full((int(launch.workspace),), 255, dtype=torch.uint8, device="cuda"))
+        pointers.append(keep[-1].data_ptr())
+    if launch.counters:
+        keep.append(torch.zeros(int(launch.counters), dtype=torch.int32, device="cuda"))
+        pointers.append(keep[-1].data_ptr())
+    scratch = torch.empty(max(1, blocks * loaded.code.global_scratch), dtype=torch.uint8,
+                          device="cuda")
+    call = DEVICE.driver.prepare(loaded, np.array(pointers, np.int64), np.zeros(0, np.int64),
+                                 np.array([scratch.data_ptr(), 0], np.int64))
+    grid = (*(int(d) for d in launch.grid), 1, 1)[:3]
+    out = ts[case.region.outputs[0]]
+    out.fill_(float("nan"))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    for _ in range(2):  # counters have to be as they were
+        call.launch(grid, stream.cuda_stream)
+    torch.cuda.synchronize()
+    error = float((out.float() - want).abs().max() / want.abs().max().clamp_min(1e-6))
+    if not error < 1e-2:
+        case.wrong.append(f"{label}: error {error:.3g}")
+        return
+    flat = case.floor > 300
+    case.times[label] = stopwatch(lambda s: call.launch(grid, s), 4 if flat else COPIES)
+    del keep, packed
+
+
+def run(case: Case) -> None:
+    ts = operands(case.region)
+    logical = {v.meta.get("logical", v): t for v, t in ts.items()}
+    want = case.torch(logical).float()
+    for label, kernel, code in case.built:
+        try:
+            measure(case, label, kernel, code.result(timeout=120), ts, want)
+        except Exception as e:
+            text = f"{type(e).__name__}: {e}".replace("\n", " ")[:160]
+            case.wrong.append(f"{label}: {text}")
+            if "ILLEGAL" in text or "MISALIGNED" in text:
+                raise
+    try:
+        case.peer = stopwatch(lambda s: case.torch(logical), 4 if case.floor > 300 else 10)
+    except Exception as e:
+        case.wrong.append(f"torch: {type(e).__name__}: {str(e)[:80]}")
+
+
+def row(case: Case) -> str:
+    order = sorted(case.times.items(), key=lambda kv: kv[1])
+    best = f"{order[0][1]:8.2f}" if order else "    none"
+    tiles = " | ".join(f"{n} {t:.1f}" for n, t in order[:4])
+    return f"{case.name:34s} {case.floor:8.2f} {case.peer:8.2f} {best}  {tiles}"
+
+
+def main() -> None:
+    torch.backends.cudnn.benchmark = True
+    groups: dict[str, list[Case]] = {}
+    for name, make in chosen().items():
+        if not GROUPS or name in GROUPS:
+            groups[name] = make()
+            for case in groups[name]:
+                start(case)
+    count = sum(len(c.built) for g in groups.values() for c in g)
+    print(f"{count} kernels compile; {time.time() - START:.0f} s", flush=True)
+    lost = ""
+    for name, cases in groups.items():
+        for case in cases:
+            if time.time() - START > BUDGET or lost:
+                break
+            try:
+                run(case)
+            except Exception as e:
+                traceback.print_exc()
+                lost = f"{case.name}: {case.wrong[-1:]} {e}"
+            print(row(case), *(f"\n    ! {w}" for w in (*case.refused, *case.wrong)), flush=True)
+            torch.cuda.empty_cache() if not lost else None
+        print(f"[{name}] {time.time() - START:.0f} s", flush=True)
+    print("\n=== µs: floor, torch, best of ours, tiles ===")
+    for name, cases in groups.items():
+        done = [c for c in cases if c.times]
+        ours = sum(min(c.times.values()) for c in done)
+        floor, peer = sum(c.floor for c in done), sum(c.peer for c in done)
+        print(f"--- {name}: floor {floor:.1f}, torch {peer:.1f}, ours {ours:.1f}")
+        for case in done:
+            print(row(case))
+    bad = [f"{c.name}: {w}" for g in groups.values() for c in g for w in (*c.refused, *c.wrong)]
+    print(f"\n{len(bad)} failures" + "".join(f"\n  {b[:200]}" for b in bad[:25]))
+    if lost:
+        print(f"context lost at {lost}")
+
+
+if __name__ == "__main__":
+    main()

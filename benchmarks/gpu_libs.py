@@ -116,12 +116,16 @@ def product(
     return named_region(g, "anchor")
 
 
-def attention(b: int, h: int, s: int, d: int, dt: str = "f16", flat: bool = True) -> Region:
+def attention(
+    b: int, h: int, s: int, d: int, dt: str = "f16", flat: bool = True,
+    mask: tuple[int, ...] = (),
+) -> Region:
     g = Graph()
     shape = (b, s, h * d) if flat else (b, h, s, d)
     q, k, v = (g.add_input(n, named(dt), shape) for n in "qkv")
     heads = {"q_heads": h, "kv_heads": h} if flat else {}
-    g.outputs = [emit(g, "attention", [q, k, v], "anchor", **heads).output]
+    more = [g.add_input("mask", named(dt), mask)] if mask else []
+    g.outputs = [emit(g, "attention", [q, k, v, *more], "anchor", **heads).output]
     return named_region(g, "anchor")
 
 
@@ -413,6 +417,26 @@ def attentions() -> None:
                  f"[{label}] {remarks}; torch {times}")
 
 
+def masks() -> None:
+    """Additive masks, and what becomes of rows that see no key."""
+    fa = OURS["cudnn_attention"]
+    for shape, blind in (((8, 1, 1, 384), False), ((1, 1, 384, 384), False),
+                         ((8, 1, 1, 384), True)):
+        region = attention(8, 12, 384, 64, flat=False, mask=shape)
+        b = Buffers(region)
+        q, k, v, m = (b.value(x) for x in region.inputs)
+        m.copy_(torch.where(torch.rand_like(m) < 0.3, -10000.0, 0.0))
+        if blind:
+            m[0] = float("-inf")
+        want = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), m.double())
+        if blind:
+            want = want.nan_to_num(0.0)
+        best, label, remarks = try_all(region, b, want, options(region, fa, 4))
+        first = b.result[0, 0, 0, :3].tolist()
+        keep(f"attention with mask {shape}{' a blind row' if blind else ''}: {best:.2f} µs "
+             f"[{label}] {remarks}" + (f" first elements {first}" if blind else ""))
+
+
 def varieties() -> None:
     """Numbers only: activations, types, groups, transposed, 1-D."""
     cudnn = OURS["cudnn_conv"]
@@ -527,6 +551,7 @@ def main() -> None:
     parts: list[tuple[str, Any]] = [
         ("about", about), ("elsewhere", elsewhere), ("varieties", varieties),
         ("resnet 1", lambda: resnet(1, 60)), ("products", products), ("attention", attentions),
+        ("masks", masks),
         ("int8", int8), ("resnet 32", lambda: resnet(32, 50)), ("stems", stems),
         ("depthwise", depthwise), ("resnet 128", lambda: resnet(128, 50)),
     ]

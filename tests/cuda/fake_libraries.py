@@ -41,6 +41,10 @@ SETTABLE = {
     16: {1000: INT64, 1001: VOID_PTR, 1003: VOID_PTR},
     17: {900: INT64, 901: DATA_TYPE, 902: INT64, 903: INT64, 906: INT64, 907: BOOLEAN,
          908: BOOLEAN},
+    18: {1500: DATA_TYPE},
+    19: {1520: DESCRIPTOR, 1521: DESCRIPTOR, 1522: DESCRIPTOR, 1523: DESCRIPTOR},
+    21: {1600: REDUCTION, 1601: DATA_TYPE},
+    22: {1610: DESCRIPTOR, 1611: DESCRIPTOR, 1612: DESCRIPTOR},
     38: {2701: HANDLE, 2702: CHAR},
     41: {2800: DESCRIPTOR, 2801: DESCRIPTOR, 2802: DESCRIPTOR, 2803: DESCRIPTOR,
          2805: DESCRIPTOR},
@@ -48,6 +52,7 @@ SETTABLE = {
 REQUIRED = {0: {0, 1}, 1: {100, 101, 102, 103, 104, 105, 106}, 4: {200, 201},
             10: {700, 701, 702, 703, 704, 705}, 12: {706, 707, 708, 709, 710, 711},
             13: {750, 751, 753}, 15: {801}, 16: {1000, 1001}, 17: {900, 901, 902, 903, 906},
+            18: {1500}, 19: {1520, 1521, 1522, 1523}, 21: {1600, 1601}, 22: {1610, 1611, 1612},
             41: {2800, 2801, 2802, 2803}}  # fmt: skip
 ENGINES = 3
 
@@ -230,6 +235,13 @@ def run_graph(graph, pointers):
         elif op["kind"] == 13:
             args = [read(op[k][0]) for k in ("751", "752", "758") if k in op]
             write(op["753"][0], pointwise(op["750"][0], args))
+        elif op["kind"] == 19:
+            a, b = read(op["1520"][0]), read(op["1521"][0])
+            b = np.repeat(b, a.shape[1] // b.shape[1], 1)
+            write(op["1522"][0], a @ b)
+        elif op["kind"] == 22:
+            fn = {0: np.sum, 3: np.max}[op["1612"][0]["1600"][0]]
+            write(op["1611"][0], fn(read(op["1610"][0]), axis=-1, keepdims=True))
         else:
             assert op["kind"] == 41
             q, k, v, scale = (read(op[k][0]) for k in ("2800", "2801", "2802", "2805"))

@@ -233,7 +233,7 @@ def test_stream_and_addresses(fakes):
 # --- attention -------------------------------------------------------------------------------
 
 
-def attention_graph(flat=True, heads=3, kv_heads=3, merged=False, **attrs):
+def attention_graph(flat=True, heads=3, kv_heads=3, merged=False, mask=None, **attrs):
     g, f16 = Graph(), dtype("f16")
     b, s, d = 2, 6, 8
     if merged:
@@ -245,18 +245,26 @@ def attention_graph(flat=True, heads=3, kv_heads=3, merged=False, **attrs):
     else:
         shapes = [(b, s, h * d) if flat else (b, h, s, d) for h in (heads, kv_heads, kv_heads)]
         qkv = [g.add_input(n, f16, x) for n, x in zip("qkv", shapes, strict=True)]
+    if mask is not None:
+        qkv.append(g.add_input("mask", dtype("f32"), mask))
     known = {"q_heads": heads, "kv_heads": kv_heads} if flat else {}
     g.outputs = [emit(g, "attention", qkv, "anchor", **known, **attrs).output]
     return g
 
 
 @pytest.mark.parametrize("case", [{}, {"flat": False}, {"kv_heads": 1}, {"merged": True},
-                                  {"scale": 0.5}], ids=str)
+                                  {"scale": 0.5}, {"mask": (2, 1, 1, 6)}, {"mask": (6, 6)},
+                                  {"mask": (2, 3, 6, 6), "kv_heads": 1}], ids=str)
 def test_attention(case):
-    check(anchor_region(attention_graph(**case)), SDPA)
+    region = anchor_region(attention_graph(**case))
+    for form in ("parts",) if "mask" in case else ("whole", "parts"):
+        found = [c for c in SDPA.candidates(region, HERE) if c.form == form]
+        assert len(found) == 3
+        check(region, SDPA, found[1])
 
 
-@pytest.mark.parametrize("attrs", [{"causal": True}, {"softcap": 2.0}, {"left": 3}], ids=str)
+@pytest.mark.parametrize("attrs", [{"causal": True}, {"softcap": 2.0}, {"left": 3},
+                                   {"mask": (6, 4)}], ids=str)
 def test_attention_with_limits_is_left_to_others(attrs):
     assert SDPA.refuse(anchor_region(attention_graph(**attrs)), HERE)
 

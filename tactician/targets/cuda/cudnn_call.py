@@ -55,6 +55,7 @@ class Planner:
     """
 
     def __init__(self, gpu: Gpu | None = None):
+        libraries.preload_compilers()
         self._gpu = gpu
         self._device: Descriptor | None = None
         self._configs: OrderedDict[str, list[Descriptor]] = OrderedDict()

@@ -107,8 +107,6 @@ def load(name: str) -> Any:
 
 
 def _open(lib: Library) -> Any:
-    if lib.name == "cudnn":
-        _preload_compilers()
     reasons = []
     for path in _places(lib):
         try:
@@ -121,7 +119,8 @@ def _open(lib: Library) -> Any:
     )
 
 
-def _preload_compilers() -> None:
+@functools.cache
+def preload_compilers() -> None:
     """cuDNN compiles some kernels while planning and looks for NVRTC (and for cuBLASLt) by name
     only: having them in the process makes the wheels' copies found."""
     names = ("libnvrtc-builtins.so.13.*", "libnvrtc.so.13", "libcublasLt.so.13")

@@ -8,7 +8,7 @@ from contraction_kit import DEVICE, Graph, check_kernel, emit, ptx_of
 from tactician.ir import dims as D
 from tactician.regions.fuse import fuse
 from tactician.regions.layout import assign_layouts
-from tactician.targets.cuda import conv
+from tactician.targets.cuda import conv, depthwise
 from tactician.targets.cuda.device import CudaDevice
 from tactician.targets.cuda.product import Tile
 
@@ -142,6 +142,37 @@ def test_sizes_known_at_run_time():
         check(*convolution(("n", 20, "h", 11), (8, 20, 3, 3), symbols=env, **attrs), env=env,
               last=last)  # fmt: skip
         check(*convolution(("n", 20, "h", 11), (8, 20, 1, 1), symbols=env), env=env, last=last)
+
+
+DEPTHWISE = [
+    ((2, 9, 10, 13), (9, 1, 3, 3), {"groups": 9, "pre": (1, 1), "post": (1, 1)}),
+    ((1, 20, 9, 9), (40, 1, 5, 5), {"groups": 20, "stride": (2, 2), "pre": (2, 2), "post": (2, 2)}),
+    ((1, 6, 30), (6, 1, 7), {"groups": 6, "dilation": (2,)}),
+    ((1, 5, 12, 12), (5, 1, 9, 9), {"groups": 5, "pre": (4, 4), "post": (4, 4)}),
+]
+
+
+@pytest.mark.parametrize("how", ["first", "last", "runtime"])
+@pytest.mark.parametrize(("x", "w", "attrs"), DEPTHWISE)
+def test_depthwise(x, w, attrs, how):
+    case = convolution(x, w, const=how != "runtime", dtype="f16", tail=relu_residual, **attrs)
+    check(*case, tile=None, last=how == "last", tactic=depthwise.Depthwise())
+
+
+def test_depthwise_deconvolution():
+    attrs = {"groups": 6, "stride": (2, 2), "pre": (1, 1), "post": (1, 1)}
+    case = convolution((1, 6, 5, 6), (6, 1, 3, 3), op="deconvolution", **attrs)
+    check(*case, tile=None, last=True, tactic=depthwise.Depthwise())
+
+
+def test_depthwise_integers():
+    g = Graph()
+    x, zx = g.add_input("x", "u8", (1, 20, 6, 7)), g.add_input("zx", "u8", ())
+    inputs = {x: integers((1, 20, 6, 7), np.uint8), zx: integers((), np.uint8)}
+    weights = [g.constant(integers(s, np.int8)) for s in ((20, 1, 3, 3), (20,))]
+    y = emit(g, "int_conv", [x, weights[0], zx, weights[1]], groups=20, pre=(1, 1), post=(1, 1))
+    g.outputs = [y.output]
+    check(g, inputs, tile=None, tolerance=0, last=True, tactic=depthwise.Depthwise())
 
 
 def integers(shape, dtype):

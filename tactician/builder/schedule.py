@@ -224,7 +224,7 @@ class Scheduler:
             for a in kernel.args
         )
         values = [a for a in kernel.args if isinstance(a, Value)]
-        outs = set(region.outputs)
+        outs = set(values) - set(region.inputs)  # results, and memory of the kernel's own
         self.program.steps.append(
             Step(
                 "kernel",
@@ -236,6 +236,7 @@ class Scheduler:
                 dims=kernel.dims,
                 work=kernel.work,
                 grain=kernel.grain,
+                phase=kernel.phase,
                 scratch=kernel.scratch if kernel.launch is None else kernel.launch.workspace,
                 flops=kernel.flops,
                 grid=() if kernel.launch is None else kernel.launch.grid,

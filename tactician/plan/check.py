@@ -131,6 +131,8 @@ def _check_step(program: Program, i: int, step: Step) -> None:
         _dims(program, dims, what)
     if type(step.grain) is not int or step.grain < 1:
         _fail(f"{what} has grain {step.grain!r}")
+    if type(step.phase) is not int or step.phase < 0:
+        _fail(f"{what} has phases of {step.phase!r} items")
     if step.kind == "reference":
         if type(step.node) is not int or not 0 <= step.node < len(program.nodes.nodes):
             _fail(f"{what} runs node {step.node!r} of {len(program.nodes.nodes)}")

@@ -59,8 +59,8 @@ class Step:
         symbol: Kernel's function in `Program.code`.
         args: Tensor ids of the pointer arguments, in the kernel's order.
         dims: Scalar arguments.
-        work, grain, scratch, flops: As in `tactics.kernel.Kernel`; on a GPU ``scratch`` are bytes
-            of device memory that the kernel uses while it runs.
+        work, grain, phase, scratch, flops: As in `tactics.kernel.Kernel`; on a GPU ``scratch`` are
+            bytes of device memory that the kernel uses while it runs.
         grid: Blocks that a GPU launches.
         target: For jumps: index of the step that follows; may be one past the last.
         node: For ``reference``: index in `Program.nodes.nodes`.
@@ -81,6 +81,7 @@ class Step:
     scratch: DimLike = 0
     flops: DimLike = 0
     grid: tuple[DimLike, ...] = ()
+    phase: int = 0
     node: int = -1
     target: int = -1
     info: dict[str, Any] = field(default_factory=dict)

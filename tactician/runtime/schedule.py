@@ -157,6 +157,7 @@ class Schedule:
             row[0], row[6] = _JUMPS[s.kind], self._record_of(s.target)
         else:
             row[:6] = _KERNEL, self.core.code.get(s.symbol, 0), args, dims, work, s.grain
+            row[7] = s.phase
 
     def _record_of(self, step: int) -> int:
         """Where the record of a step is; one past the last step is the end."""

@@ -53,11 +53,14 @@ class Kernel:
         symbol: Name of the function in ``source``. Kernels with equal ``source`` are emitted once.
         source: LLVM IR text (CPU target), or Python text that defines the Triton function
             ``symbol`` (CUDA target).
-        args: What the pointer arguments are, in order: region inputs and outputs, or arrays
-            packed at build time (the plan stores these as constants).
+        args: What the pointer arguments are, in order: region inputs and outputs, arrays
+            packed at build time (the plan stores these as constants), or values of the kernel's
+            own: memory that all its work items share while it runs.
         dims: The scalar arguments: symbolic sizes the code needs at run time.
         work: Number of independent work items.
         grain: Least number of items worth a thread of its own.
+        phase: Items of a phase, or 0 for one phase. Items of a phase are done before any of the
+            next begins; ``work`` is a multiple (CPU target).
         scratch: Bytes of per-thread scratch memory.
         flops: Floating-point operations, for reports and the cost model (0: unknown).
         fast_math: Whether the optimizer may use relaxed floating-point semantics.
@@ -74,6 +77,7 @@ class Kernel:
     flops: DimLike = 0
     fast_math: bool = False
     launch: Launch | None = None
+    phase: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
 

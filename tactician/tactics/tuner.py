@@ -129,10 +129,17 @@ class Bench:
         Raises:
             RefusedError: If the kernel can't be compiled or launched.
         """
-        call = [self.arrays[a] if isinstance(a, Value) else a for a in kernel.args]
+        call = [self._argument(a) for a in kernel.args]
         for v in self.region.outputs:
             storage_of(v, self.arrays[v]).reshape(-1).view(np.uint8).fill(UNWRITTEN)
         return self.device.time_kernel(kernel, call, self.env, self.seconds)
+
+    def _argument(self, a: Value | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if not isinstance(a, Value):
+            return a
+        if a in self.arrays:
+            return self.arrays[a]
+        return _room(a, _concrete(a, self.env))  # the kernel's own memory
 
     def results(self, whole: bool) -> dict[Value, np.ndarray[Any, Any]]:
         """What the last candidate computed.

@@ -38,6 +38,7 @@ def run(kernel, arrays, env=None, threads=1, device=None):
     address = device.function(kernel)
     keep = [
         a if isinstance(a, np.ndarray) else arrays[a] if is_slice(a)
+        else np.full(a.dims, 0xAB).astype(a.dtype.np) if a not in arrays  # shared while it runs
         else np.ascontiguousarray(arrays[a]) for a in kernel.args
     ]
     args = np.array([a.ctypes.data for a in keep], np.int64)
@@ -48,7 +49,9 @@ def run(kernel, arrays, env=None, threads=1, device=None):
     scratch = native.aligned(stride * threads + guard)
     scratch[:] = 0xAB  # kernels must not rely on zeros
     steps = np.zeros((2, 8), np.int64)
-    steps[0] = [1, address, args.ctypes.data, dims.ctypes.data, work.ctypes.data, 1, 0, 0]
+    steps[0] = [
+        1, address, args.ctypes.data, dims.ctypes.data, work.ctypes.data, 1, 0, kernel.phase
+    ]
     _pool.run(steps, threads=threads, scratch=scratch.ctypes.data, scratch_stride=stride)
     assert (scratch[stride * threads :] == 0xAB).all(), "wrote past its scratch"
 

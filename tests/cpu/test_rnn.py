@@ -5,7 +5,7 @@ import pytest
 from kernels import Graph, check_kernel, emit, random, region_of
 
 from tactician.ir import dims as D
-from tactician.targets.cpu import rnn
+from tactician.targets.cpu import rnn, rnn_phases
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.toolchain import Toolchain
@@ -55,6 +55,31 @@ def check(graph, region, inputs, rows=None, threads=1, env=None, tolerance=3e-6)
     assert TACTIC.refuse(region, device) is None
     rows = rows or TACTIC.candidates(region, device)[0]
     check_kernel(graph, TACTIC.build(region, rows, device), inputs, env, threads, tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        ("lstm", {}), ("gru", {}), ("rnn", {"batch": 1}), ("lstm", {"direction": "reverse"}),
+        ("gru", {"direction": "bidirectional", "layout": 1}), ("lstm", {"steps": 37, "hidden": 33}),
+        ("gru", {"linear_before_reset": True, "hidden": 24}), ("lstm", {"lens": [5, 2, 0]}),
+        ("lstm", {"h0": False, "bias": False, "hidden": 16, "steps": 16}), ("lstm", {"peep": True}),
+        ("lstm", {"steps": "T", "symbols": {"T": 35}}), ("rnn", {"dtype": "f64", "steps": 1}),
+        ("lstm", {"hidden": 3, "direction": "bidirectional", "batch": 8}),
+    ],
+)  # fmt: skip
+def test_units_divided_between_threads(cell, options, threads):
+    graph, region, inputs = network(cell, **options)
+    kernel = rnn_phases.RecurrentPhases().build(region, "panels", CpuDevice(threads=2))
+    assert kernel.phase and kernel.scratch == 0
+    env = options.get("symbols")
+    check_kernel(graph, kernel, inputs, env, threads, 3e-6)
+
+
+def test_small_states_are_not_divided():
+    _, region, _ = network("lstm")
+    assert "too long" in rnn_phases.RecurrentPhases().refuse(region, CpuDevice(threads=2))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

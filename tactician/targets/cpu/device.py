@@ -112,6 +112,7 @@ class CpuDevice(Device):
         steps[:repeats, 3] = dims.ctypes.data
         steps[:repeats, 4] = dims.ctypes.data + 8 * len(sizes)
         steps[:repeats, 5] = kernel.grain
+        steps[:repeats, 7] = kernel.phase
         ticks = np.zeros(repeats + 1, np.int64)
         launch = default_pool().prepare(
             steps, None, self.threads, ticks, scratch.ctypes.data, stride

@@ -7,7 +7,8 @@ Layout of a pool (bytes; 64-byte aligned):
     8     i64 nanoseconds that a worker spins before it parks
     16    i64 workers ready
     24    i64 offset of the mutex and condition (where there is no futex)
-    64    job: function, args, dims, work items, parts, scratch, scratch stride (8 bytes each)
+    64    job: function, args, dims, work items, parts, scratch, scratch stride, first item
+          (8 bytes each)
     128w  mailbox of worker w = 1, 2, …: i32 ticket, i32 parked, i32 ready, i32 claim; at +64:
           i32 done
 
@@ -126,10 +127,14 @@ define internal void @slice(ptr %pool, i64 %t, i64 %s) {
   %scratch = load ptr, ptr %p5
   %stride = load i64, ptr %p6
   %t1 = add i64 %t, 1
+  %p7 = getelementptr i8, ptr %pool, i64 120
+  %base = load i64, ptr %p7
   %b0 = mul i64 %work, %t
-  %begin = udiv i64 %b0, %parts
+  %b1 = udiv i64 %b0, %parts
+  %begin = add i64 %base, %b1
   %e0 = mul i64 %work, %t1
-  %end = udiv i64 %e0, %parts
+  %e1 = udiv i64 %e0, %parts
+  %end = add i64 %base, %e1
   %off = mul i64 %s, %stride
   %mine = getelementptr i8, ptr %scratch, i64 %off
   call void %fn(ptr %args, ptr %dims, i64 %begin, i64 %end, ptr %mine)
@@ -365,10 +370,14 @@ kernel:
   %w3 = load ptr, ptr %w3.at
   %w4 = load ptr, ptr %w4.at
   %g0 = load i64, ptr %w5.at
-  %work = load i64, ptr %w4
-  %any = icmp sgt i64 %work, 0
+  %total = load i64, ptr %w4
+  %any = icmp sgt i64 %total, 0
   br i1 %any, label %split, label %next
 split:
+  %w7.at = getelementptr i8, ptr %rec, i64 56
+  %w7 = load i64, ptr %w7.at
+  %phased = icmp sgt i64 %w7, 0
+  %work = select i1 %phased, i64 %w7, i64 %total
   %gpos = icmp sgt i64 %g0, 1
   %grain = select i1 %gpos, i64 %g0, i64 1
   %g2 = shl i64 %grain, 1
@@ -377,7 +386,7 @@ split:
   %par = and i1 %wide, %multi
   br i1 %par, label %parallel, label %alone
 alone:
-  call void %w1(ptr %w2, ptr %w3, i64 0, i64 %work, ptr %scratch)
+  call void %w1(ptr %w2, ptr %w3, i64 0, i64 %total, ptr %scratch)
   br label %next
 parallel:
   %most = udiv i64 %work, %grain
@@ -393,10 +402,17 @@ parallel:
   store ptr %w3, ptr %p2
   store i64 %work, ptr %p3
   store i64 %parts, ptr %p4
+  %p7 = getelementptr i8, ptr %pool, i64 120
+  br label %phase
+phase:
+  %base = phi i64 [ 0, %parallel ], [ %base1, %phase ]
+  store i64 %base, ptr %p7
   call void @summon(ptr %pool, i64 %parts)
   call void @slice(ptr %pool, i64 0, i64 0)
   call void @await(ptr %pool, i64 %parts, i1 true)
-  br label %next
+  %base1 = add i64 %base, %work
+  %unfinished = icmp slt i64 %base1, %total
+  br i1 %unfinished, label %phase, label %next
 call:
   %status = call i64 %callback(ptr %user, i64 %w6)
   %ok = icmp eq i64 %status, 0

@@ -32,7 +32,7 @@ from .codegen import Gen, Num
 from .isa import Isa
 
 _FUNCTIONS = frozenset(("sigmoid", "tanh", "relu"))
-_BLOCK = 16  # steps whose inputs are multiplied together
+BLOCK = 16  # steps whose inputs are multiplied together
 _UNROLL = 4
 _CHAINS = 8  # independent sums that keep multiply-add units busy
 Array = np.ndarray[Any, Any]
@@ -131,7 +131,7 @@ def _interleaved(w: Array) -> Array:
     return w.transpose(0, 3, 2, 1, 4).reshape(dirs, panels, -1)
 
 
-class _Builder:
+class Builder:
     """Emits one kernel."""
 
     def __init__(self, region: Region, rows: int, isa: Isa):
@@ -163,6 +163,7 @@ class _Builder:
         self.scalar = convert.register_type(self.dtype)
         self.vec = V.with_lanes(self.scalar, self.lanes if self.lanes > 1 else 0)
         self.padded = self.packed.panels * self.lanes
+        self.memory = g.scratch  # of states and sums
         self._layout_scratch()
 
     def _layout_scratch(self) -> None:
@@ -174,7 +175,8 @@ class _Builder:
         self.at_sums = []
         for group in self.packed.groups:
             self.at_sums.append(at)
-            at += _BLOCK * plane * group.sums
+            at += BLOCK * plane * group.sums
+        self.elements = at
         self.scratch_bytes = at * self.unit
 
     def _take(self, v: Value | Array) -> ir.Value:
@@ -189,16 +191,16 @@ class _Builder:
             block = g.mod(item.index, blocks) if self.dirs > 1 else item.index
             self.b0 = g.mul(block, self.rows)
             self._item()
-        a, p = self.a, self.packed
-        flops = (
-            self.steps_dim
-            * self.batch_dim
-            * (2 * self.dirs * CELLS[a.cell] * a.hidden * (p.size + a.hidden))
-        )
         return Kernel(
             g.symbol, g.finish(), tuple(self.args), tuple(g.dims),
-            D.ceil_div(self.batch_dim, self.rows) * self.dirs, 1, self.scratch_bytes, flops,
+            D.ceil_div(self.batch_dim, self.rows) * self.dirs, 1, self.scratch_bytes,
+            self._flops(),
         )  # fmt: skip
+
+    def _flops(self) -> D.DimLike:
+        a, p = self.a, self.packed
+        per_row = 2 * self.dirs * CELLS[a.cell] * a.hidden * (p.size + a.hidden)
+        return self.steps_dim * self.batch_dim * per_row
 
     # --- addresses -----------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class _Builder:
     def _slot(self, first: Num, r: int, unit: Num) -> ir.Value:
         """A vector of a state in scratch."""
         flat = self.g.add(first, self.g.add(r * self.padded, unit))
-        return self.g.at(self.g.scratch, flat, self.unit)
+        return self.g.at(self.memory, flat, self.unit)
 
     def _state_at(self, base: ir.Value, r: int) -> ir.Value:
         """Row ``r`` of a tensor ``[dirs, batch, hidden]`` (layout 1: batch first)."""
@@ -246,8 +248,8 @@ class _Builder:
         for first, source in ((0, self.h0), (self.at_c, self.c0)):
             if first == 0 or self.a.cell == "lstm":
                 self._read_state(first, source)
-        with g.loop(0, self.steps, _BLOCK) as block:
-            count = g.min(_BLOCK, g.sub(self.steps, block.index))
+        with g.loop(0, self.steps, BLOCK) as block:
+            count = g.min(BLOCK, g.sub(self.steps, block.index))
             for number, group in enumerate(self.packed.groups):
                 with g.loop(0, self.packed.panels) as j:
                     self._inputs(number, group, j.index, block.index, count)
@@ -260,13 +262,7 @@ class _Builder:
 
     def _step(self, step: Num, in_block: Num) -> None:
         """One step: what the states add to the sums, then the cells."""
-        g = self.g
-        plane = self.rows * self.padded
-        self.in_block = in_block
-        self.h_old = g.mul(g.mod(step, 2), plane)
-        self.h_new = g.sub(plane, self.h_old)
-        t = self._time(step)
-        self.live = self._live(t)
+        t = self._enter(step, in_block)
         for number, group in enumerate(self.packed.groups):
             last = number == len(self.packed.groups) - 1
             self._panels(
@@ -274,6 +270,17 @@ class _Builder:
                     n, s, j, width, t, final
                 )
             )
+
+    def _enter(self, step: Num, in_block: Num) -> Num:
+        """Prepares for a step; its place in the sequence."""
+        g = self.g
+        plane = self.rows * self.padded
+        self.in_block = in_block
+        self.h_old = g.mul(g.mod(step, 2), plane)
+        self.h_new = g.sub(plane, self.h_old)
+        t = self._time(step)
+        self.live = self._live(t)
+        return t
 
     def _time(self, step: Num) -> Num:
         g = self.g
@@ -360,7 +367,7 @@ class _Builder:
         g = self.g
         row = g.add(g.mul(g.add(g.mul(step, self.rows), r), self.packed.panels), j)
         flat = g.add(g.mul(row, group.sums * self.lanes), self.at_sums[number])
-        return g.at(g.scratch, flat, self.unit)
+        return g.at(self.memory, flat, self.unit)
 
     def _inputs(self, number: int, group: Group, j: Num, first: Num, count: Num) -> None:
         """Bias and inputs of a panel for the steps of a block."""
@@ -529,6 +536,30 @@ class _Builder:
         return V.fma(b, z, b.fsub(h, new), new)
 
 
+def refuse(region: Region) -> str | None:
+    """Why no kernel of this kind can do the region, or None."""
+    node = region.anchor
+    if node is None or node.op != "rnn":
+        return "not a recurrent network"
+    if region.stages:
+        return "it has an epilogue"
+    x, w, r, b, lens, _, _, p = (*node.inputs, *(None,) * 8)[:8]
+    assert x is not None and w is not None and r is not None
+    if x.dtype not in (f32, f64):
+        return f"no recurrent networks of {x.dtype}"
+    if any(v is not None and v.const is None for v in (w, r, b, p)):
+        return "weights must be constant"
+    if lens is not None and not convert.supported(lens.dtype):
+        return f"lengths of type {lens.dtype}"
+    names = node.attrs.activations
+    per = len(DEFAULTS[node.attrs.cell])
+    if not _FUNCTIONS.issuperset(names):
+        return f"activations {', '.join(sorted(set(names) - _FUNCTIONS))}"
+    if len(names) > per and names[:per] != names[per:]:
+        return "directions with different activations"
+    return None
+
+
 @register_tactic
 class Recurrent(Tactic):
     """LSTM, GRU and RNN over whole sequences."""
@@ -538,26 +569,7 @@ class Recurrent(Tactic):
     priority = 10
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        node = region.anchor
-        if node is None or node.op != "rnn":
-            return "not a recurrent network"
-        if region.stages:
-            return "it has an epilogue"
-        x, w, r, b, lens, _, _, p = (*node.inputs, *(None,) * 8)[:8]
-        assert x is not None and w is not None and r is not None
-        if x.dtype not in (f32, f64):
-            return f"no recurrent networks of {x.dtype}"
-        if any(v is not None and v.const is None for v in (w, r, b, p)):
-            return "weights must be constant"
-        if lens is not None and not convert.supported(lens.dtype):
-            return f"lengths of type {lens.dtype}"
-        names = node.attrs.activations
-        per = len(DEFAULTS[node.attrs.cell])
-        if not _FUNCTIONS.issuperset(names):
-            return f"activations {', '.join(sorted(set(names) - _FUNCTIONS))}"
-        if len(names) > per and names[:per] != names[per:]:
-            return "directions with different activations"
-        return None
+        return refuse(region)
 
     def candidates(self, region: Region, device: Any) -> Sequence[int]:
         """Batch entries per work item."""
@@ -570,4 +582,4 @@ class Recurrent(Tactic):
         return tuple(dict.fromkeys(min(int(batch), rows) for rows in (most, 4 * most)))
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(region, candidate, device.isa).build()
+        return Builder(region, candidate, device.isa).build()

@@ -144,6 +144,13 @@ def test_sizes_known_at_run_time():
         check(*convolution(("n", 20, "h", 11), (8, 20, 1, 1), symbols=env), env=env, last=last)
 
 
+@pytest.mark.parametrize(("window", "pre"), [(7, 3), (3, 1), (5, 2), (4, 0)])
+def test_stems_load_pairs(window, pre):
+    attrs = {"stride": (2, 2), "pre": (pre, pre), "post": (pre, pre)}
+    case = convolution((2, 3, 20, 24), (8, 3, window, window), dtype="f16", **attrs)
+    check(*case, tile=Tile(32, 16, 32, 4, 2))
+
+
 DEPTHWISE = [
     ((2, 9, 10, 13), (9, 1, 3, 3), {"groups": 9, "pre": (1, 1), "post": (1, 1)}),
     ((1, 20, 9, 9), (40, 1, 5, 5), {"groups": 20, "stride": (2, 2), "pre": (2, 2), "post": (2, 2)}),

@@ -10,7 +10,7 @@ read like one.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,8 @@ class Convolution:
         x_channel, x_image, x_space: Elements between neighbouring channels, images, and positions
             along each axis.
         transposed: Whether it is a deconvolution, with weights ``[C, K/groups, …]``.
+        lead: Window positions along the last axis that were put before the others, with weights
+            of zero, so that windows begin at even places.
     """
 
     x: Value
@@ -88,6 +90,7 @@ class Convolution:
     x_image: DimLike
     x_space: tuple[DimLike, ...]
     transposed: bool
+    lead: int = 0
 
     @property
     def taps(self) -> int:
@@ -164,16 +167,40 @@ def convolution_of(region: Region) -> Convolution:
             strides = (1, x.dims[1])
         elif x.dims[1] == 1:
             strides = (1, strides[1])
-    return Convolution(
+    c = Convolution(
         x, w, bias, stored, x.dims[0], groups, filters, channels, tuple(axes), *strides,
         tuple(space), transposed,
     )  # fmt: skip
+    return _paired(c)
+
+
+def _paired(c: Convolution) -> Convolution:
+    """With windows of few channels, stored one after the other, that begin at even places: pairs
+    of 2-byte elements are then loaded at once (by the asynchronous copies, which take no less
+    than 4 bytes)."""
+    a = c.axes[-1]
+    far = (*c.x_space[:-1], c.x_image, c.x_channel * c.channels)
+    suits = (
+        c.mode is Mode.PAIRS_FIRST and c.w.const is not None and c.x.dtype.size == 2
+        and c.x_space[-1] == 1 and (a.step, a.div) == (1, 1) and a.mult % 2 == 0 and a.taps > 2
+        and not isinstance(a.base, D.Dim) and not isinstance(a.size, D.Dim) and a.size % 2 == 0
+        and all(not isinstance(d, D.Dim) and d % 2 == 0 for d in far)
+    )
+    if not suits:
+        return c
+    lead = int(a.base) % 2  # type: ignore[arg-type]
+    taps = -(-(a.taps + lead) // 4) * 4
+    last = replace(a, base=a.base - lead, taps=taps)
+    return replace(c, axes=(*c.axes[:-1], last), lead=lead)
 
 
 def packed_weights(c: Convolution, bk: int, dtype: DType, row_unit: int) -> np.ndarray[Any, Any]:
     """Constant weights as ``[groups, filters, row]`` in the order of the product's steps, rows
     filled up with zeros to a multiple of ``row_unit`` elements."""
     w = np.asarray(c.w.const)
+    more = c.axes[-1].taps - w.shape[-1]
+    if more:
+        w = np.pad(w, [(0, 0)] * (w.ndim - 1) + [(c.lead, more - c.lead)])
     if c.transposed:
         w = w.reshape(c.groups, c.channels, c.filters, c.taps).transpose(0, 2, 1, 3)
     else:
@@ -292,13 +319,16 @@ class Windows:
         c, size = self.c, self.frame.size
         total = c.taps * c.channels
         w(f"kk = it * {t.bk} + rk")
-        if c.mode is Mode.PAIRS_LAST:
-            channel, tap = f"(kk % {c.channels})", f"(kk // {c.channels})"
-        else:
-            channel, tap = f"(kk // {c.taps})", f"(kk % {c.taps})"
+        unit = c.channels if c.mode is Mode.PAIRS_LAST else 1
+        channel = f"(kk % {unit})" if unit > 1 else f"(kk // {c.taps})"
         if c.channels == 1:
-            channel, tap = "0", "kk"
-        steps = unravel(self.frame, tap, tuple(a.taps for a in c.axes))
+            channel = "0"
+        steps = []
+        for a in c.axes[::-1]:
+            at = f"(kk // {unit})" if unit > 1 else "kk"
+            steps.append("0" if a.taps == 1 else f"({at} % {a.taps})")
+            unit *= a.taps
+        steps = steps[::-1]
         along = [] if channel == "0" else [
             f"{channel}{'.to(tl.int64)' if self._wide() else ''} * {size(c.x_channel)}"]
         mask, moved = [], []

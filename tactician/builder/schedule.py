@@ -240,6 +240,7 @@ class Scheduler:
                 scratch=kernel.scratch if kernel.launch is None else kernel.launch.workspace,
                 flops=kernel.flops,
                 grid=() if kernel.launch is None else kernel.launch.grid,
+                counters=0 if kernel.launch is None else kernel.launch.counters,
                 info=info,
             )
         )
@@ -293,7 +294,7 @@ class Scheduler:
         canonical_symbols(self.program)
         sizes = [d for t in self.program.tensors for d in (*t.shape, *t.content, t.offset)]
         sizes += [
-            d for s in self.program.steps for d in (*s.dims, *s.grid, s.work, s.scratch)
+            d for s in self.program.steps for d in (*s.dims, *s.grid, s.work, s.scratch, s.counters)
         ]
         used = dict.fromkeys(s for d in sizes for s in D.symbols(d))
         self.program.checks = [
@@ -343,6 +344,7 @@ def canonical_symbols(program: Program) -> None:
         check.a, check.b = renamed((check.a, check.b))
     for step in program.steps:
         step.dims, step.grid = renamed(step.dims), renamed(step.grid)
+        (step.counters,) = renamed((step.counters,))
         step.work, step.scratch, step.flops = renamed((step.work, step.scratch, step.flops))
     for node in program.nodes.nodes:
         for v in (*node.present_inputs(), *node.outputs):

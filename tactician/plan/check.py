@@ -127,7 +127,7 @@ def _check_step(program: Program, i: int, step: Step) -> None:
     _ids(program, step.outputs, what)
     _ids(program, step.inputs, what, absent=step.kind == "reference")
     _ids(program, step.args, what)
-    for dims in (step.dims, step.grid, (step.work, step.scratch)):
+    for dims in (step.dims, step.grid, (step.work, step.scratch, step.counters)):
         _dims(program, dims, what)
     if type(step.grain) is not int or step.grain < 1:
         _fail(f"{what} has grain {step.grain!r}")

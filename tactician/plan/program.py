@@ -62,6 +62,7 @@ class Step:
         work, grain, phase, scratch, flops: As in `tactics.kernel.Kernel`; on a GPU ``scratch`` are
             bytes of device memory that the kernel uses while it runs.
         grid: Blocks that a GPU launches.
+        counters: 32-bit integers of the step's own, zero between runs (GPUs).
         target: For jumps: index of the step that follows; may be one past the last.
         node: For ``reference``: index in `Program.nodes.nodes`.
         inputs: Tensor ids read (-1: absent input of a reference node).
@@ -82,6 +83,7 @@ class Step:
     flops: DimLike = 0
     grid: tuple[DimLike, ...] = ()
     phase: int = 0
+    counters: DimLike = 0
     node: int = -1
     target: int = -1
     info: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from ..ir.dtypes import DType
 from ..plan.program import ARENA, CONST, DYNAMIC, INPUT, OUTPUT, SIZES
 from ..support import logger as log
 from ..support.errors import ExecutionError
-from ..targets.cuda.driver import Call, Driver, blocks, grid_of
+from ..targets.cuda.driver import Call, Driver, grid_of, scratch_needs
 from .buffers import Array, array_at
 from .gpu import DeviceBlock
 from .layout import Extents, Layout
@@ -89,7 +89,9 @@ class GpuSchedule(Schedule):
         self._gpu_code = core.gpu.code
         self._grids: list[tuple[int, int, int]] = [(0, 0, 0)] * len(core.program.steps)
         self._blocks: dict[int, DeviceBlock] = {}  # memory of sizes, mirrors, found sizes
-        self._scratch_at = np.zeros(2, np.int64)
+        # workspace, counters, Triton's global and profile scratch of each step
+        self._extra = np.zeros((len(core.program.steps) + 1, 4), np.int64)
+        self._scratch_begin = [0] * len(core.program.steps)
         self._scratch_block: DeviceBlock | None = None
         self._host_io = core.host_tensors
         self._host_address: dict[int, int] = {}
@@ -105,7 +107,7 @@ class GpuSchedule(Schedule):
                 at, dim = self._args_at[i], self._dims_at[i]
                 self._calls[i] = self.driver.prepare(
                     self._gpu_code[s.symbol], self._args[at : at + len(s.args)],
-                    self._dims[dim : dim + len(s.dims)], self._scratch_at,
+                    self._dims[dim : dim + len(s.dims)], self._extra[i],
                 )
         self._segments = self._find_segments()
         whole = self._segments.get(0)
@@ -151,20 +153,38 @@ class GpuSchedule(Schedule):
 
     def _fill_dims(self, i: int) -> bool:
         step = self._program.steps[i]
-        grid = self._known.all(step.grid)
-        if grid is None or not super()._fill_dims(i):
+        sizes = self._known.all((*step.grid, step.scratch, step.counters))
+        if sizes is None or not super()._fill_dims(i):
             return False
         if step.kind == "kernel":
+            *grid, workspace, counters = sizes
             self._grids[i] = grid_of(grid)
             code = self._gpu_code[step.symbol].code
-            self._grow_scratch(blocks(self._grids[i]) * code.global_scratch)
+            need, begin = scratch_needs(code, workspace, self._grids[i])
+            self._scratch_begin[i] = begin
+            self._grow_scratch(need)
+            if self._scratch_block is not None:
+                self._extra[i, 2] = self._scratch_block.address + begin
+            if counters:
+                self._extra[i, 1] = self._counters(i, 4 * counters)
         return True
+
+    def _counters(self, i: int, nbytes: int) -> int:
+        """The counters of a step, zero when new; each run leaves them so."""
+        key = -1 - i
+        had = self._blocks.get(key)
+        address = self._block(key, nbytes)
+        if self._blocks[key] is not had:
+            self.driver.fill(address, 0, self._blocks[key].nbytes, self.stream)
+            self.driver.synchronize(self.stream)
+        return address
 
     def _grow_scratch(self, stride: int) -> bool:
         block = self._scratch_block
         if stride > 0 and (block is None or block.nbytes < stride):
             block = self._scratch_block = DeviceBlock(self.driver, stride)
-            self._scratch_at[0] = block.address
+            self._extra[:, 0] = block.address
+            self._extra[:-1, 2] = block.address + np.array(self._scratch_begin, np.int64)
             for segment in getattr(self, "_segments", {}).values():
                 segment.graphs.clear()
         return False

@@ -70,7 +70,7 @@ class ProgramInfo:
         for t in self.program.tensors:
             add((*t.shape, *t.content, t.offset))
         for s in self.program.steps:
-            add((*s.dims, *s.grid, s.work, s.scratch))
+            add((*s.dims, *s.grid, s.work, s.scratch, s.counters))
         return used
 
 
@@ -170,7 +170,7 @@ def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
     for i, s in enumerate(p.steps):
         need = known.get(s.scratch)
         scratch = max(scratch, need or 0)
-        if need is None or known.all((*s.dims, *s.grid, s.work)) is None or (
+        if need is None or known.all((*s.dims, *s.grid, s.work, s.counters)) is None or (
             s.kind == "copy" and nbytes[s.args[0]] < 0
         ):
             late_steps.append(i)

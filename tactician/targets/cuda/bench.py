@@ -22,7 +22,15 @@ from ...tactics.kernel import Kernel
 from ...tactics.tuner import UNWRITTEN, Bench, storage_of
 from .code import Code
 from .device import CudaDevice
-from .driver import Array, Call, Driver, Loaded, OutOfMemoryError, blocks, grid_of
+from .driver import (
+    Array,
+    Call,
+    Driver,
+    Loaded,
+    OutOfMemoryError,
+    grid_of,
+    scratch_needs,
+)
 
 _SAMPLE = 4 << 20  # bytes from either end of a result that are compared
 _GRAPH_SECONDS = 3e-4  # of launches in one graph
@@ -128,22 +136,25 @@ class GpuBench(Bench):
         loaded = self._gpu.load(kernel)
         grid = grid_of([D.evaluate(d, self.env) for d in launch.grid])
         dims = np.array([D.evaluate(d, self.env) for d in kernel.dims], np.int64)
-        need = max(D.evaluate(launch.workspace, self.env),
-                   blocks(grid) * loaded.code.global_scratch)
+        need, begin = scratch_needs(loaded.code, D.evaluate(launch.workspace, self.env), grid)
         mark = len(self._taken)
-        scratch = np.array([self._take(need) if need else 0, 0], np.int64)
+        at = self._take(need) if need else 0
+        counters = 4 * D.evaluate(launch.counters, self.env)
+        extra = np.array([at, self._take(counters) if counters else 0, at + begin, 0], np.int64)
+        if counters:
+            self.driver.fill(int(extra[1]), 0, counters, self._stream)
         operands = [self._operand(a) for a in kernel.args]
         first = np.array([at for at, _, _ in operands], np.int64)
         for v in self.region.outputs:
             whole = storage_of(v, self.arrays[v])
             at = self._place(self.arrays[v], whole)
             self.driver.fill(at, UNWRITTEN, whole.nbytes, self._stream)
-        call = self.driver.prepare(loaded, first, dims, scratch)
+        call = self.driver.prepare(loaded, first, dims, extra)
         self._run([call], grid)
         once = max(self._run([call], grid), 1e-6)
         launches = max(4, min(_MOST_LAUNCHES, int(_GRAPH_SECONDS / once)))
         calls = [
-            self.driver.prepare(loaded, args, dims, scratch)
+            self.driver.prepare(loaded, args, dims, extra)
             for args in self._rotated(operands, min(launches, _MOST_COPIES))
         ]
         try:

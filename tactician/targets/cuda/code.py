@@ -32,6 +32,8 @@ class Code:
         types: Triton types of the parameters.
         params: Parameters the machine code takes; those beyond ``types`` are pointers to scratch
             memory: global first, then profile.
+        workspace, counters: Whether pointers to a workspace and to counters come after those of
+            the kernel's arguments.
         threads, shared, cluster: Threads and shared bytes of a block, blocks of a cluster.
         global_scratch, profile_scratch: Scratch bytes for each block of the grid.
         pdl, cooperative: Whether it is launched programmatically dependent, or cooperatively.
@@ -45,6 +47,8 @@ class Code:
     arch: int = 0
     types: tuple[str, ...] = ()
     params: int = 0
+    workspace: bool = False
+    counters: bool = False
     threads: int = 128
     shared: int = 0
     cluster: int = 1
@@ -122,6 +126,13 @@ def symbol_of(kernel: Kernel) -> str:
     return f"{name}_{digest_of(kernel)[:16]}"
 
 
+def shared_of(kernel: Kernel) -> dict[str, bool]:
+    """Which of the pointers that are no arguments a kernel takes."""
+    launch = kernel.launch
+    assert launch is not None
+    return {"workspace": launch.workspace != 0, "counters": launch.counters != 0}
+
+
 def library_code(kernel: Kernel) -> Code:
     """A library call's blob."""
     assert kernel.launch is not None
@@ -133,5 +144,5 @@ def text_code(kernel: Kernel) -> Code:
     assert kernel.launch is not None
     return Code(
         symbol_of(kernel), TEXT, kernel.source.encode(), entry=kernel.symbol,
-        types=kernel.launch.types, params=len(kernel.launch.types),
+        types=kernel.launch.types, params=len(kernel.launch.types), **shared_of(kernel),
     )

@@ -23,7 +23,7 @@ from ...support import knobs
 from ...support.errors import BuildError, PlanError, RefusedError
 from ...tactics.kernel import Kernel
 from . import worker as worker_file
-from .code import CUBIN, FORMAT, Code, symbol_of
+from .code import CUBIN, FORMAT, Code, shared_of, symbol_of
 
 TIMEOUT = 240.0  # seconds that one kernel may compile
 _CACHE_BYTES = 2 << 30
@@ -161,7 +161,8 @@ class Compiler:
             raise CompileError(f"{symbol}: {reply['error']}")
         body, entry = reply.pop("cubin"), reply.pop("entry")
         reply.pop("ptx")
-        return Code(symbol, CUBIN, body, entry, arch, tuple(launch.types), **reply)
+        return Code(symbol, CUBIN, body, entry, arch, tuple(launch.types), **shared_of(kernel),
+                    **reply)
 
     def _worker(self) -> Worker:
         found: Worker | None = getattr(self._local, "worker", None)

@@ -14,7 +14,7 @@ from ...support.errors import BuildError
 from ...tactics.kernel import Kernel
 from ...tactics.tuner import Device
 from .arch import Gpu, named_gpu
-from .code import LIBRARY, Code, library_code, symbol_of, text_code
+from .code import LIBRARY, Code, library_code, shared_of, symbol_of, text_code
 from .compiler import CompileError, compiler, triton_version
 
 INTERPRETER, NULL = "interpreter", "null"
@@ -153,6 +153,11 @@ class CudaDevice(Device):
             raise BuildError(f"{launch.library} calls run on a GPU only")
         grid = [D.evaluate(d, env) for d in launch.grid]
         values = [int(a.ctypes.data) for a in arrays]
+        workspace = np.empty(D.evaluate(launch.workspace, env) + 16, np.uint8)
+        counters = np.zeros(D.evaluate(launch.counters, env) + 4, np.int32)
+        shared = shared_of(kernel)
+        values += [(-a % 16) + a for a in (workspace.ctypes.data,)] * shared["workspace"]
+        values += [int(counters.ctypes.data)] * shared["counters"]
         values += [D.evaluate(d, env) for d in kernel.dims]
         interpret(kernel.source, kernel.symbol, launch.types, grid, values, symbol_of(kernel))
 

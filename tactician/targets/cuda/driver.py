@@ -107,11 +107,12 @@ class Driver(ABC):
     def load(self, code: Code) -> Loaded: ...
 
     @abstractmethod
-    def prepare(self, kernel: Loaded, args: Array, dims: Array, scratch: Array) -> Call:
+    def prepare(self, kernel: Loaded, args: Array, dims: Array, extra: Array) -> Call:
         """A call whose pointers and integers are in int64 arrays, read at each launch.
 
         Args:
-            scratch: Addresses of scratch memory: workspace or global scratch, profile scratch.
+            extra: Addresses of what is no argument: the workspace, counters, Triton's global
+                scratch and its profile scratch.
         """
 
     # streams, events, graphs
@@ -407,10 +408,10 @@ class CudaDriver(Driver):
             _do("cuFuncSetAttribute", d.cuFuncSetAttribute(function, which, 1))
         return Loaded(code, function, (module, image))
 
-    def prepare(self, kernel: Loaded, args: Array, dims: Array, scratch: Array) -> Call:
+    def prepare(self, kernel: Loaded, args: Array, dims: Array, extra: Array) -> Call:
         if kernel.code.kind == LIBRARY:
-            return _LibraryCall(kernel, args, scratch)
-        return _KernelCall(self, kernel, args, dims, scratch)
+            return _LibraryCall(kernel, args, extra)
+        return _KernelCall(self, kernel, args, dims, extra)
 
     # --- streams and events ---------------------------------------------------------------
 
@@ -508,18 +509,19 @@ class _KernelCall(Call):
     """A kernel's launch. The driver reads parameters from arrays of the schedule."""
 
     def __init__(self, driver: CudaDriver, kernel: Loaded, args: Array, dims: Array,
-                 scratch: Array):
+                 extra: Array):
         code = kernel.code
         self._d, self._driver, self._kernel = driver._d, driver, kernel
-        self._keep = (args, dims, scratch)
+        self._keep = (args, dims, extra)
         places = [args.ctypes.data + 8 * k for k in range(len(args))]
+        places += [extra.ctypes.data] * code.workspace + [extra.ctypes.data + 8] * code.counters
         places += [dims.ctypes.data + 8 * k for k in range(len(dims))]
         if len(places) != len(code.types):
             raise PlanError(
                 f"kernel {code.symbol} takes {len(code.types)} parameters, the plan gives it "
                 f"{len(places)}"
             )
-        places += [scratch.ctypes.data + 8 * k for k in range(code.params - len(places))]
+        places += [extra.ctypes.data + 16 + 8 * k for k in range(code.params - len(places))]
         self._params = np.array(places or [0], np.uint64)
         self._address = int(self._params.ctypes.data)
         self._config = self._make_config() if code.pdl or code.cluster > 1 else None
@@ -568,11 +570,11 @@ class _KernelCall(Call):
 class _LibraryCall(Call):
     """A call into a library."""
 
-    def __init__(self, kernel: Loaded, args: Array, scratch: Array):
-        self._kernel, self._args, self._scratch = kernel, args, scratch
+    def __init__(self, kernel: Loaded, args: Array, extra: Array):
+        self._kernel, self._args, self._extra = kernel, args, extra
 
     def launch(self, grid: tuple[int, int, int], stream: int) -> None:
-        self._kernel.handle.launch(self._args.tolist(), int(self._scratch[0]), stream)
+        self._kernel.handle.launch(self._args.tolist(), int(self._extra[0]), stream)
 
 
 def open_library_call(code: Code) -> Any:
@@ -606,6 +608,12 @@ def grid_of(sizes: Sequence[int]) -> tuple[int, int, int]:
     if x >= 1 << 31 or y > 65535 or z > 65535 or min(x, y, z) < 0:
         raise ExecutionError(f"a grid of {(x, y, z)} blocks is too large for a GPU")
     return x, y, z
+
+
+def scratch_needs(code: Code, workspace: int, grid: tuple[int, int, int]) -> tuple[int, int]:
+    """(bytes of scratch memory of a launch, where Triton's global scratch begins in them)."""
+    begin = -(-workspace // ALIGNMENT) * ALIGNMENT
+    return begin + blocks(grid) * code.global_scratch, begin
 
 
 def blocks(grid: tuple[int, int, int]) -> int:

@@ -93,14 +93,15 @@ class HostDriver(Driver):
             raise PlanError("the plan holds machine code for a GPU, which can't be interpreted")
         return Loaded(code, code.symbol)
 
-    def prepare(self, kernel: Loaded, args: Array, dims: Array, scratch: Array) -> Call:
+    def prepare(self, kernel: Loaded, args: Array, dims: Array, extra: Array) -> Call:
         code = kernel.code
-        if code.kind != LIBRARY and len(args) + len(dims) != len(code.types):
+        given = len(args) + code.workspace + code.counters + len(dims)
+        if code.kind != LIBRARY and given != len(code.types):
             raise PlanError(
                 f"kernel {code.symbol} takes {len(code.types)} parameters, the plan gives it "
-                f"{len(args) + len(dims)}"
+                f"{given}"
             )
-        return _HostCall(self, kernel, args, dims)
+        return _HostCall(self, kernel, args, dims, extra)
 
     def run(self, code: Code, grid: tuple[int, int, int], args: tuple[int, ...],
             dims: tuple[int, ...]) -> None:
@@ -178,14 +179,18 @@ class HostDriver(Driver):
 
 
 class _HostCall(Call):
-    def __init__(self, driver: HostDriver, kernel: Loaded, args: Array, dims: Array):
+    def __init__(self, driver: HostDriver, kernel: Loaded, args: Array, dims: Array,
+                 extra: Array):
         self._driver, self._code, self._args, self._dims = driver, kernel.code, args, dims
+        self._extra = extra
 
     def launch(self, grid: tuple[int, int, int], stream: int) -> None:
         if not grid[0] * grid[1] * grid[2]:
             return
         # as a GPU's driver does, arguments are taken now, also while capturing
-        args, dims = tuple(self._args.tolist()), tuple(self._dims.tolist())
+        shared = [0] * self._code.workspace + [1] * self._code.counters
+        args = (*self._args.tolist(), *(int(self._extra[k]) for k in shared))
+        dims = tuple(self._dims.tolist())
         work = functools.partial(self._driver.run, self._code, grid, args, dims)
         self._driver._do(stream, work)
 

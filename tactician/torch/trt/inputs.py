@@ -74,7 +74,7 @@ class dtype(Enum):
         except UsageError:
             return None
 
-    def to(self, kind: Any = torch.dtype, use_default: bool = False) -> Any:
+    def to(self, kind: Any = torch.dtype, use_default: Any = False) -> Any:
         """As another library's type: ``torch.dtype``, or TensorRT's `DataType`.
 
         Raises:

@@ -20,6 +20,7 @@ from ..support import logger as log
 from ..support.errors import TacticianError
 from ..targets.cpu.native import walker_code
 from .builder_legacy import LegacyBuilder
+from .calibration import calibrate, engine_runner, wants_calibration
 from .compile import compile_network
 from .config import IBuilderConfig
 from .debug_tensors import expose, hide
@@ -54,7 +55,7 @@ _UNUSED = {  # settings that are kept and change nothing
     "l2_limit_for_tiling": "tiles are chosen like every other variant of a kernel",
     "max_aux_streams": "the steps of an engine run one after the other on all threads",
     "profile_stream": "kernels are timed on the builder's own threads",
-    "quantization_flags": "calibration is not used",
+    "quantization_flags": "calibration sees the network as it is, before fusion",
     "DLA_core": _ONE_CPU,
     "plugins_to_serialize": "plans keep the state of their plugins, not their code",
     "remote_auto_tuning_config": "kernels are timed on this machine",
@@ -248,6 +249,9 @@ class Builder(LegacyBuilder):
             max_batch_size=self.max_batch_size,
         )
         self._warn_unhonoured(config, settings)
+        if settings.calibrator is not None and wants_calibration(graph, settings):
+            implicit = network.has_implicit_batch_dimension
+            calibrate(graph, settings, engine_runner(settings), implicit)
         carried = settings.refit != "none" or settings.version_compatible
         timings = UsedTimings(settings.timing_cache)
         if carried:
@@ -305,11 +309,6 @@ class Builder(LegacyBuilder):
             log.warning(
                 "set_device_type has no effect: all layers run on config.default_device_type",
                 self._logger,
-            )
-        if config.int8_calibrator is not None:
-            log.warning(
-                "the INT8 calibrator is not used: this version quantizes only where the network "
-                "has quantize and dequantize layers", self._logger
             )
         if config.algorithm_selector is not None:
             log.warning("the algorithm selector is not asked: the builder chooses by time; edit "

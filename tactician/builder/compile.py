@@ -26,7 +26,7 @@ from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .control import emit_assertion, emit_control, why_not_native
 from .debug import graph_dumper, show_program, show_source
-from .precision import apply_precisions
+from .precision import apply_precisions, apply_ranges
 from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
@@ -85,6 +85,8 @@ def compile_network(
         return settings.target != "reference" and node not in in_parts and takes_whole(node, device)
 
     optimize(graph, report.trace, dump, takes)
+    if apply_ranges(graph, settings, takes):
+        optimize(graph, report.trace, dump, takes)
     apply_precisions(graph, settings, device, report.trace, dump, takes)
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..ir import dtypes as T
 from ..ir.graph import Graph, Node
+from ..passes.implicit_quantize import quantize_by_ranges
 from ..passes.manager import PassTrace
 from ..passes.pipeline import narrow
+from ..passes.quantized import is_quantized
 from ..support import logger as log
 from .settings import BuildSettings
 
@@ -50,6 +52,35 @@ def apply_precisions(
     if report.narrowed:
         log.verbose(f"{report.narrowed} operations compute in {to or 'their own types'}",
                     settings.logger)
+
+
+def apply_ranges(
+    graph: Graph, settings: BuildSettings, takes: Callable[[Node], bool],
+) -> bool:
+    """Quantizes an optimized graph implicitly, where INT8 is allowed and tensors have ranges.
+
+    Networks with quantize and dequantize layers are quantized by these alone.
+
+    Returns:
+        Whether the graph changed (and should be optimized again).
+
+    Raises:
+        BuildError: If a layer's precision must be obeyed and can't.
+    """
+    if settings.strongly_typed or "i8" not in settings.precisions or is_quantized(graph):
+        return False
+    if not any("dynamic_range" in v.meta for v in graph.values()):
+        log.warning("BuilderFlag.INT8 is set, but there are neither quantize and dequantize layers "
+                    "nor a calibrator nor dynamic ranges: nothing is quantized", settings.logger)
+        return False
+    report = quantize_by_ranges(graph, takes, settings.precision_constraints == "obey")
+    for layer, reason in report.skipped[:_SHOWN]:
+        log.info(f"layer {layer!r} is not quantized: {reason}", settings.logger)
+    if len(report.skipped) > _SHOWN:
+        log.info(f"{len(report.skipped) - _SHOWN} further layers are not quantized",
+                 settings.logger)
+    log.info(f"{len(report.quantized)} layers compute in INT8", settings.logger)
+    return bool(report.quantized)
 
 
 def any_asks(graph: Graph) -> bool:

@@ -173,7 +173,7 @@ def _up(graph: Graph, node: Node) -> bool:
     mover = None if q is None else q.data.producer
     if q is None or q.axis is not None or mover is None or not is_small_int(q.to):
         return False
-    if q.data.users != {node: 1} or any(q.data is o for o in graph.outputs):
+    if _readers(q.data) != {node} or any(q.data is o for o in graph.outputs):
         return False
     data = _data(mover)
     if not data or all(v.producer is None for _, v in data):
@@ -192,15 +192,24 @@ def _up(graph: Graph, node: Node) -> bool:
     if moved is None:
         graph.remove_all([v.producer for v in made.values() if v.producer])
         return False
+    for real, integers in [*made.items(), (q.data, moved)]:
+        for user in list(real.users):
+            if user.op == "shape":
+                user.set_input(0, integers)
     replace(graph, node, moved)
     return True
+
+
+def _readers(v: Value) -> set[Node]:
+    """Nodes that read the elements of a value, not only its shape."""
+    return {n for n in v.users if n.op != "shape"}
 
 
 def _may_quantize(graph: Graph, v: Value, mover: Node) -> bool:
     """Whether a value needs to exist as integers only, or costs nothing to make them of."""
     if any(v is o for o in graph.outputs):
         return False
-    return v.const is not None or set(v.users) == {mover} or dequantized(v) is not None
+    return v.const is not None or _readers(v) == {mover} or dequantized(v) is not None
 
 
 def _quantize(graph: Graph, before: Node, v: Value, like: Node, q: Scaling) -> Value:

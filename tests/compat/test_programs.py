@@ -51,7 +51,6 @@ def test_onnx_and_bindings(tmp_path: Path, version: str) -> None:
             np.load(tmp_path / f"p.{n}.npy"), expected(n, n), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="INT8 calibration is not implemented")
 def test_calibrator(tmp_path: Path) -> None:
     passes("era8_calibrator.py", tmp_path / "cache", version="8.6")
 

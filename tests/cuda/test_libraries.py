@@ -13,7 +13,7 @@ from tactician.ops import emit
 from tactician.regions.fuse import fuse
 from tactician.regions.layout import assign_layouts
 from tactician.regions.region import is_slice
-from tactician.support.errors import BuildError, RefusedError
+from tactician.support.errors import BuildError, ExecutionError, RefusedError
 from tactician.support.tolerances import mismatch, tolerance
 from tactician.tactics.tactic import tactics_for
 from tactician.tactics.tuner import _expected, _random_arrays
@@ -226,8 +226,55 @@ def test_stream_and_addresses(fakes):
     run(region, kernel)
     assert fakes[0].calls == [("stream", 5)]
     call = libraries.open_call("cudnn", kernel.launch.payload)
-    with pytest.raises(RefusedError, match="takes 4 addresses, not 1"):
+    with pytest.raises(ExecutionError, match="takes 4 addresses, not 1"):
         call.launch([0], 0, 0)
+
+
+class HostDriver:
+    """Host memory in the place of a GPU's."""
+
+    def __init__(self):
+        self.blocks = {}
+
+    def alloc(self, nbytes):
+        block = (ctypes.c_char * nbytes)()
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def free(self, address):
+        del self.blocks[address]
+
+    def fill(self, to, byte, nbytes, stream=0):
+        ctypes.memset(to, byte, nbytes)
+
+    def stream(self):
+        return 3
+
+    def drop_stream(self, stream):
+        assert stream == 3
+
+    synchronize = drop_stream
+
+
+def test_engine_that_fails_when_it_runs(fakes):
+    region = anchor_region(conv_graph())
+    here = CudaDevice("H100")
+    here.libraries, here.driver = True, HostDriver()
+    first = CONV.candidates(region, here)[0]
+    kernel = CONV.build(region, first, here)  # runs it once
+    assert len(fakes[0].executed) == 1 and not here.driver.blocks
+    CONV.build(region, first, here)
+    assert len(fakes[0].executed) == 1
+    fakes[0].execute_status = [5000]
+    run(region, kernel)  # the next engine does it
+    cudnn_call._planners.clear()
+    fakes[0].execute_status = [5000]
+    with pytest.raises(RefusedError, match="status 5000"):
+        CONV.build(region, first, here)
+    call = libraries.open_call("cudnn", kernel.launch.payload)
+    fakes[0].execute_status = [5000] * 9
+    with pytest.raises(ExecutionError, match="no other plan"):
+        call.launch([64] * 4, 64, 0)
 
 
 # --- attention -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...support.errors import ExecutionError
 from . import libraries
 from .libraries import LibraryError
 
@@ -289,8 +290,8 @@ class CublasLtCall:
         """See `libraries.Call`."""
         p = self.product
         if len(pointers) != 3 + p.add + p.has_bias:
-            raise LibraryError(f"a cuBLASLt call takes {3 + p.add + p.has_bias} addresses, not "
-                               f"{len(pointers)}")
+            raise ExecutionError(f"a cuBLASLt call takes {3 + p.add + p.has_bias} addresses, not "
+                                 f"{len(pointers)}")
         a, b, *rest, d = pointers
         c = rest.pop(0) if p.add else d
         with self._lock:
@@ -304,4 +305,7 @@ class CublasLtCall:
                 ctypes.byref(self._algo), v(workspace_ptr), ctypes.c_size_t(self.workspace),
                 v(stream),
             )
-        check(status, "a product")
+        try:
+            check(status, f"a product of {p.m}x{p.n}x{p.k} {p.a}")
+        except LibraryError as e:
+            raise ExecutionError(str(e)) from None

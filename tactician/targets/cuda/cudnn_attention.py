@@ -185,7 +185,10 @@ class CudnnAttention(Tactic):
             for form in p.forms:  # the second of a list: it will be measured as a whole
                 other = p.graph(form)
                 planner.ahead(other, range(len(planner.configs(other))))
-        payload, workspace = planner.payload(p.graph(candidate.form), candidate.index)
+        driver = getattr(device, "driver", None) if device.libraries else None
+        payload, workspace = planner.payload(
+            p.graph(candidate.form), candidate.index, driver=driver
+        )
         return Kernel(
             "cudnn_attention", "", tuple(p.arguments(candidate.form)),
             flops=4 * p.b * p.h * p.s * p.t * p.d,

@@ -8,10 +8,12 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ...support import logger as log
+from ...support.errors import ExecutionError
 from . import cudnn_api as api
 from . import cudnn_graph as graphs
 from . import libraries
@@ -60,6 +62,7 @@ class Planner:
         self._device: Descriptor | None = None
         self._configs: OrderedDict[str, list[Descriptor]] = OrderedDict()
         self._made: OrderedDict[tuple[str, int], Future[tuple[bytes, int]]] = OrderedDict()
+        self._tried: dict[tuple[str, int], str] = {}  # why running it failed; "": it did not
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -112,13 +115,25 @@ class Planner:
             bad |= {api.NOTE_TENSOR_CORE, api.NOTE_DOWN_CONVERT}
         return not bad & set(numerical)
 
-    def payload(self, spec: GraphSpec, index: int, tf32: bool = True) -> tuple[bytes, int]:
+    def payload(
+        self, spec: GraphSpec, index: int, tf32: bool = True, driver: Any = None
+    ) -> tuple[bytes, int]:
         """A payload that runs a graph with an engine, and the workspace it needs.
+
+        Args:
+            driver: Runs the plan once, if given: some engines refuse only then.
 
         Raises:
             LibraryError: If the engine can't do it.
         """
-        return self._start(spec, index, tf32, now=True).result()
+        made = self._start(spec, index, tf32, now=True).result()
+        key = (self._key(spec, tf32), index)
+        if driver is not None and key not in self._tried:
+            self._tried[key] = _try(made[0], driver)
+        why = self._tried.get(key)
+        if why:
+            raise LibraryError(why)
+        return made
 
     def ahead(self, spec: GraphSpec, indices: Sequence[int], tf32: bool = True) -> None:
         """Begins to make plans that will be asked for: some are compiled, for a second or so."""
@@ -155,40 +170,76 @@ class Planner:
         return libraries.pack(head, plan.text().encode()), plan.workspace
 
 
+def _try(payload: bytes, driver: Any) -> str:
+    """Runs a plan once on fresh memory; why that failed, or ""."""
+    taken: list[int] = []
+    stream = driver.stream()
+    try:
+        call = CudnnCall(payload, strict=True)
+        taken = [driver.alloc(max(256, n)) for n in (*call.sizes, call.workspace)]
+        for at, n in zip(taken, (*call.sizes, call.workspace), strict=True):
+            driver.fill(at, 0, max(256, n), stream)
+        call.launch(taken[:-1], taken[-1], stream)
+        driver.synchronize(stream)
+        return ""
+    except (LibraryError, ExecutionError) as e:
+        return str(e)
+    finally:
+        for at in taken:
+            driver.free(at)
+        driver.drop_stream(stream)
+
+
 class CudnnCall:
     """A cuDNN plan made from its payload, on the current GPU.
 
     If this GPU or this version of cuDNN does not take the plan as it is, one is made anew for the
     same graph, provided that it needs no more workspace.
+
+    Args:
+        strict: Fail instead.
+
+    Attributes:
+        sizes: Bytes that each pointer's tensor spans.
+        replanned: Whether the plan was made anew.
     """
 
-    def __init__(self, payload: bytes):
+    def __init__(self, payload: bytes, strict: bool = False):
         head, text = libraries.unpack(payload)
         libraries.require({"cudnn": int(head["version"])})
         self.spec = GraphSpec.from_json(head["graph"])
         self.workspace = int(head["workspace"])
+        self.sizes = [self.spec.find(u).nbytes for u in self.spec.pointers]
         self.handle = api.handle()
         self.replanned = False
         try:
             self.plan = graphs.load_plan(text.decode())
         except LibraryError as e:
+            if strict:
+                raise
             self.plan = self._replan(e)
+        self.strict = strict
         self._values = [
             (t.uid, ctypes.c_float(t.value)) for t in self.spec.tensors if t.value is not None
         ]
         self._packs: OrderedDict[tuple[int, ...], Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _replan(self, why: LibraryError) -> Plan:
+    def _replan(self, why: LibraryError, run: Callable[[Plan], None] | None = None) -> Plan:
+        """Another plan for the same graph, which ``run`` (if given) runs."""
         planner = Planner()
         for config in planner.configs(self.spec):
             try:
                 plan = graphs.plan(config, planner.device)
+                if plan.workspace > self.workspace:
+                    continue
+                if run is not None:
+                    run(plan)
             except LibraryError:
                 continue
-            if plan.workspace <= self.workspace:
-                self.replanned = True
-                return plan
+            self.replanned = True
+            log.warning(f"{why}; another engine does the work")
+            return plan
         raise LibraryError(f"{why}; and cuDNN has no other plan for the same work here: build "
                            f"the plan again on this GPU")
 
@@ -210,10 +261,22 @@ class CudnnCall:
     def launch(self, pointers: Sequence[int], workspace_ptr: int, stream: int) -> None:
         """See `libraries.Call`."""
         if len(pointers) != len(self.spec.pointers):
-            raise LibraryError(f"a cuDNN call takes {len(self.spec.pointers)} addresses, not "
-                               f"{len(pointers)}")
-        pack = self._pack(pointers, workspace_ptr)
-        self.handle.execute(self.plan.descriptor, pack, stream)
+            raise ExecutionError(f"a cuDNN call takes {len(self.spec.pointers)} addresses, not "
+                                 f"{len(pointers)}")
+
+        def run(plan: Plan) -> None:
+            self.handle.execute(plan.descriptor, self._pack(pointers, workspace_ptr), stream)
+
+        try:
+            run(self.plan)
+        except LibraryError as e:
+            # some engines find out only here that they can't
+            if self.strict:
+                raise
+            try:
+                self.plan = self._replan(e, run)
+            except LibraryError as none:
+                raise ExecutionError(str(none)) from None
 
 
 _planners: dict[Any, Planner] = {}

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...ir.dtypes import dtype as element_type
 from . import cudnn_api as api
 from .cudnn_api import Descriptor
 from .libraries import LibraryError
@@ -37,6 +38,12 @@ class TensorSpec:
     strides: tuple[int, ...]
     virtual: bool = False
     value: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first element to the last."""
+        last = sum((d - 1) * s for d, s in zip(self.dims, self.strides, strict=True)) + 1
+        return last * element_type(self.dtype).size
 
 
 @dataclass(frozen=True)

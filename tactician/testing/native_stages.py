@@ -11,7 +11,7 @@ import numpy as np
 from ..ir import dims as D
 from ..ir.graph import Node, Value
 from ..ops import get
-from .stage_eval import bind_symbols
+from ..ops.stage_eval import bind_symbols
 
 Array = np.ndarray[Any, Any]
 _GUARD = 128  # bytes around outputs that must stay untouched

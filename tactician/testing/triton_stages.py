@@ -12,8 +12,8 @@ from ..ir import dims as D
 from ..ir.dtypes import DType
 from ..ir.graph import Node, Value
 from ..ops import get
+from ..ops.stage_eval import bind_symbols
 from ..tactics.kernel import Kernel
-from .stage_eval import bind_symbols
 
 Array = np.ndarray[Any, Any]
 _GUARD = 128  # bytes around outputs that must stay untouched

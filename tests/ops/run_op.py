@@ -13,7 +13,7 @@ from tactician.ir.dtypes import dtype
 from tactician.ir.graph import Graph, Node, Value
 from tactician.ir.verify import verify
 from tactician.ops.interpreter import run_graph
-from tactician.testing.stage_eval import bind_symbols, run_stages
+from tactician.ops.stage_eval import bind_symbols, run_stages
 
 RTOL = {"f64": 1e-10, "f32": 2e-5, "f16": 2e-3, "bf16": 1.6e-2}
 

@@ -10,8 +10,8 @@ from tactician.ir import dims as D
 from tactician.ir.dtypes import dtype
 from tactician.ir.graph import Graph, Node
 from tactician.ops import emit, evaluate, get
+from tactician.ops.stage_eval import run_stages
 from tactician.testing.native_stages import run_native_stages
-from tactician.testing.stage_eval import run_stages
 
 
 def make(op: str, *arrays: Any, const: tuple[int, ...] = (), dynamic: bool = False,

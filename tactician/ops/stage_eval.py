@@ -16,8 +16,8 @@ from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.dtypes import DType
 from ..ir.graph import Node, Value
-from ..ops import _math as M
-from ..ops import get
+from . import _math as M
+from .registry import get
 
 Array = np.ndarray[Any, Any]
 
@@ -82,6 +82,16 @@ def evaluate_stages(
     for stage in stages:
         env[stage.out] = _Evaluation(env, sizes or {}).stage(stage)
     return env
+
+
+def evaluate_at(
+    e: E.Expr, at: Mapping[E.Var, Array], inputs: Mapping[Value, Array],
+    sizes: Mapping[str, int] | None = None,
+) -> Array:
+    """An expression at some points: ``at`` gives every variable's value at each of them."""
+    grid = _Grid(_Evaluation(inputs, sizes or {}), {id(v): a for v, a in at.items()}, 1)
+    count = max((len(a) for a in at.values()), default=1)
+    return np.array(np.broadcast_to(grid.value(e), (count,)))
 
 
 class _Evaluation:
@@ -221,4 +231,4 @@ def _fold(fn: str, body: Array, axes: tuple[int, ...], dt: DType) -> Array:
     return (np.max if fn == "max" else np.min)(wide, axis=axes, **start).astype(dt.np)
 
 
-__all__ = ["bind_symbols", "evaluate_stages", "run_stages"]
+__all__ = ["bind_symbols", "evaluate_at", "evaluate_stages", "run_stages"]

@@ -32,6 +32,7 @@ def build(
     fp16: bool = False,
     bf16: bool = False,
     int8: bool = False,
+    tf32: bool = True,
     level: int = 3,
     threads: int = 0,
     device: str = "",
@@ -51,6 +52,7 @@ def build(
         shapes: For inputs whose shape varies: input name to a shape, or to (min, opt, max) shapes.
             Left out, dimensions may be anything up to 65536.
         fp16, bf16, int8: Types that kernels may use besides those of the network.
+        tf32: Whether FP32 contractions on a GPU may round their operands to TF32.
         level: Builder optimization level, 0 to 5.
         threads: Threads the engine uses; 0 means all cores.
         device: ``cpu`` or ``gpu``; "" takes a GPU where one can be used (see ``TACTICIAN_DEVICE``).
@@ -82,6 +84,8 @@ def build(
     for on, flag in ((fp16, BuilderFlag.FP16), (bf16, BuilderFlag.BF16), (int8, BuilderFlag.INT8)):
         if on:
             config.set_flag(flag)
+    if not tf32:
+        config.clear_flag(BuilderFlag.TF32)
     if workspace is not None:
         config.max_workspace_size = workspace
     _add_profile(builder, network, config, shapes or {})

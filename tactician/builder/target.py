@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
 from importlib.util import find_spec
 
 from ..network.enums import DeviceType
 from ..support import knobs
+from ..targets.cuda.present import gpu_is_default, gpu_present
 
 
-@functools.cache
 def gpu_usable() -> bool:
     """Whether there is a GPU that the CUDA target can build for and run on."""
-    if find_spec("cuda") is None or find_spec("triton") is None:
-        return False
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    from ..targets.cuda.driver import default_gpu
-
-    return default_gpu() is not None
+    return find_spec("triton") is not None and gpu_present()
 
 
 def why_no_gpu() -> str:
@@ -42,6 +31,5 @@ def why_no_gpu() -> str:
 
 def default_device_type() -> DeviceType:
     """GPU where one can be used, unless ``TACTICIAN_DEVICE`` says otherwise."""
-    said = knobs.default_device()
-    gpu = said == "gpu" or (said == "" and gpu_usable())
+    gpu = knobs.default_device() == "gpu" or gpu_is_default()
     return DeviceType.GPU if gpu else DeviceType.CPU

@@ -301,7 +301,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             out[i] = given
         return out
 
-    def _require_schedule(self) -> Schedule:
+    def _require_schedule(self) -> Any:
         """The tables for the current shapes.
 
         Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...support.errors import ExecutionError, PlanError, TacticianError
+from ...support.errors import ExecutionError, PlanError, RefusedError, TacticianError
 from .arch import Gpu, gpu_of
 from .code import CUBIN, LIBRARY, Code
 
@@ -117,8 +117,8 @@ class Driver(ABC):
 
     # streams, events, graphs
     @abstractmethod
-    def stream(self) -> int:
-        """A new stream that does not wait for the default stream."""
+    def stream(self, flags: int = 1) -> int:
+        """A new stream that does not wait for the default stream (``flags`` 1)."""
 
     @abstractmethod
     def drop_stream(self, stream: int) -> None: ...
@@ -372,6 +372,31 @@ class CudaDriver(Driver):
             _raise(f"allocating {nbytes} bytes of page-locked memory", result)
         return _PinnedBlock.array(self, int(at), int(nbytes))
 
+    def fill_words(self, to: int, value: int, width: int, count: int, stream: int = 0) -> None:
+        """Queues setting words of 1, 2 or 4 bytes."""
+        fill = {1: self._d.cuMemsetD8Async, 2: self._d.cuMemsetD16Async,
+                4: self._d.cuMemsetD32Async}[width]
+        if count:
+            _do("setting memory", fill(to, value, count, self._of(stream)))
+
+    def register(self, address: int, nbytes: int) -> None:
+        """Page-locks host memory."""
+        _do("cuMemHostRegister", self._d.cuMemHostRegister(address, nbytes, 0))
+
+    def unregister(self, address: int) -> None:
+        """Undoes `register`."""
+        self.enter()
+        self._d.cuMemHostUnregister(address)
+
+    def synchronize_all(self) -> None:
+        """Waits for all work."""
+        _do("waiting for the GPU", self._d.cuCtxSynchronize())
+
+    def pci_bus_id(self) -> str:
+        """The GPU's place on the bus."""
+        raw = _do("cuDeviceGetPCIBusId", self._d.cuDeviceGetPCIBusId(32, self._device))
+        return str(raw.split(b"\0")[0].decode())
+
     def free_pinned(self, address: int) -> None:
         """Frees what `pinned` got."""
         self.enter()
@@ -415,9 +440,9 @@ class CudaDriver(Driver):
 
     # --- streams and events ---------------------------------------------------------------
 
-    def stream(self) -> int:
+    def stream(self, flags: int = 1) -> int:
         self.enter()
-        return int(_do("cuStreamCreate", self._d.cuStreamCreate(1)))
+        return int(_do("cuStreamCreate", self._d.cuStreamCreate(flags)))
 
     def drop_stream(self, stream: int) -> None:
         self.enter()
@@ -574,7 +599,10 @@ class _LibraryCall(Call):
         self._kernel, self._args, self._extra = kernel, args, extra
 
     def launch(self, grid: tuple[int, int, int], stream: int) -> None:
-        self._kernel.handle.launch(self._args.tolist(), int(self._extra[0]), stream)
+        try:
+            self._kernel.handle.launch(self._args.tolist(), int(self._extra[0]), stream)
+        except RefusedError as e:
+            raise DriverError(str(e)) from None
 
 
 def open_library_call(code: Code) -> Any:

@@ -121,7 +121,7 @@ class HostDriver(Driver):
 
     # --- streams and events ---------------------------------------------------------------
 
-    def stream(self) -> int:
+    def stream(self, flags: int = 1) -> int:
         return next(self._handles)
 
     def drop_stream(self, stream: int) -> None:

@@ -107,6 +107,7 @@ def quantize_by_ranges(
             if obey and node.meta.get("precision") is T.i8:
                 raise BuildError(f"{node.describe()} can't have precision i8: {reason}")
             report.skipped.append((node.name or node.op, reason))
+    residuals = [(n, r) for n in graph.nodes if (r := residual_operand(n)) is not None]
     twins: dict[Value, Value] = {}
     for node, x in chosen.items():
         if x not in twins:
@@ -115,9 +116,8 @@ def quantize_by_ranges(
         _quantize_weights(graph, node)
     for v, twin in list(twins.items()):
         _let_read(graph, v, twin)
-    for node in list(graph.nodes) if chosen else []:
-        r = residual_operand(node)
-        if r is not None and r.producer in chosen and r not in twins and ranged(r) is not None:
+    for node, r in residuals:
+        if r.producer in chosen and r not in twins and ranged(r) is not None:
             node.set_input(node.inputs.index(r), _quantized(graph, r, node))
     graph.toposort()
     return report

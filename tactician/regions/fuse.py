@@ -213,16 +213,31 @@ class _Fuser:
         if len(region.stages) != 1 or "concat" in region.stages[0].meta:
             return None
         stage = region.stages[0]
-        if _has_reduce(stage.expr):
+        if _has_reduce(stage.expr) or self._widens_for_readers(region):
             return None
         best: Region | None = None
+        best_rank = (False, 0)
         for v in _loaded(region):
             host = self.region_of.get(v)
             if host is None or host not in self.live or not self._hosts(host, v, region):
                 continue
-            if best is None or (host.anchor is not None and best.anchor is None):
-                best = host
+            # of two, the one whose result is wider: the other goes through memory
+            rank = (host.anchor is not None, v.dtype.bits)
+            if best is None or rank > best_rank:
+                best, best_rank = host, rank
         return best
+
+    def _widens_for_readers(self, region: Region) -> bool:
+        """Whether the region only dequantizes what loop nests read, which do that themselves:
+        the integers are fewer bytes in memory."""
+        node, out = region.nodes[-1], region.stages[0].out
+        if len(region.nodes) > 1 or node.op != "dequantize" or out in self.outputs:
+            return False
+        x = node.inputs[0]
+        readers = self.readers.get(out, ())
+        return x is not None and x.dtype.bits <= 8 and bool(readers) and all(
+            get(n.op).kind is Kind.POINTWISE or n.op in ("reduce", "pooling") for n in readers
+        )
 
     def _hosts(self, host: Region, v: Value, region: Region) -> bool:
         if v in self.outputs or not self.readers[v] <= set(region.nodes):

@@ -12,6 +12,7 @@ from tactician.onnx_backend import load_network
 from tactician.ops import emit
 from tactician.ops.interpreter import run_graph
 from tactician.passes.pipeline import optimize
+from tactician.regions.fuse import fuse
 
 RNG = np.random.default_rng(0)
 
@@ -171,3 +172,14 @@ def test_real_model_runs_in_integers():
         got = run_graph(g, {k[4:]: run[k] for k in run if k.startswith("in::")})[0]
         want = run[f"out::{g.outputs[0].name}"]
     assert np.abs(got - want).max() < 0.01 and (got.argmax(-1) == want.argmax(-1)).all()
+
+
+def test_residuals_go_through_memory_as_integers():
+    n = Net(1, 4, 8, 8)
+    x = n.qdq(n.x)
+    a, b = (n.qdq(n.op("convolution", x, n.weights(4, 4, 1, 1))) for _ in range(2))
+    y = n.qdq(n.op("activation", n.op("binary", a, b, fn="add"), fn="relu"))
+    n.finish(n.op("convolution", y, n.weights(4, 4, 1, 1)), steps=2)
+    regions = fuse(n.g).regions
+    assert [r.outputs[0].dtype.name for r in regions] == ["i8", "i8", "i8", "f32"]
+    assert len(regions[2].stages) == 1 and regions[2].anchor.op == "int_conv"

@@ -314,17 +314,11 @@ def measure(case: Case, label: str, kernel: Kernel, code: bytes, ts: dict[Value,
     pointers = [ts[a].data_ptr() if isinstance(a, Value) else next(rest).data_ptr()
                 for a in kernel.args]
     blocks = int(np.prod([int(d) for d in launch.grid]))
-    keep = []
-    if launch.workspace:
-        keep.append(torch.full((int(launch.workspace),), 255, dtype=torch.uint8, device="cuda"))
-        pointers.append(keep[-1].data_ptr())
-    if launch.counters:
-        keep.append(torch.zeros(int(launch.counters), dtype=torch.int32, device="cuda"))
-        pointers.append(keep[-1].data_ptr())
-    scratch = torch.empty(max(1, blocks * loaded.code.global_scratch), dtype=torch.uint8,
-                          device="cuda")
-    call = DEVICE.driver.prepare(loaded, np.array(pointers, np.int64), np.zeros(0, np.int64),
-                                 np.array([scratch.data_ptr(), 0], np.int64))
+    scratch = torch.full((int(launch.workspace) + 16,), 255, dtype=torch.uint8, device="cuda")
+    counters = torch.zeros(int(launch.counters) + 4, dtype=torch.int32, device="cuda")
+    more = torch.empty(blocks * loaded.code.global_scratch + 16, dtype=torch.uint8, device="cuda")
+    extra = np.array([scratch.data_ptr(), counters.data_ptr(), more.data_ptr(), 0], np.int64)
+    call = DEVICE.driver.prepare(loaded, np.array(pointers, np.int64), np.zeros(0, np.int64), extra)
     grid = (*(int(d) for d in launch.grid), 1, 1)[:3]
     out = ts[case.region.outputs[0]]
     out.fill_(float("nan"))
@@ -339,7 +333,7 @@ def measure(case: Case, label: str, kernel: Kernel, code: bytes, ts: dict[Value,
         return
     flat = case.floor > 300
     case.times[label] = stopwatch(lambda s: call.launch(grid, s), 4 if flat else COPIES)
-    del keep, packed
+    del packed, scratch, counters, more
 
 
 def run(case: Case) -> None:

@@ -56,9 +56,9 @@ def array(dt, *shape):
 
 
 def conv_graph(dt="f16", c=8, k=16, hw=(9, 7), window=3, stride=1, groups=1, residual=False,
-               act="", alpha=0.0, beta=0.0, op="convolution", dilation=1, post=None):
-    g, n = Graph(), len(hw)
-    x = g.add_input("x", dtype(dt), (2, c, *hw))
+               act="", alpha=0.0, beta=0.0, op="convolution", dilation=1, post=None, n=2):
+    g, batch, n = Graph(), n, len(hw)
+    x = g.add_input("x", dtype(dt), (batch, c, *hw))
     shape = (k, c // groups) if op == "convolution" else (c, k // groups)
     w = g.constant(array(dt, *shape, *(window,) * n))
     pre = (window // 2,) * n
@@ -142,7 +142,8 @@ CONVOLUTIONS = [
     {"act": "leaky_relu", "alpha": 0.1}, {"act": "elu", "alpha": 1.0}, {"act": "sigmoid"},
     {"act": "tanh"}, {"act": "softplus", "alpha": 1.0, "beta": 1.0}, {"dt": "f32"},
     {"dt": "bf16", "residual": True}, {"hw": (11,)}, {"hw": (11,), "residual": True},
-    {"hw": (4, 5, 3)}, {"post": 2}, {"op": "deconvolution", "stride": 2},
+    {"hw": (4, 5, 3)}, {"post": 2}, {"hw": (1, 1), "window": 1, "n": 1, "residual": True},
+    {"op": "deconvolution", "stride": 2},
     {"op": "deconvolution", "act": "relu", "hw": (5,)}, {"residual": True, "act": "swish"},
 ]  # fmt: skip
 
@@ -360,7 +361,8 @@ def test_product(case):
 
 
 @pytest.mark.parametrize("case", [{}, {"residual": True, "act": "relu"}, {"act": "gelu_tanh"},
-                                  {"hw": (9,), "residual": True}], ids=str)
+                                  {"hw": (9,), "residual": True}, {"hw": (1, 1), "n": 1},
+                                  {"hw": (1, 1), "residual": True}], ids=str)
 def test_pointwise_convolution_is_a_product(case):
     check(anchor_region(conv_graph(window=1, **case)), LT)
 

@@ -184,7 +184,7 @@ class Problem:
     def _operand(self, g: GraphSpec, o: Operand, y_dims: tuple[int, ...]) -> int:
         dims = _spread(o.dims, 1)
         strides = list(_spread(o.strides, 0))
-        if dims == y_dims and self.stored_last(o.value):
+        if dims == y_dims and o.value.rank == len(self.y_dims) and self.stored_last(o.value):
             strides = list(self.strides(o.value))
         elif dims[1] == max(dims):
             strides = list(channels_last(dims, dims[1]))

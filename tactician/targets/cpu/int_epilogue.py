@@ -73,6 +73,7 @@ class Finish:
         least = 0 if zero is None else _known(zero)
         if least == low and isinstance(y, E.Binary) and y.fn == "max" and _is_zero(y.b):
             y = y.a  # saturation does it
+        y = E.rewrite(y, _clipped)
         rounded: E.Expr = E.unary("round", y)
         assert isinstance(e, E.Cast)
         if isinstance(e.x, E.Binary):
@@ -142,6 +143,14 @@ def _known(e: E.Expr) -> float | None:
     if isinstance(e, E.Load) and e.value.const is not None and e.value.const.size == 1:
         return float(np.asarray(e.value.const).reshape(()))
     return None
+
+
+def _clipped(e: E.Expr) -> E.Expr | None:
+    """Limits as comparisons, which are one instruction: what they do to a NaN matters no more
+    where integers follow."""
+    if not isinstance(e, E.Binary) or e.fn not in ("max", "min") or not isinstance(e.b, E.Const):
+        return None
+    return E.select(E.compare("gt" if e.fn == "max" else "lt", e.a, e.b), e.a, e.b)
 
 
 def _is_zero(e: E.Expr) -> bool:

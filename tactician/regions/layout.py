@@ -26,7 +26,7 @@ from ..ir.graph import Graph, Node, Value
 from .fuse import Fusion
 from .region import Region, is_slice
 
-_FEW_CHANNELS = 4  # up to here a convolution may read channels-first input in place
+_FEW_CHANNELS = 4  # up to here a convolution may read channels-first f32 input in place
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ class _Assigner:
         assert anchor is not None
         x = anchor.inputs[0]
         assert x is not None
-        few = _few_channels(x) and anchor.attrs.groups == 1 and anchor.op == "convolution"
+        few = _few_channels(x) and anchor.attrs.groups == 1 and x.dtype.bits >= 32
         as_is = x in self.last or few or _same_either_way(x)
         if not as_is:
             self._add_reformat(x, to_last=True)

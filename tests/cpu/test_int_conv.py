@@ -25,8 +25,8 @@ def ints(shape, dtype="u8", low=None, high=None):
     return RNG.integers(low or lo, high or hi, shape).astype(np_type)
 
 
-def run(graph, feeds, level=1):
-    """Compiles for the CPU and runs once; returns (outputs, tactics of integer anchors)."""
+def run(graph, feeds, level=1, ops=frozenset({"int_conv", "int_matmul"})):
+    """Compiles for the CPU and runs once; returns (outputs, tactics of some ops)."""
     ranges = {v.name: (feeds[v.name].shape,) * 3 for v in graph.inputs}
     settings = BuildSettings(optimization_level=level, profiles=(ProfileSettings(ranges),))
     program, _ = compile_network(graph, settings)
@@ -43,7 +43,7 @@ def run(graph, feeds, level=1):
     schedule.run()
     tactics = {
         s.info.get("tactic") for s in program.steps
-        if {"int_conv", "int_matmul"} & set(s.info["ops"])
+        if ops & set(s.info["ops"])
     }
     return [arrays[i] for i in program.outputs], tactics
 

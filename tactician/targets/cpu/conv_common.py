@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from ...ir import dims as D
 from ...ir import expr as E
-from ...ir.dtypes import f32
+from ...ir.dtypes import bf16, f16, f32
 from ...ir.graph import Node, Value
 from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region, is_slice, pitch
@@ -29,8 +29,8 @@ def unsuited(region: Region, device: Any) -> str | None:
         return "not a convolution"
     x, w = node.inputs[0], node.inputs[1]
     assert x is not None and w is not None
-    if x.dtype is not f32 or w.const is None:
-        return "needs f32 and constant weights"
+    if x.dtype not in (f32, f16, bf16) or w.const is None:
+        return "needs floats of at most 32 bits and constant weights"
     if not isinstance(x.dims[1], int):
         return "the number of channels must be fixed"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
@@ -98,6 +98,7 @@ class Problem:
             x_channel=self.x_channel,
             x_pixel=self.x_pixel,
             depthwise=is_depthwise(node),
+            dtype=x.dtype,
         )
         self.stage = region.stages[-1] if region.stages else None
         self.out = region.outputs[0]

@@ -19,6 +19,7 @@ from ...regions.region import Region
 from ...regions.signature import signature
 from ...tactics.kernel import Kernel, SourceCache
 from ...tactics.tactic import Tactic, register_tactic
+from . import convert
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
 
@@ -31,7 +32,7 @@ _SOURCES = SourceCache()
 
 @register_tactic
 class DirectConvolution(Tactic):
-    """Convolution of f32 channels-last tensors with constant weights."""
+    """Convolution of channels-last tensors in f32, f16 or bf16 with constant weights."""
 
     name = "conv_direct"
     target = "cpu"
@@ -117,7 +118,8 @@ class Builder:
         self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
         self.packed = _pack(problem, tile)
-        self.zeros = np.zeros(max(problem.c, tile.nr), np.float32)
+        self.x_type = convert.memory_type(problem.x.dtype)
+        self.zeros = np.zeros(max(problem.c, tile.nr), problem.x.dtype.np)
         region = problem.region
         weights = {problem.w, problem.bias}
         extra = [v for v in region.inputs if v not in weights]

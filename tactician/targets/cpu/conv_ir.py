@@ -16,6 +16,10 @@ from typing import Any
 
 from llvmlite import ir
 
+from ...ir.dtypes import DType, f32
+from . import convert
+from .vecmath import type_suffix
+
 F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 PTR = ir.PointerType()
 
@@ -36,6 +40,7 @@ class ConvShape:
             neighbouring positions along the last spatial dimension, of the input.
         depthwise: Each output channel sees the input channel of the same number only; ``c`` is
             1 then, and channels are neighbours in memory.
+        dtype: Element type of the input; f16 and bf16 become f32 as they are read.
     """
 
     c: int
@@ -47,6 +52,7 @@ class ConvShape:
     x_channel: int
     x_pixel: int
     depthwise: bool = False
+    dtype: DType = f32
 
     @property
     def taps(self) -> int:
@@ -148,6 +154,7 @@ class MicroKernel:
         self.nv = -(-channels // tile.lanes)
         self.rank = r = len(shape.window)
         self.vt = ir.VectorType(F32, tile.lanes)
+        self.xt = convert.memory_type(shape.dtype)
         types = [PTR] * 5 + [I64] * (4 * r + 2)
         self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
         self.fn.linkage = "internal"
@@ -204,7 +211,7 @@ class MicroKernel:
         yes, join = b.append_basic_block("inside"), b.append_basic_block("join")
         b.cbranch(inside, yes, join)
         b.position_at_end(yes)
-        row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=F32)
+        row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=self.xt)
         new = self._taps(b, d + 1, row, w, acc)
         return _join(b, before, acc, new, join)
 
@@ -246,19 +253,19 @@ class MicroKernel:
             pos = b.add(at, I64(i * s.stride[-1]))
             ok = b.icmp_unsigned("<", pos, self.sizes[-1])
             if s.x_channel == 1:  # then all channels of a pixel outside are a run of zeros
-                real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=F32)
+                real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=self.xt)
                 pointers.append(b.select(ok, real, self.zeros))
             else:
                 pos = b.select(ok, pos, I64(0))
-                pointers.append(b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=F32))
+                pointers.append(b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=self.xt))
                 inside.append(ok)
         return self._channels(b, pointers, w, acc, inside)
 
     def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
-        base = b.gep(x, [b.mul(at, pixel)], source_etype=F32)
+        base = b.gep(x, [b.mul(at, pixel)], source_etype=self.xt)
         apart = b.mul(pixel, I64(step))
         return [
-            base if i == 0 else b.gep(base, [b.mul(apart, I64(i))], source_etype=F32)
+            base if i == 0 else b.gep(base, [b.mul(apart, I64(i))], source_etype=self.xt)
             for i in range(self.mr)
         ]
 
@@ -296,9 +303,11 @@ class MicroKernel:
             weights = [self._weights(b, w, base, j) for j in range(self.nv)]
             offset = b.mul(at, I64(self.shape.x_channel))
             for i in range(self.mr):
-                x = b.load(b.gep(rows[i], [offset], source_etype=F32), align=4, typ=F32)
+                at = b.gep(rows[i], [offset], source_etype=self.xt)
+                x = b.load(at, align=self.shape.dtype.size, typ=self.xt)
                 if inside:
-                    x = b.select(inside[i], x, F32(0.0))
+                    x = b.select(inside[i], x, ir.Constant(self.xt, 0))
+                x = convert.from_memory(b, x, self.shape.dtype)
                 x = splat(b, x, t.lanes)
                 for j in range(self.nv):
                     n = i * self.nv + j
@@ -314,8 +323,10 @@ class MicroKernel:
         weights = [self._weights(b, w, I64(0), j) for j in range(self.nv)]
         for i in range(self.mr):
             for j in range(self.nv):
-                at = b.gep(rows[i], [I64(j * lanes)], source_etype=F32)
-                x = load_lanes(b, at, self.vt, self.channels - j * lanes)
+                at = b.gep(rows[i], [I64(j * lanes)], source_etype=self.xt)
+                vt = ir.VectorType(self.xt, lanes)
+                x = load_lanes(b, at, vt, self.channels - j * lanes)
+                x = convert.from_memory(b, x, self.shape.dtype)
                 n = i * self.nv + j
                 acc[n] = b.call(self.fma, [x, weights[j], acc[n]])
         return acc
@@ -329,14 +340,15 @@ def lane_mask(count: int, lanes: int) -> ir.Constant:
 
 def load_lanes(b: ir.IRBuilder, at: Any, vt: ir.VectorType, count: int) -> Any:
     """A vector load that touches no more than ``count`` lanes; the others are zero."""
+    size = 4 if vt.element == F32 else 2
     if count >= vt.count:
-        return b.load(at, align=4, typ=vt)
+        return b.load(at, align=size, typ=vt)
     mask_type = ir.VectorType(I1, vt.count)
-    name = f"llvm.masked.load.v{vt.count}f32.p0"
+    name = f"llvm.masked.load.{type_suffix(vt)}.p0"
     fn = b.module.globals.get(name) or ir.Function(
         b.module, ir.FunctionType(vt, [PTR, I32, mask_type, vt]), name
     )
-    return b.call(fn, [at, I32(4), lane_mask(count, vt.count), ir.Constant(vt, None)])
+    return b.call(fn, [at, I32(size), lane_mask(count, vt.count), ir.Constant(vt, None)])
 
 
 def _join(

@@ -23,9 +23,10 @@ from . import vecmath as V
 from .conv_common import RuntimeSizes, argument, stored_last
 from .conv_direct import Builder
 from .conv_ir import Loop, Tile
+from .dot_ir import DotMicroKernel
+from .dots import Products
 from .int_depthwise import DepthwiseMicroKernel, pack_depthwise
-from .int_dot import GROUP, Dot, methods
-from .int_ir import IntMicroKernel
+from .int_dot import Dot, methods
 from .int_problem import IntProblem
 from .vecmath import I8, I32, I64
 
@@ -70,10 +71,12 @@ class IntContraction(Tactic):
         return None
 
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
-        return _tiles(IntProblem(region), device)
+        p = IntProblem(region)
+        names = [m.name for m in methods(device.isa, p.x_signed, p.weights)]
+        return tiles(p, device, names[:1] if p.depthwise else names)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(IntProblem(region), candidate, device.isa).build()
+        return DotBuilder(IntProblem(region), candidate, device.isa).build()
 
 
 def _choices(region: Region, device: Any) -> list[Dot]:
@@ -84,7 +87,7 @@ def _choices(region: Region, device: Any) -> list[Dot]:
 # --- choosing tiles ---------------------------------------------------------------------------
 
 
-def _tiles(p: IntProblem, device: Any) -> list[IntTile]:
+def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     """Register tiles that fit the machine, most promising first."""
     lanes = device.isa.lanes(32)
     many = device.isa.vector_registers >= 32
@@ -107,9 +110,6 @@ def _tiles(p: IntProblem, device: Any) -> list[IntTile]:
         fit.sort(key=lambda s: _cost(p, width, s[0], s[1], lanes))
     rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
     late = _late(p)
-    names = ["dot"] if p.depthwise else [
-        m.name for m in methods(device.isa, p.x_signed, p.weights)
-    ]  # fmt: skip
     choices = [(s, first) for s, first in ((fit[0], late), *((s, late) for s in fit[1:3]))]
     choices.insert(2, (fit[0], not late))
     return [
@@ -138,7 +138,7 @@ def _late(p: IntProblem) -> bool:
 # --- building ---------------------------------------------------------------------------------
 
 
-class _Builder(Builder):
+class DotBuilder(Builder):
     """Builds the kernel of one candidate."""
 
     p: IntProblem  # type: ignore[assignment]
@@ -148,8 +148,8 @@ class _Builder(Builder):
 
     def __init__(self, problem: IntProblem, tile: IntTile, isa: Any):
         p = problem
-        self.p, self.t, self.isa = p, tile, isa.fingerprint  # type: ignore[assignment]
-        self.dot = Dot(tile.dot, tile.lanes, p.x_signed, isa)
+        self.p, self.t, self.isa = p, tile, isa.fingerprint
+        self.dot = self._products(tile, isa)
         self.module = ir.Module(self.symbol)
         self.sizes = RuntimeSizes()
         self.rank = len(p.axes)
@@ -177,28 +177,38 @@ class _Builder(Builder):
             kernel.scratch = self.zeros.size
         return kernel
 
+    def _products(self, tile: IntTile, isa: Any) -> Products:
+        return Dot(tile.dot, tile.lanes, self.p.x_signed, isa)
+
+    def _starts(self) -> np.ndarray[Any, Any]:
+        """What the sums of each channel start from, or are to be multiplied with the zero point
+        first."""
+        sums = self.p.weights.sum(axis=(1, 2), dtype=np.int64)
+        known = isinstance(self.p.x_zero, int)
+        start = -sums * (self.p.x_zero + self._shift()) if known else -sums
+        return start.astype(np.int32)
+
     def _packed(self) -> np.ndarray[Any, Any]:
         p, t, dot = self.p, self.t, self.dot
         blocks = -(-p.k // t.nr)
-        sums = p.weights.sum(axis=(1, 2), dtype=np.int64)
-        start = -sums if not isinstance(p.x_zero, int) else -sums * (p.x_zero + self._shift())
-        header = np.zeros(blocks * t.nr, np.int32)
-        header[: p.k] = start.astype(np.int32)
+        start = self._starts()
+        header = np.zeros(blocks * t.nr, start.dtype)
+        header[: p.k] = start
         head = header.reshape(blocks, t.nr).view(np.uint8)
         if p.depthwise:
             return np.ascontiguousarray(
                 np.concatenate([head, pack_depthwise(p.weights, t.nr, blocks)], axis=1)
             )
-        groups = -(-p.c // GROUP)
+        groups = -(-p.c // dot.group)
         taps = p.weights.shape[2]
-        full = np.zeros((blocks * t.nr, groups * GROUP, taps), np.int16)
+        full = np.zeros((blocks * t.nr, groups * dot.group, taps), p.packed_type)
         full[: p.k, : p.c] = p.weights
-        parts = full.reshape(blocks, t.nr, groups, GROUP, taps).transpose(0, 4, 2, 1, 3)
+        parts = full.reshape(blocks, t.nr, groups, dot.group, taps).transpose(0, 4, 2, 1, 3)
         body = dot.pack(parts).reshape(blocks, -1)
         return np.ascontiguousarray(np.concatenate([head, body], axis=1))
 
     def _shift(self) -> int:
-        return 0 if self.p.depthwise else self.dot.shift
+        return 0 if self.p.depthwise else getattr(self.dot, "shift", 0)
 
     def _prepare(self, b: ir.IRBuilder, scratch: Any) -> None:
         """Taps outside the input read the zero point: made here where only the run knows it."""
@@ -215,12 +225,10 @@ class _Builder(Builder):
         p, t = self.p, self.t
         mk: Any
         if p.depthwise:
-            mk = DepthwiseMicroKernel(
-                self.module, p.shape, t, self.dot, mr, channels, name, p.x_signed
-            )
+            mk = DepthwiseMicroKernel(self.module, p.shape, t, mr, channels, name, p.x_signed)
         else:
             run = p.axes[-1].window if p.merged else 0
-            mk = IntMicroKernel(self.module, p.shape, t, self.dot, mr, channels, name, run)
+            mk = DotMicroKernel(self.module, p.shape, t, self.dot, mr, channels, name, run)
         zero = None if self.zero_arg < 0 else self._zero_point
         mk.build(zero, lambda m, b, acc: self._store(m, b, acc, channels))
         return mk

@@ -2,7 +2,7 @@
 
 Products and sums are made in f32, where they are exact (a window of bytes stays far below 2**24),
 because multiply-adds of f32 are at least as fast as any on integers that works lane by lane.
-Packed weights are ``[K / nr][nr s32 | taps][nr]`` f32; see `int_ir` for the s32.
+Packed weights are ``[K / nr][nr s32 | taps][nr]`` f32; see `dot_ir` for the s32.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from llvmlite import ir
 
 from . import vecmath as V
 from .conv_ir import ConvShape, Store, Tile
+from .dot_ir import DotMicroKernel
 from .int_dot import Dot
-from .int_ir import IntMicroKernel
+from .isa import Isa
 from .vecmath import F32, I8, I32, I64
-
-MOST_TAPS = 256  # so that sums of bytes times differences of bytes stay exact in f32
 
 
 def pack_depthwise(w: np.ndarray[Any, Any], nr: int, blocks: int) -> np.ndarray[Any, Any]:
@@ -32,20 +31,21 @@ def pack_depthwise(w: np.ndarray[Any, Any], nr: int, blocks: int) -> np.ndarray[
     return np.ascontiguousarray(order).reshape(blocks, -1).view(np.uint8)
 
 
-class DepthwiseMicroKernel(IntMicroKernel):
+class DepthwiseMicroKernel(DotMicroKernel):
     """One tile: ``mr`` pixels of a row by ``nv`` vectors of channels, all taps unrolled."""
 
     def __init__(
-        self, module: ir.Module, shape: ConvShape, tile: Tile, dot: Dot, mr: int, channels: int,
-        name: str, x_signed: bool,
+        self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, channels: int, name: str,
+        x_signed: bool,
     ):  # fmt: skip
+        dot = Dot("dot", tile.lanes, x_signed, Isa.host())  # for the layout alone
         super().__init__(module, shape, tile, dot, mr, channels, name)
         self.x_signed = x_signed
         self.ft = ir.VectorType(F32, tile.lanes)
         self.fma = V.declare(module, f"llvm.fma.v{tile.lanes}f32", self.ft, [self.ft] * 3)
 
     def build(self, zero: Any, store: Store) -> None:
-        """See `IntMicroKernel.build`."""
+        """See `DotMicroKernel.build`."""
         b = ir.IRBuilder(self.fn.append_basic_block("entry"))
         lanes = self.tile.lanes
         start = []

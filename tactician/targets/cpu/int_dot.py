@@ -14,7 +14,7 @@ Where the CPU lacks an instruction the method is spelled out, which lets any mac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from llvmlite import ir
@@ -42,6 +42,9 @@ class Dot:
     lanes: int
     x_signed: bool
     isa: Isa
+    group: ClassVar[int] = GROUP
+    size: ClassVar[int] = 1
+    acc: ClassVar[ir.Type] = I32
 
     @property
     def wants_signed(self) -> bool:

@@ -179,7 +179,8 @@ class IntEpilogue(Epilogue):
 
     def __init__(self, problem: Any, operands: Sequence[Any], sizes: Any):
         super().__init__(problem, operands, sizes)
-        self.floats = problem.finish.floats
+        # sums of floats stay what they are
+        self.floats = problem.finish.floats or problem.y.dtype.is_float
         self.source = problem.finish.source
 
     def store(self, em: Any, x: Any, k: Any, sums: Any, count: int) -> None:

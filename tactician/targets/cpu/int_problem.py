@@ -23,6 +23,8 @@ from .int_epilogue import Finish, IntEpilogue, RowEpilogue
 Array = np.ndarray[Any, Any]
 _FEW = 4  # up to so many channels, neighbouring taps of a row are read as one run
 
+_MOST_TAPS = 256  # of a depthwise window, whose sums are to be exact in f32
+
 
 def unsuited(region: Region, device: Any) -> str | None:
     """Why no integer kernel can do the region whatever its layouts, or None."""
@@ -66,6 +68,8 @@ def _unsuited_conv(node: Node, device: Any) -> str | None:
     axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
     if not all(isinstance(a.pre, int) for a in axes):
         return "the padding depends on a size known only at run time"
+    if is_depthwise(node) and np.prod([a.window for a in axes]) > _MOST_TAPS:
+        return f"more than {_MOST_TAPS} taps of a channel"
     return None
 
 
@@ -81,28 +85,37 @@ class IntProblem:
         x_zero: The zero point of the first operand: a number, or a value read at run time.
         flat: Pixels can be counted through all images and rows.
         pitch: Bytes from pixel to pixel of the input.
+        group: Elements of the input that meet in one lane.
     """
+
+    group = GROUP
+    packed_type: Any = np.int16  # holds differences of 8-bit numbers
 
     def __init__(self, region: Region):
         self.region = region
         node = region.anchor
         assert node is not None
         self.node: Node = node
-        x, w, x_zero, w_zero = (*node.inputs, None, None)[:4]
+        x, w = node.inputs[:2]
         assert x is not None and w is not None and w.const is not None
         self.x, self.w, self.y = x, w, node.outputs[0]
         self.x_signed = x.dtype.kind == "i"
-        self.x_zero: int | Value = 0
-        if x_zero is not None:
-            known = x_zero.const
-            self.x_zero = x_zero if known is None else int(np.asarray(known).reshape(()))
         sums = region.physical.get(self.y, self.y)
         self.finish = Finish(region.stages[-1] if region.stages else None, sums)
         self.stage = self.finish.stage
         self.out = region.outputs[0]
+        self.x_zero: int | Value = 0
+        self._operands()
+
+    def _operands(self) -> None:
+        """Weights and zero points."""
+        x_zero, w_zero = (*self.node.inputs, None, None)[2:4]
+        if x_zero is not None:
+            known = x_zero.const
+            self.x_zero = x_zero if known is None else int(np.asarray(known).reshape(()))
         zero = 0 if w_zero is None else np.asarray(w_zero.const, np.int32)
-        full = np.asarray(w.const).astype(np.int32)
-        if node.op == "int_matmul":
+        full = np.asarray(self.w.const).astype(np.int32)
+        if self.node.op == "int_matmul":
             self._matmul(full, zero)
         else:
             self._conv(full, zero)
@@ -142,7 +155,7 @@ class IntProblem:
         self.depthwise = is_depthwise(node)
         last = self.axes[-1]
         self.merged = (
-            self.groups == 1 and self.channels <= _FEW and self.channels % GROUP != 0
+            self.groups == 1 and self.channels <= _FEW and self.channels % self.group != 0
             and last.window > 1 and last.dilation == 1
         )  # fmt: skip
         self.stored = region.physical.get(x, x)
@@ -184,7 +197,7 @@ def epilogue(p: IntProblem, operands: Sequence[Any], sizes: Any) -> IntEpilogue:
     Args:
         operands: What the kernel's pointer arguments are, constants that were made as values.
     """
-    kind = IntEpilogue if p.node.op == "int_conv" else RowEpilogue
+    kind = IntEpilogue if p.node.op in ("int_conv", "convolution") else RowEpilogue
     return kind(p, operands, sizes)
 
 

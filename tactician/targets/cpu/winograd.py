@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from ...ir import dims as D
+from ...ir.dtypes import f32
 from ...ir.graph import Node, Value
 from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region
@@ -72,7 +73,9 @@ def _refused(region: Region, device: Any) -> str | None:
     why = unsuited(region, device)
     if why is not None:
         return why
-    assert region.anchor is not None
+    assert region.anchor is not None and region.anchor.inputs[0] is not None
+    if region.anchor.inputs[0].dtype is not f32:
+        return "needs f32"
     return unsuited_window(region.anchor)
 
 

@@ -1,8 +1,9 @@
-"""LLVM IR of integer convolution on channels-last tensors: the tile of `conv_ir` for bytes.
+"""LLVM IR of convolution on channels-last tensors with dot products: the tile of `conv_ir` for
+operands of which several fill a lane (four bytes, or two bf16).
 
-Packed weights are ``[K / nr][nr s32 | taps][groups of four channels][nr]``; a panel begins with
-minus the sums of its columns, which times the input's zero point start the accumulators. Taps
-outside the input read the zero point, so that every tap counts alike.
+Packed weights are ``[K / nr][nr starts | taps][groups of channels][nr]``. A panel begins with what
+the sums start from: for integers minus the sums of its columns, times the input's zero point;
+else the bias. Taps outside the input read the zero point, so that every tap counts alike.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from llvmlite import ir
 
 from . import vecmath as V
 from .conv_ir import PTR, ConvShape, Loop, Store, Tile
-from .int_dot import GROUP, Dot
+from .dots import Products
 from .vecmath import I8, I16, I32, I64
 
 Zero = Callable[[ir.IRBuilder, Any], ir.Value]
 _WHOLE = 4  # up to so many groups are all unrolled
 
 
-class IntMicroKernel:
+class DotMicroKernel:
     """Emits the internal function that computes one tile; see `conv_ir.MicroKernel`.
 
     Args:
@@ -30,14 +31,15 @@ class IntMicroKernel:
     """
 
     def __init__(
-        self, module: ir.Module, shape: ConvShape, tile: Tile, dot: Dot, mr: int, channels: int,
-        name: str, run: int = 0,
+        self, module: ir.Module, shape: ConvShape, tile: Tile, dot: Products, mr: int,
+        channels: int, name: str, run: int = 0,
     ):  # fmt: skip
         self.shape, self.tile, self.dot, self.mr, self.channels = shape, tile, dot, mr, channels
         self.run = run
         self.nv = -(-channels // tile.lanes)
         self.rank = r = len(shape.window)
-        self.vt = ir.VectorType(I32, tile.lanes)
+        self.vt = ir.VectorType(dot.acc, tile.lanes)
+        self.xt = ir.IntType(8 * dot.size)
         types = [PTR] * 5 + [I64] * (4 * r + 2)
         self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
         self.fn.linkage = "internal"
@@ -46,7 +48,7 @@ class IntMicroKernel:
         self.x, self.w, self.zeros, self.args, self.dims = a[:5]
         self.strides, self.sizes, self.origins = (a[5 + i * r : 5 + (i + 1) * r] for i in range(3))
         self.image, self.pixel, self.k = a[5 + 3 * r], a[6 + 3 * r : 6 + 4 * r], a[6 + 4 * r]
-        self.groups = -(-shape.c // GROUP)
+        self.groups = -(-shape.c // dot.group)
         self.group_bytes = tile.nr * dot.weight_bytes
         self.tap_bytes = self.groups * self.group_bytes
 
@@ -65,7 +67,7 @@ class IntMicroKernel:
             start.append(b.load(at, align=4, typ=self.vt))
         if zero is not None:
             scale = V.splat(b, zero(b, self.args), self.tile.lanes)
-            start = [b.mul(s, scale) for s in start]
+            start = [b.mul(x, scale) for x in start]
         w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
         acc = self._taps(b, 0, self.x, w, start * self.mr, None)
         store(self, b, acc)  # type: ignore[arg-type]
@@ -97,7 +99,7 @@ class IntMicroKernel:
         if s.window[d] > 1 or s.pre[d]:
             here = b.icmp_unsigned("<", at, self.sizes[d])
             inside = here if inside is None else b.and_(inside, here)
-        row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=I8)
+        row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=self.xt)
         return self._taps(b, d + 1, row, w, acc, inside)
 
     def _row_tap(
@@ -142,31 +144,32 @@ class IntMicroKernel:
         def place(pos: Any) -> Any:
             ok = b.icmp_unsigned("<", pos, self.sizes[-1])
             ok = ok if inside is None else b.and_(ok, inside)
-            real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=I8)
+            real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=self.xt)
             return b.select(ok, real, self.zeros)
 
         if not self.run:
             return [place(b.add(at, I64(i * s.stride[-1]))) for i in range(self.mr)]
         count = s.c // self.run
-        room = self.groups * GROUP
-        buffer = V.entry_alloca(b, ir.ArrayType(I8, room * self.mr))
+        room = self.groups * self.dot.group
+        t = self.xt
+        buffer = V.entry_alloca(b, ir.ArrayType(t, room * self.mr))
         rows = []
         for i in range(self.mr):
-            row = b.gep(buffer, [I64(i * room)], source_etype=I8)
-            for t in range(self.run):
-                source = place(b.add(at, I64(i * s.stride[-1] + t)))
+            row = b.gep(buffer, [I64(i * room)], source_etype=t)
+            for n in range(self.run):
+                source = place(b.add(at, I64(i * s.stride[-1] + n)))
                 for c in range(count):
-                    byte = b.load(b.gep(source, [I64(c)], source_etype=I8), typ=I8)
-                    b.store(byte, b.gep(row, [I64(t * count + c)], source_etype=I8))
+                    one = b.load(b.gep(source, [I64(c)], source_etype=t), typ=t)
+                    b.store(one, b.gep(row, [I64(n * count + c)], source_etype=t))
             for k in range(s.c, room):
-                b.store(I8(0), b.gep(row, [I64(k)], source_etype=I8))
+                b.store(t(0), b.gep(row, [I64(k)], source_etype=t))
             rows.append(row)
         return rows
 
     def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
-        base = b.gep(x, [b.mul(at, pixel)], source_etype=I8)
+        base = b.gep(x, [b.mul(at, pixel)], source_etype=self.xt)
         apart = self.shape.x_pixel * step
-        return [b.gep(base, [I64(apart * i)], source_etype=I8) for i in range(self.mr)]
+        return [b.gep(base, [I64(apart * i)], source_etype=self.xt) for i in range(self.mr)]
 
     def _channels(
         self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, acc: list[Any], padded: bool = False
@@ -177,7 +180,7 @@ class IntMicroKernel:
             rows: Where each pixel's channels begin.
             padded: Whether rows may be read up to whole groups.
         """
-        whole, tail = divmod(self.shape.c, GROUP)
+        whole, tail = divmod(self.shape.c, self.dot.group)
         if padded and tail:
             whole, tail = whole + 1, 0
         acc = list(acc)
@@ -188,11 +191,11 @@ class IntMicroKernel:
             with Loop(b, I64(0), I64(looped), unroll, carried=acc) as loop:
                 sums = list(loop.carried)
                 for u in range(unroll):
-                    sums = self._group(b, rows, w, b.add(loop.index, I64(u)), GROUP, sums)
+                    sums = self._group(b, rows, w, b.add(loop.index, I64(u)), self.dot.group, sums)
                 loop.next(sums)
             acc = list(loop.results)
         for g in range(looped, whole):
-            acc = self._group(b, rows, w, I64(g), GROUP, acc)
+            acc = self._group(b, rows, w, I64(g), self.dot.group, acc)
         if tail:
             acc = self._group(b, rows, w, I64(whole), tail, acc)
         return acc
@@ -207,9 +210,10 @@ class IntMicroKernel:
         weights = [
             dot.weights(b, b.gep(panel, [I64(j * unit)], source_etype=I8)) for j in range(self.nv)
         ]
-        at = b.mul(g, I64(GROUP))
+        at = b.mul(g, I64(4))
         for i, row in enumerate(rows):
-            x = dot.spread(b, load_group(b, b.gep(row, [at], source_etype=I8), count))
+            here = b.gep(row, [at], source_etype=I8)
+            x = dot.spread(b, load_group(b, here, count * dot.size))
             for j in range(self.nv):
                 n = i * self.nv + j
                 acc[n] = dot.products(b, acc[n], x, weights[j])
@@ -218,7 +222,7 @@ class IntMicroKernel:
 
 def load_group(b: ir.IRBuilder, at: Any, count: int) -> ir.Value:
     """``count`` bytes as an i32, the rest zero; nothing beyond them is read."""
-    if count == GROUP:
+    if count == 4:
         return b.load(at, align=1, typ=I32)
     total: Any = None
     done = 0

@@ -14,16 +14,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..ir import dtypes as T
 from ..ir.graph import Graph, Node, Value
 from ..ops.registry import infer_node
 from . import boundary  # noqa: F401  (declares the ops that only networks use)
-from .enums import DataType, LayerType, from_ir, to_ir
+from .enums import DataType, LayerType, NetworkDefinitionCreationFlag, from_ir, to_ir
 from .values import as_int, weights_array
 
 if TYPE_CHECKING:
     from .core import NetworkCore
     from .tensor import ITensor
 
+_STRONG = NetworkDefinitionCreationFlag.STRONGLY_TYPED
+_MIXABLE = (T.f32, T.f16, T.bf16)
+_ONE_TYPE = frozenset("binary select concat matmul convolution deconvolution prelu einsum "
+                      "attention scatter_elements scatter_nd".split())
 Problems = (ops.OpError, ValueError, TypeError, IndexError, KeyError, ZeroDivisionError)
 
 
@@ -79,6 +84,7 @@ class Emitter:
            meta: dict[str, Any] | None = None, **attrs: Any) -> Node:
         """Adds a node; see `tactician.ops` for names and attributes. ``meta`` is there when types
         are inferred."""
+        inputs = self._alike(name, inputs)
         k = len(self.nodes)
         if k < len(self.old) and self.old[k].op == name and not subgraphs:
             node = self._reuse(self.old[k], inputs, attrs)
@@ -91,6 +97,20 @@ class Emitter:
             self.created.append(node)
         self.nodes.append(node)
         return node
+
+    def _alike(self, name: str, inputs: tuple[Value | None, ...]) -> tuple[Value | None, ...]:
+        """Operands in one float type: in a weakly typed network, layers whose output types were
+        set differ in type without being wrong."""
+        if name not in _ONE_TYPE or self.layer._net.get_flag(_STRONG):
+            return inputs
+        kinds = {v.dtype for v in inputs if v is not None and v.dtype in _MIXABLE}
+        if len(kinds) < 2:
+            return inputs
+        return tuple(
+            v if v is None or v.dtype not in _MIXABLE or v.dtype is T.f32 or v.shape is None
+            else self.value("cast", v, to=T.f32)
+            for v in inputs
+        )
 
     def _reuse(self, node: Node, inputs: Sequence[Value | None], attrs: dict[str, Any]) -> Node:
         node.attrs = ops.get(node.op).Attrs(**attrs)

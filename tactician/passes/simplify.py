@@ -57,6 +57,17 @@ def _input(graph: Graph, node: Node) -> Value | None:
     return node.inputs[0]
 
 
+def _cast(graph: Graph, node: Node) -> Value | None:
+    """A cast to the same type, or back from a wider one."""
+    x = node.inputs[0]
+    inner = None if x is None else x.producer
+    if x is None or inner is None or inner.op != "cast":
+        return x
+    source, to = inner.inputs[0], node.outputs[0].dtype
+    wider = source is not None and source.dtype is to and to.is_float and x.dtype.is_float
+    return source if wider and x.dtype.bits > to.bits >= 16 else x
+
+
 def _transpose(graph: Graph, node: Node) -> Value | None:
     perm, x = tuple(node.attrs.perm), node.inputs[0]
     assert x is not None
@@ -118,7 +129,7 @@ def _single(graph: Graph, node: Node) -> Value | None:
 
 _RULES: dict[str, Callable[[Graph, Node], Value | None]] = {
     "identity": _input,
-    "cast": _input,
+    "cast": _cast,
     "expand": _input,
     "reshape": _view,
     "squeeze": _view,

@@ -245,3 +245,62 @@ def test_obeyed_precisions_fail_by_name():
     assert engine is None and any("FP16 is not set" in x for x in lines)
     engine, lines = build([*flags, trt.BuilderFlag.FP16], trt.float16)
     assert engine is not None
+
+
+def typed_layers(network, kind):
+    """A network whose layers were given output types; the constant has none."""
+    x = network.add_input("x", trt.float32, (1, 3, 8, 8))
+    rng = np.random.default_rng(2)
+    w = [rng.standard_normal((4, c, 3, 3)).astype("f4") for c in (3, 4)]
+    y = x
+    for c in w:
+        layer = network.add_convolution_nd(y, 4, (3, 3), c)
+        layer.precision = kind
+        layer.set_output_type(0, kind)
+        y = layer.get_output(0)
+    one = network.add_constant((1, 4, 1, 1), np.ones((1, 4, 1, 1), "f4")).get_output(0)
+    total = network.add_elementwise(y, one, trt.ElementWiseOperation.SUM).get_output(0)
+    network.mark_output(total)
+    return total
+
+
+@pytest.mark.parametrize("kind", [trt.float16, trt.float32])
+def test_output_types_of_layers_are_mixed_freely(kind):
+    builder = trt.Builder(Log())
+    network = builder.create_network()
+    typed_layers(network, kind)
+    config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    got = run(builder.build_engine_with_config(network, config), x := randn(1, 3, 8, 8))
+    plain = builder.create_network()
+    typed_layers(plain, trt.float32)
+    want = run(builder.build_engine_with_config(plain, builder.create_builder_config()), x)
+    assert np.abs(got - want).max() <= (4e-3 if kind == trt.float16 else 1e-5) * np.abs(want).max()
+
+
+def test_strongly_typed_networks_are_not():
+    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    for flags, problems in ((0, 0), (1 << int(flag), 1)):
+        network = trt.Builder(Log()).create_network(flags)
+        x, y = (network.add_input(n, t, (2, 3)) for n, t in (("x", trt.float16), ("y", trt.float32)))
+        network.mark_output(
+            network.add_elementwise(x, y, trt.ElementWiseOperation.SUM).get_output(0))
+        assert len(network.check()) == problems
+
+
+def test_outputs_take_the_type_that_is_asked_for():
+    builder = trt.Builder(Log())
+    network = builder.create_network()
+    typed_layers(network, trt.float32).dtype = trt.float16
+    engine = builder.build_engine_with_config(network, builder.create_builder_config())
+    assert engine.get_tensor_dtype(engine.get_tensor_name(1)) == trt.float16
+
+
+def test_casts_there_and_back_vanish():
+    n = Net(1, 3, 8, 8)
+    half = n.op("cast", n.x, to=T.f16)
+    y = n.op("activation", n.op("cast", n.op("cast", half, to=T.f32), to=T.f16), fn="relu")
+    n.g.outputs = [y]
+    optimize(n.g)
+    assert [x.op for x in n.g.nodes] == ["cast", "activation"]

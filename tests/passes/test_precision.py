@@ -283,7 +283,8 @@ def test_strongly_typed_networks_are_not():
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     for flags, problems in ((0, 0), (1 << int(flag), 1)):
         network = trt.Builder(Log()).create_network(flags)
-        x, y = (network.add_input(n, t, (2, 3)) for n, t in (("x", trt.float16), ("y", trt.float32)))
+        x = network.add_input("x", trt.float16, (2, 3))
+        y = network.add_input("y", trt.float32, (2, 3))
         network.mark_output(
             network.add_elementwise(x, y, trt.ElementWiseOperation.SUM).get_output(0))
         assert len(network.check()) == problems

@@ -126,7 +126,7 @@ def symbol_of(kernel: Kernel) -> str:
     return f"{name}_{digest_of(kernel)[:16]}"
 
 
-def shared_of(kernel: Kernel) -> dict[str, bool]:
+def shared_of(kernel: Kernel) -> dict[str, Any]:
     """Which of the pointers that are no arguments a kernel takes."""
     launch = kernel.launch
     assert launch is not None

@@ -23,7 +23,7 @@ from . import convert
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
 
-_THREAD_FLOPS = 400_000  # some 10 µs of work
+_THREAD_FLOPS = 100_000  # some 3 µs of work: a spinning worker begins within half a µs
 _FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
 
 

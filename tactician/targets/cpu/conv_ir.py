@@ -24,6 +24,7 @@ F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32
 PTR = ir.PointerType()
 
 _WHOLE = 4  # up to here all channels of a tap are unrolled
+_MOST_PRODUCTS = 400  # multiply-adds written out for a row of the window
 Store = Callable[["MicroKernel", ir.IRBuilder, list[Any]], None]
 """Writes a finished tile: accumulators by pixel, then by vector of channels."""
 
@@ -194,6 +195,14 @@ class MicroKernel:
         step = inner * s.c * self.tile.nr
         if s.window[d] == 1:
             return self._tap(b, d, x, w, acc, self.origins[d])
+        if d == self.rank - 1 and self._short_row():
+            return self._whole_row(b, x, w, acc)
+        return self._tap_loop(b, d, x, w, acc, step)
+
+    def _tap_loop(
+        self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any], step: int
+    ) -> list[Any]:
+        s = self.shape
         with Loop(b, I64(0), I64(s.window[d]), carried=acc) as loop:
             at = b.add(self.origins[d], b.mul(loop.index, I64(s.dilation[d])))
             weights = b.gep(w, [b.mul(loop.index, I64(step))], source_etype=F32)
@@ -214,6 +223,70 @@ class MicroKernel:
         row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=self.xt)
         new = self._taps(b, d + 1, row, w, acc)
         return _join(b, before, acc, new, join)
+
+    def _short_row(self) -> bool:
+        """Whether the products of a row of the window are few enough to be written out."""
+        s = self.shape
+        c = 1 if s.depthwise else s.c
+        return c <= _WHOLE and s.window[-1] * c * self.mr * self.nv <= _MOST_PRODUCTS
+
+    def _whole_row(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any]) -> list[Any]:
+        """All taps of a row of the window: together in the interior, one by one at borders."""
+        s = self.shape
+        at = self.origins[-1]
+        reach = (self.mr - 1) * s.stride[-1] + (s.window[-1] - 1) * s.dilation[-1]
+        fits = b.and_(
+            b.icmp_signed(">=", at, I64(0)),
+            b.icmp_signed("<", b.add(at, I64(reach)), self.sizes[-1]),
+        )
+        yes, no = b.append_basic_block("row.interior"), b.append_basic_block("row.border")
+        join = b.append_basic_block("row.join")
+        b.cbranch(fits, yes, no)
+        b.position_at_end(no)
+        slow = self._tap_loop(b, self.rank - 1, x, w, acc, s.c * self.tile.nr)
+        slow_end = b.block
+        b.branch(join)
+        b.position_at_end(yes)
+        fast = self._sliding(b, b.gep(x, [b.mul(at, I64(s.x_pixel))], source_etype=F32), w, acc)
+        fast_end = b.block
+        b.branch(join)
+        b.position_at_end(join)
+        return _merge(b, fast, fast_end, slow, slow_end)
+
+    def _sliding(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any]) -> list[Any]:
+        """Products of a row of the window with the pixels at ``x``. Every input is read once and
+        multiplied at once for all the outputs that see it."""
+        s, t, acc = self.shape, self.tile, list(acc)
+        c = 1 if s.depthwise else s.c
+        taps, step, apart = s.window[-1], s.stride[-1], s.dilation[-1]
+        blocks = [[j] for j in range(self.nv)] if s.depthwise else [list(range(self.nv))]
+        for block in blocks:
+            weights = {
+                (tap, u, j): self._weights(b, w, I64((tap * c + u) * t.nr), j)
+                for tap in range(taps) for u in range(c) for j in block
+            }
+            for place in range((self.mr - 1) * step + (taps - 1) * apart + 1):
+                seen = [
+                    ((place - tap * apart) // step, tap) for tap in range(taps)
+                    if (place - tap * apart) % step == 0
+                    and 0 <= (place - tap * apart) // step < self.mr
+                ]
+                for u in range(c if seen else 0):
+                    y = self._input(b, x, place, u, block[0])
+                    for i, tap in seen:
+                        for j in block:
+                            n = i * self.nv + j
+                            acc[n] = b.call(self.fma, [y, weights[tap, u, j], acc[n]])
+        return acc
+
+    def _input(self, b: ir.IRBuilder, x: Any, place: int, u: int, j: int) -> Any:
+        """Channel ``u`` of a pixel in all lanes; depthwise: its ``j``-th vector of channels."""
+        s, lanes = self.shape, self.tile.lanes
+        if s.depthwise:
+            at = b.gep(x, [I64(place * s.x_pixel + j * lanes)], source_etype=F32)
+            return load_lanes(b, at, self.vt, self.channels - j * lanes)
+        at = b.gep(x, [I64(place * s.x_pixel + u * s.x_channel)], source_etype=F32)
+        return splat(b, b.load(at, align=4, typ=F32), lanes)
 
     def _row_tap(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
         """One tap along the last dimension; ``at`` is the first pixel's position."""
@@ -237,13 +310,7 @@ class MicroKernel:
         fast_end = b.block
         b.branch(join)
         b.position_at_end(join)
-        out = []
-        for f, g in zip(fast, slow, strict=True):
-            phi = b.phi(f.type)
-            phi.add_incoming(f, fast_end)
-            phi.add_incoming(g, slow_end)
-            out.append(phi)
-        return out
+        return _merge(b, fast, fast_end, slow, slow_end)
 
     def _border(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
         """A tap of which some pixels lie outside the input."""
@@ -357,11 +424,18 @@ def _join(
     end = b.block
     b.branch(join)
     b.position_at_end(join)
+    return _merge(b, old, before, new, end)
+
+
+def _merge(
+    b: ir.IRBuilder, some: list[Any], from_some: Any, others: list[Any], from_others: Any
+) -> list[Any]:
+    """The values that come from either of two blocks."""
     out = []
-    for o, n in zip(old, new, strict=True):
-        phi = b.phi(o.type)
-        phi.add_incoming(o, before)
-        phi.add_incoming(n, end)
+    for x, y in zip(some, others, strict=True):
+        phi = b.phi(x.type)
+        phi.add_incoming(x, from_some)
+        phi.add_incoming(y, from_others)
         out.append(phi)
     return out
 

@@ -247,7 +247,7 @@ class MicroKernel:
         slow_end = b.block
         b.branch(join)
         b.position_at_end(yes)
-        fast = self._sliding(b, b.gep(x, [b.mul(at, I64(s.x_pixel))], source_etype=F32), w, acc)
+        fast = self._sliding(b, self._rows_apart(b, x, at, I64(s.x_pixel), 1)[0], w, acc)
         fast_end = b.block
         b.branch(join)
         b.position_at_end(join)
@@ -283,10 +283,12 @@ class MicroKernel:
         """Channel ``u`` of a pixel in all lanes; depthwise: its ``j``-th vector of channels."""
         s, lanes = self.shape, self.tile.lanes
         if s.depthwise:
-            at = b.gep(x, [I64(place * s.x_pixel + j * lanes)], source_etype=F32)
-            return load_lanes(b, at, self.vt, self.channels - j * lanes)
-        at = b.gep(x, [I64(place * s.x_pixel + u * s.x_channel)], source_etype=F32)
-        return splat(b, b.load(at, align=4, typ=F32), lanes)
+            at = b.gep(x, [I64(place * s.x_pixel + j * lanes)], source_etype=self.xt)
+            y = load_lanes(b, at, ir.VectorType(self.xt, lanes), self.channels - j * lanes)
+            return convert.from_memory(b, y, s.dtype)
+        at = b.gep(x, [I64(place * s.x_pixel + u * s.x_channel)], source_etype=self.xt)
+        y = convert.from_memory(b, b.load(at, align=s.dtype.size, typ=self.xt), s.dtype)
+        return splat(b, y, lanes)
 
     def _row_tap(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
         """One tap along the last dimension; ``at`` is the first pixel's position."""

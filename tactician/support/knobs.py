@@ -9,6 +9,7 @@
 | ``TACTICIAN_GPU`` | GPU that builds for CUDA are for where there is none: ``sm_90``, ``H100``, …; ``interpreter`` and ``null`` run such engines on the host |
 | ``TACTICIAN_KERNEL_CACHE`` | folder of compiled GPU kernels (default ``~/.cache/tactician/kernels``); ``off``: keep none |
 | ``TACTICIAN_ENGINE_CACHE`` | folder of engines that ``torch.compile`` made (default ``~/.cache/tactician/engines``); ``off``: keep none |
+| ``TACTICIAN_OVERLAP`` | 1: a GPU kernel may be launched while the one before it still runs (compute capability 9.0 on) |
 | ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
 | ``TACTICIAN_LIBRARY_PATH`` | folders with cuDNN and cuBLASLt, before those of the Python wheels (separated by ``:``) |
 """  # noqa: E501
@@ -83,3 +84,9 @@ def compile_processes() -> int:
 def library_path() -> list[str]:
     """Folders to look for NVIDIA's libraries in first."""
     return [p for p in os.environ.get("TACTICIAN_LIBRARY_PATH", "").split(os.pathsep) if p]
+
+
+def overlap() -> bool:
+    """Whether GPU kernels are launched before the kernels ahead of them have ended; they wait for
+    these on the device."""
+    return os.environ.get("TACTICIAN_OVERLAP", "0") == "1"

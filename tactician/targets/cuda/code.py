@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -105,6 +106,21 @@ class Code:
         )
         if not good:
             raise PlanError(f"the plan's kernel {self.symbol!r} makes no sense")
+
+
+def overlapped(kernel: Kernel) -> Kernel:
+    """The kernel with programmatic dependent launch: it may be launched while the one before it
+    still runs, lets the next one do the same, and waits before it touches memory."""
+    launch = kernel.launch
+    if launch is None or launch.library or ("launch_pdl", True) in launch.options:
+        return kernel
+    pattern = rf"(def {re.escape(kernel.symbol)}\([^)]*\):\n)(\s+)"
+    waiting = r"\1\2tl.extra.cuda.gdc_launch_dependents()\n\2tl.extra.cuda.gdc_wait()\n\2"
+    source, count = re.subn(pattern, waiting, kernel.source)
+    if count != 1:
+        return kernel
+    options = (*launch.options, ("launch_pdl", True))
+    return replace(kernel, source=source, launch=replace(launch, options=options))
 
 
 def digest_of(kernel: Kernel) -> str:

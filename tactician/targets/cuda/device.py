@@ -14,7 +14,7 @@ from ...support.errors import BuildError
 from ...tactics.kernel import Kernel
 from ...tactics.tuner import Device
 from .arch import Gpu, named_gpu
-from .code import LIBRARY, Code, library_code, shared_of, symbol_of, text_code
+from .code import LIBRARY, Code, library_code, overlapped, shared_of, symbol_of, text_code
 from .compiler import CompileError, compiler, triton_version
 
 INTERPRETER, NULL = "interpreter", "null"
@@ -31,6 +31,7 @@ class CudaDevice(Device):
         mode: "" (code for a GPU), ``interpreter`` (kernels stay text, which Triton's interpreter
             runs) or ``null`` (code is compiled and launched, but never runs).
         libraries: Whether library calls can be made on this device.
+        overlap: Whether kernels are launched before the ones ahead of them have ended.
         failed: Kernels that could not be compiled: symbol -> reason.
     """
 
@@ -45,6 +46,7 @@ class CudaDevice(Device):
         narrow = {"f16", "bf16", "i8"} | ({"f8"} if self.gpu.arch >= 89 else set())
         self.precisions = frozenset(narrow)
         self.fingerprint = self.gpu.fingerprint + (f"/{mode}" if mode else "")
+        self.overlap = knobs.overlap() and self.gpu.arch >= 90 and mode != INTERPRETER
         self.failed: dict[str, str] = {}
         self._compiling: dict[str, Future[bytes]] = {}
 
@@ -60,7 +62,11 @@ class CudaDevice(Device):
 
     def refuses(self, kernel: Kernel) -> str | None:
         """Why a kernel could not be compiled, if that was tried."""
-        return self.failed.get(symbol_of(kernel))
+        return self.failed.get(symbol_of(self._final(kernel)))
+
+    def _final(self, kernel: Kernel) -> Kernel:
+        """The kernel as it is compiled."""
+        return overlapped(kernel) if self.overlap else kernel
 
     def facts(self) -> dict[str, Any]:
         return {"gpu": self.gpu.name, "triton": triton_version()}
@@ -87,6 +93,7 @@ class CudaDevice(Device):
             The kernel's name in a plan, which is unique to its text, and its blob to come (see
             `code.Code`); the future raises `CompileError`.
         """
+        kernel = self._final(kernel)
         symbol = symbol_of(kernel)
         found = self._compiling.get(symbol)
         if found is None:

@@ -14,22 +14,9 @@ from llvmlite import ir
 
 from . import vecmath as V
 from .isa import Isa
-from .vecmath import F32, I32
+from .vecmath import BF16, F32, I32
 
 Array = np.ndarray[Any, Any]
-
-
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite has no name for."""
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash("bfloat")
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,7 @@ class Bf16Dot:
             for p, q in zip(x, w, strict=True):
                 acc = V.intrinsic(b, "fma" if self.isa.fma else "fmuladd", p, q, acc)
             return acc
-        t = ir.VectorType(_BFloat(), 2 * self.lanes)
+        t = ir.VectorType(BF16, 2 * self.lanes)
         fn = V.declare(b.module, self._name, acc.type, [acc.type, t, t])
         return b.call(fn, [acc, b.bitcast(x[0], t), b.bitcast(w[0], t)])
 

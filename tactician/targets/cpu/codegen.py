@@ -50,6 +50,7 @@ class Gen:
     def __init__(self, symbol: str, isa: Isa):
         self.isa = isa
         self.module = ir.Module(symbol)
+        self.module.isa = isa  # conversions of types ask it
         self.symbol = symbol
         kind = ir.FunctionType(ir.VoidType(), [PTR, PTR, I64, I64, PTR])
         self.function = ir.Function(self.module, kind, symbol)

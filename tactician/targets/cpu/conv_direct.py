@@ -22,6 +22,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import convert
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
+from .isa import Isa
 
 _THREAD_FLOPS = 100_000  # some 3 µs of work: a spinning worker begins within half a µs
 _FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
@@ -51,7 +52,7 @@ class DirectConvolution(Tactic):
         return _tiles(Problem(region), device)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return Builder(Problem(region), candidate, device.isa.fingerprint).build()
+        return Builder(Problem(region), candidate, device.isa).build()
 
 
 def _tiles(p: Problem, device: Any) -> list[Tile]:
@@ -112,9 +113,10 @@ class Builder:
     x_type: ir.Type = F32
     w_type: ir.Type = F32
 
-    def __init__(self, problem: Problem, tile: Tile, isa: str):
-        self.p, self.t, self.isa = problem, tile, isa
+    def __init__(self, problem: Problem, tile: Tile, isa: Isa):
+        self.p, self.t, self.isa = problem, tile, isa.fingerprint
         self.module = ir.Module(self.symbol)
+        self.module.isa = isa  # conversions of types ask it
         self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
         self.packed = _pack(problem, tile)

@@ -151,6 +151,7 @@ class DotBuilder(Builder):
         self.p, self.t, self.isa = p, tile, isa.fingerprint
         self.dot = self._products(tile, isa)
         self.module = ir.Module(self.symbol)
+        self.module.isa = isa  # conversions of types ask it
         self.sizes = RuntimeSizes()
         self.rank = len(p.axes)
         self.packed = self._packed()
@@ -184,9 +185,10 @@ class DotBuilder(Builder):
         """What the sums of each channel start from, or are to be multiplied with the zero point
         first."""
         sums = self.p.weights.sum(axis=(1, 2), dtype=np.int64)
-        known = isinstance(self.p.x_zero, int)
-        start = -sums * (self.p.x_zero + self._shift()) if known else -sums
-        return start.astype(np.int32)
+        zero = self.p.x_zero
+        if isinstance(zero, int):
+            sums = sums * (zero + self._shift())
+        return (-sums).astype(np.int32)
 
     def _packed(self) -> np.ndarray[Any, Any]:
         p, t, dot = self.p, self.t, self.dot
@@ -245,7 +247,7 @@ class DotBuilder(Builder):
             done = 0
             while done < m.nv:
                 full = (channels - done * lanes) // lanes  # vectors left that are full
-                n = 1 << max(0, full.bit_length() - 1)
+                n = 1 << max(0, full.bit_length() - 1) if self.p.out.dtype.size == 1 else 1
                 k = b.add(m.k, I64(done * lanes)) if done else m.k
                 sums = V.concat(b, row[done : done + n])
                 self.epilogue.store(em, x, k, sums, channels - done * lanes)

@@ -105,7 +105,8 @@ class Isa:
         Args:
             operation: ``dot_u8s8`` and ``dot_s8s8`` (four products added to each s32),
                 ``madd_u8s8`` (two products in each s16, saturated), ``madd_s16`` (two products
-                in each s32) or ``dot_bf16`` (two products added to each f32).
+                in each s32), ``dot_bf16`` (two products added to each f32) or ``round_bf16``
+                (f32 to bf16).
         """
         on = {f[1:] for f in self.features if f[0] == "+"}
         arch = "arm" if self.arch in ("aarch64", "arm64") else "x86"
@@ -238,6 +239,10 @@ _INTRINSICS: dict[tuple[str, str, int], tuple[tuple[str, str], ...]] = {
     ("arm", "dot_bf16", 128): (("bf16", "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),),
     ("x86", "dot_u8s8", 512): (("avx512vnni", "llvm.x86.avx512.vpdpbusd.512"),),
     ("x86", "dot_bf16", 512): (("avx512bf16", "llvm.x86.avx512bf16.dpbf16ps.512"),),
+    ("x86", "round_bf16", 512): (("avx512bf16", "llvm.x86.avx512bf16.cvtneps2bf16.512"),),
+    ("x86", "round_bf16", 256): (
+        ("avx512bf16 avx512vl", "llvm.x86.avx512bf16.cvtneps2bf16.256"),
+    ),
     **{
         ("x86", "dot_u8s8", bits): tuple(
             (needed, f"llvm.x86.avx512.vpdpbusd.{bits}")

@@ -102,6 +102,7 @@ def build_loops(
         return _nothing()
     planned = loopnest.plan(stages, outputs)
     frame = KernelFrame("loops", planned[0].lowerer)
+    frame.module.isa = isa  # conversions of types ask it
     for v in outputs:
         frame.pointer(v)
     parts = [_Builder(p, frame, isa, candidate) for p in planned]

@@ -56,7 +56,7 @@ def _anchor(graph: Graph, node: Node) -> Node | None:
         if v.users[node] != 1 or any(v is o for o in graph.outputs):
             continue
         w = p.inputs[1]
-        if w is None or w.const is None or not w.dtype.is_float:
+        if w is None or w.const is None or not w.dtype.is_float or w.dtype.bits < 16:
             continue
         if len(p.inputs) > 2 and p.inputs[2] is not None and p.inputs[2].const is None:
             continue

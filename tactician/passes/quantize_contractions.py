@@ -23,6 +23,7 @@ from .manager import Pass
 from .quantized import Scaling, dequantized, is_small_int, replace
 
 _Array = np.ndarray[Any, Any]
+_F8 = (T.f8e4m3, T.f8e5m2)
 _OPS = {"convolution": "int_conv", "matmul": "int_matmul"}
 
 
@@ -52,6 +53,8 @@ def _quantize(graph: Graph, node: Node, takes: Callable[[Node], bool]) -> bool:
     a, b = dequantized(node.inputs[0]), dequantized(node.inputs[1])
     if a is None or b is None or node.meta.get("precision") in (T.f32, T.f16, T.bf16):
         return False
+    if node.op == "matmul" and a.data.dtype in _F8 and b.data.dtype in _F8:
+        return _float8(graph, node, a, b, takes)
     if not _fits(node, a, b):
         return False
     operands: list[Value | None] = [*_operand(graph, a), *_operand(graph, b)]
@@ -63,6 +66,30 @@ def _quantize(graph: Graph, node: Node, takes: Callable[[Node], bool]) -> bool:
         graph.remove(new)
         return False
     replace(graph, node, _scaled(graph, node, new.output, a, b))
+    return True
+
+
+def _float8(
+    graph: Graph, node: Node, a: Scaling, b: Scaling, takes: Callable[[Node], bool]
+) -> bool:
+    """A product of 8-bit floats, with the scales applied to the result."""
+    out = node.outputs[0]
+    columns = b.data.rank - (2 if node.attrs.tb == "transpose" else 1)
+    if a.data.dtype is not b.data.dtype or "vector" in (node.attrs.ta, node.attrs.tb):
+        return False
+    if a.axis is not None or b.axis not in (None, columns) or a.zero or b.zero:
+        return False
+    if out.shape is None or any(s.scale.const is None for s in (a, b)):
+        return False
+    new = emit(graph, "matmul", [a.data, b.data], node.name, before=node, source=node.source,
+               ta=node.attrs.ta, tb=node.attrs.tb, to=T.f32)
+    new.meta = dict(node.meta)
+    if not takes(new):
+        graph.remove(new)
+        return False
+    sa, sb = (np.asarray(s.scale.const).astype(np.float32).reshape(-1) for s in (a, b))
+    y = _emit(graph, node, "binary", [new.output, graph.constant(sa * sb)], fn="mul")
+    replace(graph, node, y if out.dtype is T.f32 else _emit(graph, node, "cast", [y], to=out.dtype))
     return True
 
 

@@ -183,3 +183,24 @@ def test_residuals_go_through_memory_as_integers():
     regions = fuse(n.g).regions
     assert [r.outputs[0].dtype.name for r in regions] == ["i8", "i8", "i8", "f32"]
     assert len(regions[2].stages) == 1 and regions[2].anchor.op == "int_conv"
+
+
+@pytest.mark.parametrize("takes", [True, False])
+@pytest.mark.parametrize("to", ["f8e4m3", "f8e5m2"])
+def test_products_of_8_bit_floats(to, takes):
+    n = Net(2, 16)
+    dt = T.dtype(to)
+    b = n.dq(randn(16, 5).astype(dt.np), RNG.uniform(0.5, 2, 5), axis=1)
+    ops = n.finish(n.op("matmul", n.qdq(n.x, 0.02, to=to), b), takes=takes, steps=0.01)
+    assert ops == [f"quantize {to}", *(["matmul f32", "binary f32"] if takes else
+                                       ["dequantize f32", "matmul f32"])]
+
+
+@pytest.mark.parametrize("to,block", [("i4", 4), ("i4", 0), ("i8", 8), ("f8e4m3", 0)])
+def test_quantized_weights_alone_are_folded(to, block):
+    n = Net(2, 16)
+    dt = T.dtype(to)
+    w = (RNG.integers(-8, 8, (16, 5)) if dt.is_int else randn(16, 5)).astype(dt.np)
+    scale = RNG.uniform(0.5, 2, (16 // block, 5)) if block else 0.3
+    b = n.dq(w, scale, axis=0, block_size=block)
+    assert n.finish(n.op("matmul", n.x, b)) == ["matmul f32"]

@@ -1,6 +1,7 @@
 """Element types in registers and in memory, and conversions between them.
 
-f16 and bf16 live in registers as f32; booleans as i1, in memory as bytes.
+f16, bf16 and f8 live in registers as f32; booleans as i1, in memory as bytes; 4-bit integers as
+bytes, in memory with zeros in the upper half.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from llvmlite import ir
 
 from ...ir import dtypes as T
 from ...ir.dtypes import DType
+from . import float8
 from . import vecmath as V
 from .vecmath import F32, F64, HALF, I1, I8, I16, I32, I64
 
 _REGISTER: dict[DType, ir.Type] = {
     T.f64: F64, T.f32: F32, T.f16: F32, T.bf16: F32, T.i64: I64, T.i32: I32, T.i16: I16, T.i8: I8,
-    T.u64: I64, T.u32: I32, T.u16: I16, T.u8: I8, T.b1: I1,
+    T.u64: I64, T.u32: I32, T.u16: I16, T.u8: I8, T.b1: I1, T.i4: I8, T.u4: I8, T.f8e4m3: F32,
+    T.f8e5m2: F32,
 }  # fmt: skip
-_MEMORY: dict[DType, ir.Type] = {**_REGISTER, T.f16: HALF, T.bf16: I16, T.b1: I8}
+_MEMORY: dict[DType, ir.Type] = {
+    **_REGISTER, T.f16: HALF, T.bf16: I16, T.b1: I8, T.f8e4m3: I8, T.f8e5m2: I8,
+}  # fmt: skip
+_NARROW = (T.f16, T.bf16, T.f8e4m3, T.f8e5m2)
 
 
 def supported(dt: DType) -> bool:
@@ -42,6 +48,10 @@ def from_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     if dt is T.bf16:
         wide = b.zext(x, V.like(x.type, I32))
         return b.bitcast(b.shl(wide, V.const(wide.type, 16)), V.like(x.type, F32))
+    if dt in float8.FORMATS:
+        return float8.decode(b, x, dt)
+    if dt in (T.i4, T.u4):
+        return _wrapped(b, x, dt)
     if dt is T.b1:
         return b.icmp_unsigned("!=", x, V.const(x.type, 0))
     return x
@@ -53,6 +63,10 @@ def to_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
         return b.fptrunc(x, V.like(x.type, HALF))
     if dt is T.bf16:
         return _round_bf16(b, x)
+    if dt in float8.FORMATS:
+        return float8.encode(b, x, dt)
+    if dt is T.i4:
+        return b.and_(x, V.const(x.type, 15))
     if dt is T.b1:
         return b.zext(x, V.like(x.type, I8))
     return x
@@ -110,7 +124,9 @@ def cast(
             return b.fcmp_unordered("!=", x, zero)
         return b.icmp_signed("!=", x, zero)
     if src.is_float:
-        return _float_to_float(b, x, dst) if dst.is_float else _to_int(b, x, dst, saturate)
+        if dst.is_float:
+            return _float_to_float(b, float8.clamp(b, x, dst) if saturate else x, dst)
+        return _to_int(b, x, dst, saturate)
     if dst.is_float:
         t = V.like(x.type, _REGISTER[dst])
         y = b.sitofp(x, t) if src.kind == "i" else b.uitofp(x, t)
@@ -126,8 +142,8 @@ def _from_bool(b: ir.IRBuilder, x: ir.Value, dst: DType) -> ir.Value:
 
 
 def _narrow_float(b: ir.IRBuilder, x: ir.Value, dst: DType) -> ir.Value:
-    """Rounds to the precision of f16 or bf16, staying in f32."""
-    if dst in (T.f16, T.bf16):
+    """Rounds to the precision of a narrow type, staying in f32."""
+    if dst in _NARROW:
         return from_memory(b, to_memory(b, x, dst), dst)
     return x
 
@@ -147,7 +163,7 @@ def _to_int(b: ir.IRBuilder, x: ir.Value, dst: DType, saturate: bool) -> ir.Valu
         low, high = limits(dst)
         x = b.select(b.fcmp_ordered(">", x, V.const(x.type, low)), x, V.const(x.type, low))
         x = b.select(b.fcmp_ordered("<", x, V.const(x.type, high)), x, V.const(x.type, high))
-        return b.trunc(b.fptosi(x, V.like(x.type, I32)), t)
+        return _wrapped(b, b.trunc(b.fptosi(x, V.like(x.type, I32)), t), dst)
     if saturate:
         name = "fptosi" if dst.kind == "i" else "fptoui"
         full = f"llvm.{name}.sat.{V.type_suffix(t)}.{V.type_suffix(x.type)}"
@@ -160,7 +176,16 @@ def _to_int(b: ir.IRBuilder, x: ir.Value, dst: DType, saturate: bool) -> ir.Valu
         y = b.fptosi(x, V.like(x.type, I64))
         return y if dst is T.i64 else b.trunc(y, t)
     y = b.fptosi(x, V.like(x.type, I32))
-    return y if dst is T.i32 else b.trunc(y, t)
+    return y if dst is T.i32 else _wrapped(b, b.trunc(y, t), dst)
+
+
+def _wrapped(b: ir.IRBuilder, x: ir.Value, dst: DType) -> ir.Value:
+    """The lower bits of a 4-bit integer in a byte, as its value."""
+    if dst is T.u4:
+        return b.and_(x, V.const(x.type, 15))
+    if dst is T.i4:
+        return b.ashr(b.shl(x, V.const(x.type, 4)), V.const(x.type, 4))
+    return x
 
 
 def _int_to_int(
@@ -176,11 +201,11 @@ def _int_to_int(
             bottom = V.const(x.type, dlo)
             x = b.select(cmp("<", x, bottom), bottom, x)
     t = V.like(x.type, _REGISTER[dst])
-    if dst.bits < src.bits:
-        return b.trunc(x, t)
-    if dst.bits > src.bits:
-        return b.zext(x, t) if src.kind == "u" else b.sext(x, t)
-    return x
+    if dst.size < src.size:
+        x = b.trunc(x, t)
+    elif dst.size > src.size:
+        x = b.zext(x, t) if src.kind == "u" else b.sext(x, t)
+    return _wrapped(b, x, dst)
 
 
 def literal(value: object, dt: DType, n: int = 0) -> ir.Constant:

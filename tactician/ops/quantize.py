@@ -233,7 +233,7 @@ class DynamicQuantize(Op):
     """
 
     name = "dynamic_quantize"
-    kind = Kind.OPAQUE
+    kind = Kind.REDUCTION
     Attrs = DynamicQuantizeAttrs
 
     def num_outputs(self, node: Node) -> int:
@@ -274,6 +274,31 @@ class DynamicQuantize(Op):
             spread = np.repeat(scale.astype(np.float32), a.block_size, axis=axis) * global_scale
             data = np.where(spread > 0, x / spread, np.float32(0))
         return M.convert(data, a.to, True), scale
+
+    def stages(self, node: Node) -> list[E.Stage] | None:
+        x, double, a, f = S.operand(node, 0), S.optional(node, 1), node.attrs, T.f32
+        if a.scale_to is T.f8e8m0:
+            return None  # powers of two, rounded up
+        data, scales = node.outputs
+        axis, size = S.axis_of(a.axis, x.rank), E.idx(a.block_size)
+        factor: E.Expr = E.const(1.0, f)
+        if double is not None:
+            factor = E.cast(E.load(double, [E.idx(0)] * double.rank), f)
+        vs, r = E.iter_vars(scales.dims), E.Var(T.i64, "r", a.block_size)
+        at: list[E.Expr] = list(vs)
+        at[axis] = E.add(E.mul(vs[axis], size), r)
+        largest = E.reduce_("max", (r,), E.unary("abs", E.cast(E.load(x, at), f)))
+        scale = E.div(E.div(largest, E.const(float(M.limits(a.to)[1]), f)), factor)
+        dv = E.iter_vars(data.dims)
+        own: list[E.Expr] = list(dv)
+        own[axis] = E.binary("floordiv", dv[axis], size)
+        spread = E.mul(E.cast(E.load(scales, own), f), factor)
+        zero = E.const(0.0, f)
+        q = E.select(E.compare("gt", spread, zero), E.div(E.cast(E.load(x, dv), f), spread), zero)
+        return [
+            E.Stage(scales, vs, E.cast(scale, scales.dtype, True)),
+            E.Stage(data, dv, E.cast(q, data.dtype, True)),
+        ]
 
 
 @register

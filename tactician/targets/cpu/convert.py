@@ -1,6 +1,6 @@
 """Element types in registers and in memory, and conversions between them.
 
-f16, bf16 and f8 live in registers as f32; booleans as i1, in memory as bytes; 4-bit integers as
+f16, bf16, f8 and f4 live in registers as f32; booleans as i1, in memory as bytes; 4-bit integers as
 bytes, in memory with zeros in the upper half.
 """
 
@@ -19,12 +19,13 @@ from .vecmath import F32, F64, HALF, I1, I8, I16, I32, I64
 _REGISTER: dict[DType, ir.Type] = {
     T.f64: F64, T.f32: F32, T.f16: F32, T.bf16: F32, T.i64: I64, T.i32: I32, T.i16: I16, T.i8: I8,
     T.u64: I64, T.u32: I32, T.u16: I16, T.u8: I8, T.b1: I1, T.i4: I8, T.u4: I8, T.f8e4m3: F32,
-    T.f8e5m2: F32,
+    T.f8e5m2: F32, T.f4e2m1: F32,
 }  # fmt: skip
 _MEMORY: dict[DType, ir.Type] = {
     **_REGISTER, T.f16: HALF, T.bf16: I16, T.b1: I8, T.f8e4m3: I8, T.f8e5m2: I8,
+    T.f4e2m1: I8,
 }  # fmt: skip
-_NARROW = (T.f16, T.bf16, T.f8e4m3, T.f8e5m2)
+_NARROW = (T.f16, T.bf16, *float8.FORMATS)
 
 
 def supported(dt: DType) -> bool:

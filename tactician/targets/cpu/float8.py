@@ -1,4 +1,4 @@
-"""8-bit floats in loop kernels: decoded to f32 when loaded, rounded when stored."""
+"""8- and 4-bit floats in loop kernels: decoded to f32 when loaded, rounded when stored."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Format:
     """A sign, an exponent with ``bias`` and ``mantissa`` bits.
 
     Attributes:
+        sign: The bit of the sign.
         largest: The largest finite value.
         beyond: The code (without sign) of what is larger: infinity, or NaN where there is none.
         nan: The code of NaN.
@@ -27,11 +28,13 @@ class Format:
     largest: float
     beyond: int
     nan: int
+    sign: int = 0x80
 
 
 FORMATS: dict[DType, Format] = {
     T.f8e4m3: Format(3, 7, 448.0, 0x7F, 0x7F),
     T.f8e5m2: Format(2, 15, 57344.0, 0x7C, 0x7E),
+    T.f4e2m1: Format(1, 1, 6.0, 7, 8, 8),  # saturates; there is no NaN, so that it becomes -0
 }
 
 
@@ -42,11 +45,13 @@ def decode(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     if dt is T.f8e5m2:
         half = b.shl(bits, V.const(t, 8))
         return b.fpext(b.bitcast(half, V.like(x.type, HALF)), wide)
-    body = b.and_(bits, V.const(t, 0x7F))
-    sign = b.shl(b.and_(bits, V.const(t, 0x80)), V.const(t, 8))
+    body = b.and_(bits, V.const(t, f.sign - 1))
+    sign = b.shl(b.and_(bits, V.const(t, f.sign)), V.const(t, 16 - f.sign.bit_length()))
     half = b.or_(sign, b.shl(body, V.const(t, 10 - f.mantissa)))
     value = b.fmul(b.fpext(b.bitcast(half, V.like(x.type, HALF)), wide),
                    V.const(wide, 2.0 ** (15 - f.bias)))
+    if f.nan > f.sign - 1:
+        return value
     is_nan = b.icmp_unsigned("==", body, V.const(t, f.nan))
     return b.select(is_nan, V.const(wide, float("nan")), value)
 
@@ -56,7 +61,7 @@ def encode(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     f, t = FORMATS[dt], V.like(x.type, I32)
     bits = b.bitcast(x, t)
     body = b.and_(bits, V.const(t, 0x7FFFFFFF))
-    sign = b.and_(b.lshr(bits, V.const(t, 24)), V.const(t, 0x80))
+    sign = b.and_(b.lshr(bits, V.const(t, 32 - f.sign.bit_length())), V.const(t, f.sign))
     cut = 23 - f.mantissa
     odd = b.and_(b.lshr(body, V.const(t, cut)), V.const(t, 1))
     rounded = b.add(body, b.add(odd, V.const(t, (1 << (cut - 1)) - 1)))
@@ -67,18 +72,14 @@ def encode(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     small = b.sub(b.bitcast(b.fadd(size, magic), t), b.bitcast(magic, t))
     is_small = b.fcmp_ordered("<", size, V.const(x.type, 2.0 ** (1 - f.bias)))
     code = b.select(is_small, small, normal)
-    top = _code_of_largest(f)
-    code = b.select(b.icmp_signed(">", code, V.const(t, top)), V.const(t, f.beyond), code)
+    code = b.select(
+        b.icmp_signed(">=", code, V.const(t, f.beyond)), V.const(t, f.beyond), code)
     code = b.select(b.fcmp_unordered("uno", x, x), V.const(t, f.nan), code)
     return b.trunc(b.or_(code, sign), V.like(x.type, I8))
 
 
-def _code_of_largest(f: Format) -> int:
-    return f.beyond - 1
-
-
 def clamp(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
-    """What is beyond the largest finite value of an 8-bit float becomes that; other types and NaN
+    """What is beyond the largest finite value of a small float becomes that; other types and NaN
     pass."""
     f = FORMATS.get(dt)
     if f is None:

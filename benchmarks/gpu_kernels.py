@@ -1,13 +1,16 @@
 """Generated kernels on a GPU: contractions of well-known networks, several tiles each.
 
 Run with ``PYTHONPATH=. python benchmarks/gpu_kernels.py [seconds] [word …]`` (words choose groups:
-resnet1 resnet32 resnet128 bert vit gemm attention other). Needs torch for buffers, references and
+resnet1 resnet32 resnet128 pairs bert vit gemm attention other). Each group runs in a process of its
+own, so that a fault costs one group. Needs torch for buffers, references and
 what is compared with. Every candidate is checked and timed inside CUDA graphs of 20 launches; the
 table comes last: µs of the best tile, of torch (cuDNN, cuBLAS), the floor, and the tiles in order.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 import traceback
@@ -23,6 +26,7 @@ import torch.nn.functional as F
 from tactician.ir.dtypes import dtype as named
 from tactician.ir.graph import Graph, Value
 from tactician.ops.registry import emit
+from tactician.regions.chain import join_pairs
 from tactician.regions.fuse import fuse
 from tactician.regions.layout import assign_layouts
 from tactician.regions.region import Region
@@ -42,13 +46,16 @@ TORCH = {"f16": torch.half, "bf16": torch.bfloat16, "f32": torch.float32, "i8": 
 RNG = np.random.default_rng(0)
 PEAK = {"f16": 798e12, "f32": 400e12, "i8": 1590e12, "f8e4m3": 1590e12}
 BANDWIDTH = 3.0e12
-OWN = ("gemm", "gemv", "conv", "depthwise", "attention", "stem")
+OWN = ("gemm", "gemv", "conv", "depthwise", "attention", "pair")
+CHILD = "GPU_KERNELS_GROUP"
+NAMES = ("gemm", "attention", "pairs", "resnet32", "bert", "vit", "resnet128", "resnet1", "other")
 
-load_tactics()
-torch.cuda.init()
-torch.zeros(1, device="cuda")
-DEVICE = TimingDevice(open_gpu(0))
-TACTICS: list[Tactic] = [t for t in tactics_for("cuda") if t.name in OWN]
+if CHILD in os.environ:
+    load_tactics()
+    torch.cuda.init()
+    torch.zeros(1, device="cuda")
+    DEVICE = TimingDevice(open_gpu(0))
+    TACTICS: list[Tactic] = [t for t in tactics_for("cuda") if t.name in OWN]
 
 
 @dataclass
@@ -211,27 +218,62 @@ def transformer(m: int) -> list[Case]:
             product(m, 768, 3072, "gelu_erf"), product(m, 3072, 768, residual=True)]
 
 
-def chosen() -> dict[str, Callable[[], list[Case]]]:
-    """Groups of cases, the most important first."""
-    return {
-        "resnet1": lambda: [*resnet(1), product(1, 2048, 1000)],
-        "gemm": lambda: [product(8192, 8192, 8192, const=False, bias=False, most=8),
-                         product(4096, 4096, 4096, const=False, bias=False, most=6)],
-        "attention": lambda: [
-            attention(4, 16, 2048, 64, False), attention(4, 16, 2048, 128, False),
-            attention(4, 16, 2048, 128, False, causal=True),
-            attention(1, 32, 1, 128, False, keys=4096, kv=8)],
-        "bert": lambda: [*transformer(128), attention(1, 12, 128, 64), *transformer(4096),
-                         attention(32, 12, 128, 64)],
-        "resnet32": lambda: resnet(32),
-        "vit": lambda: [*transformer(197), attention(1, 12, 197, 64), *transformer(6304),
-                        attention(32, 12, 197, 64)],
-        "resnet128": lambda: resnet(128, 4),
-        "other": lambda: [
-            convolution(32, 144, 144, 56, 3, 1, 144), convolution(1, 144, 144, 56, 3, 1, 144),
+def pair(n: int, narrow: int, wide: int, out: int, hw: int) -> list[Case]:
+    """The end of a bottleneck and the start of the next, in one kernel."""
+    g = Graph()
+    x, r = (g.add_input(s, "f16", (n, c, hw, hw)) for s, c in (("x", narrow), ("r", wide)))
+
+    def conv(v: Value, k: int, add: Value | None, name: str) -> Value:
+        c = int(v.dims[1])
+        w, b = g.constant(array("f16", k, c, 1, 1, scale=c**-0.5)), g.constant(array("f16", k))
+        y = emit(g, "convolution", [v, w, b], name).output
+        if add is not None:
+            y = emit(g, "binary", [y, add], fn="add").output
+        return emit(g, "activation", [y], fn="relu").output
+
+    start, rest = conv(x, narrow, None, "start"), conv(r, wide, None, "rest")
+    y = conv(start, wide, rest, "first")
+    z = conv(y, out, None, "second")
+    g.outputs = [conv(z, wide, y, "after")]
+    g.toposort()
+    regions = assign_layouts(g, fuse(g), wants, lambda r: True)
+    names = ("first", "second")
+    both = join_pairs(regions, lambda a, b: a.anchor.name == names[0] and b.anchor.name == names[1])
+    region = next(r for r in both.regions if r.parts)
+    first, second = (p.anchor for p in region.parts)
+
+    def peer(t: dict[Value, torch.Tensor]) -> torch.Tensor:
+        (_, w1, b1), (_, w2, b2) = first.inputs, second.inputs
+        mid = torch.relu_(F.conv2d(t[start], t[w1], t[b1]).add_(t[rest]))
+        return torch.relu_(F.conv2d(mid, t[w2], t[b2]))
+
+    flops = 2.0 * n * hw * hw * wide * (narrow + out)
+    label = f"pair {narrow}->{wide}+res->{out} {hw} b{n}"
+    return [Case(label, region, peer, flops, bytes_of(region), 6)]
+
+
+def group(name: str) -> list[Case]:
+    """The cases of a group."""
+    if name.startswith("resnet"):
+        n = int(name[6:])
+        return [*resnet(n, 6 if n < 128 else 4), *([product(1, 2048, 1000)] if n == 1 else [])]
+    if name == "pairs":
+        sizes = [(64, 256, 64, 56), (64, 256, 128, 56), (128, 512, 128, 28), (256, 1024, 256, 14)]
+        return [c for n in (1, 32, 128) for s in sizes for c in pair(n, *s)]
+    if name == "gemm":
+        return [product(8192, 8192, 8192, const=False, bias=False, most=8),
+                product(4096, 4096, 4096, const=False, bias=False, most=6)]
+    if name == "attention":
+        return [attention(4, 16, 2048, 64, False), attention(4, 16, 2048, 128, False),
+                attention(4, 16, 2048, 128, False, causal=True),
+                attention(1, 32, 1, 128, False, keys=4096, kv=8)]
+    if name in ("bert", "vit"):
+        rows = 128 if name == "bert" else 197
+        return [*transformer(rows), attention(1, 12, rows, 64), *transformer(32 * rows),
+                attention(32, 12, rows, 64)]
+    return [convolution(32, 144, 144, 56, 3, 1, 144), convolution(1, 144, 144, 56, 3, 1, 144),
             convolution(32, 384, 384, 14, 3, 1, 384), product(4096, 4096, 4096, dt="f32"),
-            product(1024, 768, 768, dt="f32")],
-    }  # fmt: skip
+            product(1024, 768, 768, dt="f32")]
 
 
 # --- running ---------------------------------------------------------------------------------
@@ -239,8 +281,11 @@ def chosen() -> dict[str, Callable[[], list[Case]]]:
 
 def start(case: Case) -> None:
     """Begins to compile a case's candidates."""
+    parts = case.region.parts
     for tactic in TACTICS:
         why = tactic.refuse(case.region, DEVICE)
+        if parts:
+            why = None if tactic.name == "pair" else "one layer"
         if why is not None:
             case.refused.append(f"{tactic.name}: {why}")
             continue
@@ -320,7 +365,7 @@ def measure(case: Case, label: str, kernel: Kernel, code: bytes, ts: dict[Value,
     extra = np.array([scratch.data_ptr(), counters.data_ptr(), more.data_ptr(), 0], np.int64)
     call = DEVICE.driver.prepare(loaded, np.array(pointers, np.int64), np.zeros(0, np.int64), extra)
     grid = (*(int(d) for d in launch.grid), 1, 1)[:3]
-    out = ts[case.region.outputs[0]]
+    out = ts[case.region.outputs[-1]]
     out.fill_(float("nan"))
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
@@ -361,42 +406,56 @@ def row(case: Case) -> str:
     return f"{case.name:34s} {case.floor:8.2f} {case.peer:8.2f} {best}  {tiles}"
 
 
-def main() -> None:
+def child(name: str) -> None:
+    """Runs one group; the rows come last, after a mark."""
     torch.backends.cudnn.benchmark = True
-    groups: dict[str, list[Case]] = {}
-    for name, make in chosen().items():
-        if not GROUPS or name in GROUPS:
-            groups[name] = make()
-            for case in groups[name]:
-                start(case)
-    count = sum(len(c.built) for g in groups.values() for c in g)
-    print(f"{count} kernels compile; {time.time() - START:.0f} s", flush=True)
-    lost = ""
-    for name, cases in groups.items():
-        for case in cases:
-            if time.time() - START > BUDGET or lost:
-                break
-            try:
-                run(case)
-            except Exception as e:
-                traceback.print_exc()
-                lost = f"{case.name}: {case.wrong[-1:]} {e}"
-            print(row(case), *(f"\n    ! {w}" for w in (*case.refused, *case.wrong)), flush=True)
-            torch.cuda.empty_cache() if not lost else None
-        print(f"[{name}] {time.time() - START:.0f} s", flush=True)
-    print("\n=== µs: floor, torch, best of ours, tiles ===")
-    for name, cases in groups.items():
-        done = [c for c in cases if c.times]
-        ours = sum(min(c.times.values()) for c in done)
-        floor, peer = sum(c.floor for c in done), sum(c.peer for c in done)
-        print(f"--- {name}: floor {floor:.1f}, torch {peer:.1f}, ours {ours:.1f}")
-        for case in done:
-            print(row(case))
-    bad = [f"{c.name}: {w}" for g in groups.values() for c in g for w in (*c.refused, *c.wrong)]
-    print(f"\n{len(bad)} failures" + "".join(f"\n  {b[:200]}" for b in bad[:25]))
-    if lost:
-        print(f"context lost at {lost}")
+    cases, lost = group(name), ""
+    for case in cases:
+        start(case)
+    for case in cases:
+        if time.time() - START > BUDGET or lost:
+            break
+        try:
+            run(case)
+        except Exception as e:
+            traceback.print_exc()
+            lost = f"context lost: {e}"[:200]
+        print(row(case), *(f"\n    ! {w}" for w in (*case.refused, *case.wrong)), flush=True)
+        if not lost:
+            torch.cuda.empty_cache()
+    done = [c for c in cases if c.times]
+    ours = sum(min(c.times.values()) for c in done)
+    floor, peer = sum(c.floor for c in done), sum(c.peer for c in done)
+    print(f"=== {name}: floor {floor:.1f}, torch {peer:.1f}, ours {ours:.1f}; "
+          f"{time.time() - START:.0f} s")
+    for case in done:
+        print(row(case))
+    bad = [f"{c.name}: {w}" for c in cases for w in (*c.refused, *c.wrong)]
+    for b in [*bad[:10], *([lost] if lost else [])]:
+        print(f"  ! {b[:200]}")
+
+
+def main() -> None:
+    """Runs the groups one after the other and prints their tables."""
+    tables = []
+    for name in GROUPS or NAMES:
+        left = BUDGET - (time.time() - START)
+        if left < 10:
+            print(f"no time left for {name}")
+            continue
+        command = [sys.executable, __file__, str(left)]
+        try:
+            done = subprocess.run(command, env={**os.environ, CHILD: name}, text=True,
+                                  stdout=subprocess.PIPE, timeout=left + 15)
+            text = done.stdout
+        except subprocess.TimeoutExpired as e:
+            text = (e.stdout or b"").decode() + f"\n=== {name}: out of time"
+        head, _, table = text.rpartition("\n===")
+        print(head, flush=True)
+        tables.append("===" + table)
+    print("\nµs: floor, torch, best of ours, tiles")
+    print("\n".join(tables))
 
 
 if __name__ == "__main__":
-    main()
+    child(os.environ[CHILD]) if CHILD in os.environ else main()

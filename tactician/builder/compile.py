@@ -16,6 +16,7 @@ from ..ops.registry import Kind
 from ..passes.manager import PassTrace
 from ..passes.pipeline import optimize
 from ..plan.program import Profile, Program
+from ..regions.chain import join_pairs
 from ..regions.fuse import Fusion, fuse
 from ..regions.layout import assign_layouts, permute_stages
 from ..regions.region import Region
@@ -219,7 +220,7 @@ class _Compiler:
 
     def run(self) -> None:
         self.scheduler.place_inputs()
-        self.tuner.prefetch(self.fusion.regions)
+        self.tuner.prefetch([x for r in self.fusion.regions for x in (r, *r.parts)])
         self._schedule(self.fusion, main=True)
         self.program.code = self._code()
         self.scheduler.finish(self.graph.symbols)
@@ -290,6 +291,10 @@ class _Compiler:
                 emit_assertion(self, region, _layer_info(region))
                 return
         choice = self._choose(region)
+        if region.parts and (choice.kernel is None or self._faster_apart(region, choice)):
+            for part in region.parts:
+                self._step(part)
+            return
         if choice.kernel is None and region.anchor is not None:
             loops = as_loops(region)
             if loops is not None:
@@ -310,6 +315,15 @@ class _Compiler:
                 self._step(part)
         else:
             self._reference(region, choice.info)
+
+    def _faster_apart(self, pair: Region, together: Choice) -> bool:
+        """Whether two kernels were timed faster than the one that does both."""
+        if "time_us" not in together.info:
+            return False
+        infos = [self._choose(part).info for part in pair.parts]
+        if not all("time_us" in info for info in infos):
+            return False
+        return sum(float(info["time_us"]) for info in infos) < float(together.info["time_us"])
 
     def _control(self, region: Region) -> None:
         assert region.anchor is not None
@@ -351,7 +365,11 @@ def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> 
         return row_major.isdisjoint(r.nodes) and any(t.refuse(r, device) is None for t in known)
 
     alignment = POINTER_ALIGNMENT.get(device.target, 1)
-    return assign_layouts(graph, fusion, wants, accepts, alignment)
+    fusion = assign_layouts(graph, fusion, wants, accepts, alignment)
+    return join_pairs(
+        fusion, lambda a, b: row_major.isdisjoint((*a.nodes, *b.nodes))
+        and any(t.takes_pair(a, b, device) for t in known),
+    )  # fmt: skip
 
 
 def as_loops(region: Region) -> Region | None:

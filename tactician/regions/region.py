@@ -42,6 +42,9 @@ class Region:
         physical: Operands of the anchor that are stored in another layout than row-major: value
             -> its physical twin (see `regions.layout`).
         reformat: Whether the region only changes a layout.
+        parts: Regions that one kernel does together, the second reading the first's result, if
+            the region is such a pair (see `regions.chain`); ``anchor`` is then the first's, and
+            ``stages`` are those of the parts.
     """
 
     nodes: list[Node]
@@ -51,6 +54,7 @@ class Region:
     outputs: list[Value] = field(default_factory=list)
     physical: dict[Value, Value] = field(default_factory=dict)
     reformat: bool = False
+    parts: tuple[Region, ...] = ()
 
     @property
     def name(self) -> str:

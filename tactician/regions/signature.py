@@ -19,6 +19,8 @@ from .region import Region, is_slice, pitch
 
 def signature(region: Region) -> str:
     """Canonical text of a region."""
+    if region.parts:
+        return "\nthen\n".join(map(signature, region.parts))
     numbers: dict[Value, int] = {}
     lines: list[str] = []
 

@@ -36,6 +36,11 @@ class Tactic:
         that say so are asked for regions whose operands are."""
         return False
 
+    def takes_pair(self, first: Region, second: Region, device: Any) -> bool:
+        """Whether one kernel could do two regions of which the second reads the first's result.
+        Only tactics that say so are asked for pairs."""
+        return False
+
     def refuse(self, region: Region, device: Any) -> str | None:
         """Why it can't do the region, or None if it can."""
         raise NotImplementedError

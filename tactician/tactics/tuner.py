@@ -287,6 +287,14 @@ class Tuner:
             if on is not None and tactic.source and tactic.source not in on:
                 rejected[tactic.name] = f"tactic source {tactic.source} is off"
                 continue
+            if region.parts:
+                first, second = region.parts
+                if not tactic.takes_pair(first, second, self.device):
+                    rejected[tactic.name] = "one layer at a time"
+                    continue
+                found = list(tactic.candidates(region, self.device))[:per_tactic]
+                options.extend((tactic, c) for c in found)
+                continue
             moved = region.anchor is not None and bool(region.physical)
             if moved and not tactic.wants_channels_last(region, self.device):
                 rejected[tactic.name] = "operands are stored channels-last"

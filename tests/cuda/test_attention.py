@@ -78,7 +78,7 @@ def test_options(attrs, flat):
 @pytest.mark.parametrize(
     "tile",
     [Tile(16, 32, 4, 2, split=2), Tile(32, 16, 4, 2, split=4), Tile(16, 16, 4, 2, tma=True),
-     Tile(64, 64, 4, 2), Tile(16, 16, 4, 2, tma=True, spec=True)],
+     Tile(64, 64, 4, 2)],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("attrs", [{}, {"causal": True}, {"mask": ("b1", (40, 70))}], ids=str)

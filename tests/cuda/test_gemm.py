@@ -102,11 +102,10 @@ def test_tiles(tile, batch):
 
 @pytest.mark.parametrize(("ta", "tb"), [("none", "none"), ("none", "transpose"),
                                         ("transpose", "none"), ("transpose", "transpose")])
-@pytest.mark.parametrize("spec", [False, True], ids=["", "spec"])
-def test_descriptors(ta, tb, spec):
+def test_descriptors(ta, tb):
     a = (2, 40, 72) if ta == "none" else (2, 72, 40)
     b = (2, 72, 56) if tb == "none" else (2, 56, 72)
-    tile = Tile(32, 32, 32, 4, 2, tma=True, spec=spec)
+    tile = Tile(32, 32, 32, 4, 2, tma=True)
     check(*product(a, b, ta, tb, const=False, dtype="f16"), tile=tile)
 
 
@@ -209,12 +208,6 @@ def test_machine_code(arch):
 
 
 def test_hopper_multiplies_by_warp_groups():
-    ptx = ptx_of(GEMM.build(*described(False)))
-    assert "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx
-    specialized = ptx_of(GEMM.build(*described(True)))
-    assert "wgmma.mma_async" in specialized and "setmaxnreg" in specialized
-
-
-def described(spec):
     _, region, _ = product((2048, 2048), (2048, 2048), const=False, dtype="f16")
-    return region, Tile(128, 128, 64, 4, 3, tma=True, spec=spec), CudaDevice("sm_90")
+    ptx = ptx_of(GEMM.build(region, Tile(128, 128, 64, 4, 3, tma=True), CudaDevice("sm_90")))
+    assert "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx

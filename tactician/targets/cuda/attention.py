@@ -38,7 +38,6 @@ class Tile:
         warps, stages: Warps of a block; keys and values in flight.
         split: Blocks that share the keys.
         tma: Operands come through tensor descriptors.
-        spec: One warp group copies while others compute (needs ``tma``).
     """
 
     bm: int
@@ -47,13 +46,13 @@ class Tile:
     stages: int = 3
     split: int = 1
     tma: bool = False
-    spec: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.bm}x{self.bn} w{self.warps} s{self.stages}"]
         if self.split > 1:
             parts.append(f"split{self.split}")
-        parts += [n for n, on in (("tma", self.tma), ("spec", self.spec)) if on]
+        if self.tma:
+            parts.append("tma")
         return " ".join(parts)
 
 
@@ -210,10 +209,7 @@ class _Builder:
         self._loop(w, "seen", "high", True)
 
     def _loop(self, w: Writer, low: str, high: str, masked: bool) -> None:
-        head = f"range({low}, {high}, {self.t.bn})"
-        if self.t.spec and not masked:
-            head = f"tl.range({low}, {high}, {self.t.bn}, warp_specialize=True)"
-        with w.block(f"for n in {head}:"):
+        with w.block(f"for n in range({low}, {high}, {self.t.bn}):"):
             self._step(w, masked)
 
     def _step(self, w: Writer, masked: bool) -> None:
@@ -413,7 +409,7 @@ def tiles(node: Node, gpu: Any) -> list[Tile]:
     ]
     if gpu.arch >= 90 and rows >= 512 and _describable(node):
         shapes = [Tile(128, 128, 8, 2, tma=True), Tile(128, 64, 8, 3, tma=True),
-                  Tile(128, 128, 4, 2, tma=True, spec=True), *shapes]  # fmt: skip
+                  Tile(128, 64, 4, 3, tma=True), *shapes]  # fmt: skip
     return _fill(shapes, rows, keys, heads, gpu)
 
 
@@ -447,7 +443,7 @@ def _fill(shapes: list[Tile], rows: int, keys: int, heads: int, gpu: Any) -> lis
     for t in order:
         blocks = heads * -(-rows // t.bm)
         parts = min(gpu.sms // max(1, blocks), keys // (2 * t.bn), 16)
-        if parts >= 2 and not t.spec:
+        if parts >= 2:
             out.append(Tile(t.bm, t.bn, t.warps, t.stages, parts, t.tma))
         out.append(t)
     return out

@@ -18,7 +18,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import cost
 from .emit import Frame, is_wide
 from .epilogue import Index, epilogue, refuse_epilogue, result_of
-from .gemm import Side, acc_dtype, epilogue_bytes, kernel_of, refuse_types
+from .gemm import DESCRIPTOR_FLOPS, Side, acc_dtype, epilogue_bytes, kernel_of, refuse_types
 from .product import Operand, Product, Strided, Tile, Writer, acc_type, divides, precision
 from .windows import (
     Convolution,
@@ -206,7 +206,8 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     units = [u for u in (64, 128, 32) if c.mode is not Mode.TAPS or c.padded(u) <= c.channels * 1.3]
     scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
     options = cost.product_tiles(w, device.gpu, [max(16, u // scale) for u in units] or (16,))
-    if c.mode is Mode.PLAIN and device.arch >= 90:
+    heavy = 2.0 * w.m * w.n * w.k > DESCRIPTOR_FLOPS
+    if c.mode is Mode.PLAIN and device.arch >= 90 and heavy:
         frame = Frame()
         a, (b, _, _) = rows(frame, c, "0.0", ""), columns(frame, c, options[0], c.w.dtype)
         if w.dtype.size <= 2 and w.dtype is not T.u8 and all(

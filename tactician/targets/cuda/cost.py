@@ -66,13 +66,13 @@ def fits(t: Tile, w: Work, gpu: Gpu) -> bool:
         return False
     threads = 32 * t.warps
     sums = t.bm * t.bn // threads
-    return sums <= (256 if t.spec else 128) and t.bm * t.bn >= threads
+    return sums <= 128 and t.bm * t.bn >= threads
 
 
 def blocks_per_sm(t: Tile, w: Work, gpu: Gpu) -> int:
     """Blocks that share a multiprocessor."""
     by_shared = gpu.shared_sm // max(1, shared_bytes(t, w) + 1024)
-    threads = 32 * (t.warps + (8 if t.spec else 0))
+    threads = 32 * t.warps
     sums = t.bm * t.bn // (32 * t.warps)
     registers = min(255, sums + 60) * threads
     return max(1, min(by_shared, gpu.registers // registers, 2048 // threads))
@@ -123,7 +123,7 @@ def best(tiles: Iterable[Tile], w: Work, gpu: Gpu, most: int = 16) -> list[Tile]
     seen: set[tuple[int, ...]] = set()
     later: list[Tile] = []
     for t in timed:
-        key = (t.bm, t.bn, t.split, int(t.tma), int(t.spec))
+        key = (t.bm, t.bn, t.split, int(t.tma))
         (later if key in seen else kept).append(t)
         seen.add(key)
     return (kept + later)[:most]
@@ -193,13 +193,15 @@ def _f32_tiles(w: Work, gpu: Gpu) -> list[Tile]:
 
 
 def hopper_tiles(w: Work) -> list[Tile]:
-    """Tiles with descriptors, for sizes at which setting these up doesn't count."""
+    """Tiles with descriptors, for sizes at which setting these up doesn't count.
+
+    Triton can also give copying to warps of its own (``warp_specialize``), but descriptors made on
+    the device are then used before these warps see them: wrong results on an H100 (Triton 3.6).
+    """
     scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
     shapes = (
-        Tile(128, 256, 64 * scale, 4, 3, tma=True, spec=True),
         Tile(128, 256, 64 * scale, 8, 3, tma=True),
         Tile(128, 256, 64 * scale, 8, 4, tma=True),
-        Tile(128, 128, 64 * scale, 4, 4, tma=True, spec=True),
         Tile(128, 128, 64 * scale, 4, 4, tma=True),
         Tile(256, 128, 64 * scale, 8, 3, tma=True),
         Tile(128, 128, 64 * scale, 8, 3, tma=True, persistent=1),

@@ -34,7 +34,7 @@ from .product import (
 
 _FLOATS = (T.f16, T.bf16, T.f32, T.f64, T.f8e4m3, T.f8e5m2)
 _INTS = (T.i8, T.u8)
-_DESCRIPTOR_FLOPS = 2e10  # from here on descriptors and specialized warps pay
+DESCRIPTOR_FLOPS = 2e10  # from here on descriptors and specialized warps pay
 _FEW = 4  # rows that products of a matrix and single vectors take
 
 
@@ -336,7 +336,7 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     options = cost.product_tiles(w, device.gpu)
     if _sums_beside(region):  # a split has no place for them
         options = [t for t in options if t.split == 1]
-    heavy = 2.0 * w.m * w.n * w.k * w.batch > _DESCRIPTOR_FLOPS
+    heavy = 2.0 * w.m * w.n * w.k * w.batch > DESCRIPTOR_FLOPS
     if device.arch >= 90 and heavy and _describable(p):
         options = [*cost.hopper_tiles(w), *options]
     return cost.best(options, w, device.gpu)

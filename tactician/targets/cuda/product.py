@@ -35,7 +35,6 @@ class Tile:
         split: Blocks that share the inner dimension.
         group: Tiles of rows whose columns are done together, for the second-level cache.
         tma: Tiles come through tensor descriptors (Hopper's copy engine).
-        spec: One warp group copies while others multiply (needs ``tma``).
         persistent: Blocks per multiprocessor that take tile after tile; 0: a block for each tile.
     """
 
@@ -47,14 +46,14 @@ class Tile:
     split: int = 1
     group: int = 8
     tma: bool = False
-    spec: bool = False
     persistent: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.bm}x{self.bn}x{self.bk} w{self.warps} s{self.stages}"]
         if self.split > 1:
             parts.append(f"split{self.split}")
-        parts += [n for n, on in (("tma", self.tma), ("spec", self.spec)) if on]
+        if self.tma:
+            parts.append("tma")
         if self.persistent:
             parts.append(f"persistent{self.persistent}")
         return " ".join(parts)
@@ -328,10 +327,7 @@ class Product:
         self.a.setup(w, t, first)
         self.b.setup(w, t, first)
         w(f"acc = tl.zeros(({t.bm}, {t.bn}), tl.{self.acc})", *self.extra)
-        head = f"range({first}, {last})"
-        if t.spec:
-            head = f"tl.range({first}, {last}, warp_specialize=True)"
-        with w.block(f"for it in {head}:"):
+        with w.block(f"for it in range({first}, {last}):"):
             x = self.a.load(w, t)
             y = self.b.load(w, t)
             w(f"acc = {self._dot(x, y, t)}")

@@ -7,6 +7,21 @@ Needs torch. `table.aten_op` registers importers of ATen overloads; `importers/`
 from . import trt
 from .compiling import PartitionedModule
 from .convert import torch2trt
+from .converters import (
+    CONVERTERS,
+    ConversionContext,
+    add_missing_trt_tensors,
+    get_arg,
+    tensorrt_converter,
+    trt_,
+)
+from .datasets import (
+    Dataset,
+    DatasetRecorder,
+    FolderDataset,
+    ListDataset,
+    TensorBatchDataset,
+)
 from .lower import lower_program
 from .module import TRTModule
 from .table import AtenProblem, aten_op
@@ -21,7 +36,29 @@ from .trt import (
 )
 
 __all__ = [
-    "AtenProblem", "Input", "MutableTorchTensorRTModule", "PartitionedModule", "TRTModule",
-    "aten_op", "compile", "convert_method_to_trt_engine", "dynamo", "load", "lower_program",
-    "save", "torch2trt", "trt",
+    "CONVERTERS",
+    "AtenProblem",
+    "ConversionContext",
+    "Dataset",
+    "DatasetRecorder",
+    "FolderDataset",
+    "Input",
+    "ListDataset",
+    "MutableTorchTensorRTModule",
+    "PartitionedModule",
+    "TRTModule",
+    "TensorBatchDataset",
+    "add_missing_trt_tensors",
+    "aten_op",
+    "compile",
+    "convert_method_to_trt_engine",
+    "dynamo",
+    "get_arg",
+    "load",
+    "lower_program",
+    "save",
+    "tensorrt_converter",
+    "torch2trt",
+    "trt",
+    "trt_",
 ]

@@ -239,7 +239,7 @@ def _copy(module: Any) -> Any:
     table: dict[Any, Any] = {}
     graph.output(graph.graph_copy(module.graph, table))
     for old, new in table.items():
-        new.meta = dict(old.meta)
+        new.meta, new.name = dict(old.meta), old.name
     return torch.fx.GraphModule(module, graph)
 
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..support import logger as log
 from ..support.errors import UsageError
+from .converters import capturing, forget_with
 
 Shapes = Sequence[Sequence[int]]
 Triple = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -87,9 +88,11 @@ def export(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         args, kwargs = pytree.tree_unflatten(samples, spec)
         by_position, by_name = pytree.tree_unflatten(dynamic, spec)
         shapes = _by_parameter(module, by_position, by_name)
-    with torch.no_grad():
-        return torch.export.export(module, args, kwargs or None, dynamic_shapes=shapes,
-                                   strict=False)
+    with torch.no_grad(), capturing(module) as calls:
+        program = torch.export.export(module, args, kwargs or None, dynamic_shapes=shapes,
+                                      strict=False)
+    forget_with(program, calls)
+    return program
 
 
 def _by_parameter(module: torch.nn.Module, by_position: Any, by_name: Any) -> Any:

@@ -13,6 +13,7 @@ from ..support import logger as log
 from ..support.errors import BuildError, UsageError
 from .cache import EngineCache, engine_key
 from .calls import Triple
+from .converters import is_user_call
 from .engines import Settings, build, new_builder
 from .lower import Converted, Piece, lower_piece
 from .module import TRTModule
@@ -107,8 +108,11 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
     Raises:
         BuildError: If it can't be built, or without ``partition`` something is not supported.
     """
+    kept = cache
+
     def engine(part: Piece, at: Mapping[int, Triple],
                named: tuple[Any, Any] = (None, None)) -> TRTModule:
+        cache = None if any(map(is_user_call, part.module.graph.nodes)) else kept
         key = engine_key(part, settings, at, named) if cache is not None else ""
         found = cache.load(key) if cache is not None else None
         if found is not None:

@@ -18,6 +18,7 @@ from ..support.errors import BuildError, UsageError
 from .calibration import calibrator
 from .calls import Shapes, export, shape_ranges, split_call, varying
 from .compiling import PartitionedModule, compile_piece
+from .datasets import Dataset
 from .engines import Settings, build, device_of, new_builder
 from .lower import Converted, piece_of
 from .module import TRTModule
@@ -59,7 +60,8 @@ def torch2trt(
     Args:
         module: In eval mode.
         inputs: The arguments of a sample call: a list or tuple of positional ones, a dict of named
-            ones, or one tensor. They may hold tuples, lists and dicts of tensors.
+            ones, or one tensor. They may hold tuples, lists and dicts of tensors. Or a `Dataset`
+            of recorded calls: its shapes say what varies, and INT8 calibration uses it.
         input_names, output_names: Names of the engine's tensors.
         log_level: Least severity of messages that are shown.
         fp16_mode, int8_mode, bf16_mode: Types that kernels may use besides the module's own.
@@ -92,6 +94,14 @@ def torch2trt(
     Example:
         >>> model_trt = torch2trt(model.eval(), [torch.ones(1, 3, 224, 224)])  # doctest: +SKIP
     """
+    if isinstance(inputs, Dataset):
+        lowest, usual, highest = (min_shapes or inputs.min_shapes(),
+                                  opt_shapes or inputs.median_numel_shapes(),
+                                  max_shapes or inputs.max_shapes())
+        min_shapes, opt_shapes, max_shapes = lowest, usual, highest
+        if int8_calib_dataset is None:
+            int8_calib_dataset = inputs
+        inputs = inputs[0]
     args, kwargs = split_call(inputs)
     leaves, spec = pytree.tree_flatten((args, kwargs))
     ranges = shape_ranges(leaves, min_shapes, opt_shapes, max_shapes, max_batch_size)

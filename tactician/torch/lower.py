@@ -19,6 +19,8 @@ from ..network.network import INetworkDefinition
 from ..ops import OpError
 from ..support.errors import BuildError
 from .context import Context
+from .converters import convert_call, is_user_call
+from .shortcut import without_mutations
 from .table import AtenProblem, table
 from .types import dtype_of, to_dim, to_numpy
 
@@ -130,14 +132,17 @@ def piece_of(program: Any) -> Piece:
     """
     from torch.export.graph_signature import InputKind, OutputKind
 
-    program = program.run_decompositions(decompositions())
+    module = without_mutations(program.graph_module)
+    if module is None:
+        program = program.run_decompositions(decompositions())
+        module = program.graph_module
     signature = program.graph_signature
     changed = [s.target for s in signature.output_specs
                if s.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)]
     if changed:
         raise BuildError(f"the module changes {', '.join(map(repr, changed))} while it runs, which "
                          "an engine can't; call module.eval(), or give the new value as a result")
-    piece = Piece(program.graph_module)
+    piece = Piece(module)
     for spec in signature.input_specs:
         name = spec.arg.name
         if spec.kind is InputKind.USER_INPUT:
@@ -312,7 +317,16 @@ class Lowering:
             raise AtenProblem(f"result {index} of {source.target} is not supported")
         self.env[node] = result
 
+    def _user_call(self, node: Any) -> list[Value]:
+        holders, number = node.args
+        val = node.meta["val"]
+        results = convert_call(self.network, self._arguments(list(holders)), number,
+                               [h.meta["val"] for h in holders], val)
+        return [self._checked(node, r, v) for r, v in zip(results, val, strict=True)]
+
     def _translate(self, node: Any) -> Any:
+        if is_user_call(node):
+            return self._user_call(node)
         row = table().get(node.target)
         if row is None:
             raise AtenProblem(f"{node.target} has no importer")

@@ -190,3 +190,64 @@ def test_the_calibrator_feeds_sample_calls() -> None:
     feed = calibrator(trt.CalibrationAlgoType.MINMAX_CALIBRATION, calls, Converted([0], ["x"]))
     assert feed.get_batch(["x"]) == [calls[0][0].data_ptr()]
     assert feed.get_batch(["x"]) and feed.get_batch(["x"]) is None
+
+
+@pytest.mark.parametrize("kind", ["list", "folder"])
+def test_sizes_from_recorded_calls(tmp_path, kind: str) -> None:
+    from tactician.torch.datasets import FolderDataset, ListDataset
+
+    model = Small().eval()
+    data = ListDataset() if kind == "list" else FolderDataset(tmp_path)
+    with data.record(model):
+        for n, size in ((1, 6), (4, 8), (2, 7)):
+            model(torch.randn(n, 3, size, size))
+    assert len(data) == 3 and not model._forward_pre_hooks
+    assert (data.min_shapes(), data.max_shapes()) == ([(1, 3, 6, 6)], [(4, 3, 8, 8)])
+    assert data.median_numel_shapes() == [(2, 3, 7, 7)]
+    engine = convert(model, data)
+    for shape in ((1, 3, 6, 6), (4, 3, 8, 8), (3, 3, 7, 8)):
+        x = torch.randn(shape)
+        close(engine(x), model(x))
+    with pytest.raises(UsageError, match="profile"):
+        engine(torch.randn(5, 3, 6, 6))
+
+
+def test_rows_of_tensors_as_calls() -> None:
+    from tactician.torch.datasets import TensorBatchDataset
+
+    data = TensorBatchDataset([torch.arange(6.0).view(3, 2)])
+    data.insert([torch.ones(1, 2)])
+    assert len(data) == 4 and data[1][0].tolist() == [[2.0, 3.0]]
+    assert data.min_shapes() == data.max_shapes() == [(1, 2)] and data.num_inputs == 1
+
+
+def test_autocast_casts_arguments(dynamic) -> None:
+    model, engine = dynamic
+    x = torch.randn(2, 3, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(engine(x.bfloat16()), model(x).float(), 2e-2)
+    with torch.inference_mode():
+        assert engine(x).is_inference()
+
+
+class InPlace(nn.Module):
+    """Mutations of results that nothing else shares, and one that a view shares."""
+
+    def __init__(self, shared: bool):
+        super().__init__()
+        self.fc, self.shared = nn.Linear(4, 4), shared
+
+    def forward(self, x):
+        y = self.fc(x)
+        row = y[0] if self.shared else x[0]
+        y += 1
+        torch.relu_(y)
+        z = y * 2
+        return z.add_(y).mul_(row), row
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_mutations_inside(shared: bool) -> None:
+    module, x = InPlace(shared).eval(), torch.randn(3, 4)
+    for got, want in zip(convert(module, [x])(x), module(x), strict=True):
+        close(got, want)

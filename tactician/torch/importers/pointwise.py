@@ -135,8 +135,8 @@ def _binary(targets: list[Any], fn: str) -> None:
         return c.binary(fn, c.value(a, c.dtype), c.value(b, c.dtype))
 
 
-_binary([aten.maximum.default], "max")
-_binary([aten.minimum.default], "min")
+_binary([aten.maximum.default, aten.max.other], "max")
+_binary([aten.minimum.default, aten.min.other], "min")
 _binary([aten.atan2.default], "atan2")
 _binary([aten.fmod.Tensor, aten.fmod.Scalar], "fmod")
 _binary([aten.remainder.Tensor, aten.remainder.Scalar], "mod")
@@ -329,7 +329,8 @@ def lerp(c: Context, a: Value, b: Value, weight: Operand) -> Value:
 # --- types --------------------------------------------------------------------------------------
 
 
-@aten_op(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
+@aten_op(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device,
+         aten.type_as.default,
          note="results stay on the engine's device")
 def to_copy(c: Context, x: Value, *args: Any, **kwargs: Any) -> Value:
     return c.value(x, c.dtype)

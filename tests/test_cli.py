@@ -19,7 +19,7 @@ from tactician.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 LENET = ROOT / "tactician" / "data" / "lenet_digits.onnx"
-VERBS = ("build", "run", "bench", "inspect", "demo", "doctor")
+VERBS = ("build", "run", "bench", "compare", "inspect", "demo", "doctor")
 QUICK = ("--level", "0")
 
 

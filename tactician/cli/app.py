@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, build, demo, doctor, inspect, run
+from . import bench, build, compare, demo, doctor, inspect, run
 
 app = typer.Typer(
     name="tactician",
@@ -38,5 +38,5 @@ def _root(
     pass
 
 
-for _module in (build, run, bench, inspect, demo, doctor):
+for _module in (build, run, bench, compare, inspect, demo, doctor):
     app.command(_module.__name__.rpartition(".")[2])(_module.command)

@@ -14,7 +14,7 @@ from tactician.targets.cuda.device import CudaDevice
 rng = np.random.default_rng(3)
 TACTIC = attention.Attention()
 TYPES = {"f32": (np.float32, 1e-5), "f16": (np.float16, 3e-3), "bf16": (ml_dtypes.bfloat16, 2e-2)}
-SMALL = Tile(16, 16, 4, 2)
+SMALL = Tile(64, 16, 4, 2)
 
 
 def case(queries, keys, size, heads=2, kv_heads=2, v_size=0, dtype="f32", flat=False, mask=None,

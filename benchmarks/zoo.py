@@ -220,13 +220,8 @@ def _encoder(n: Net, x: str, layers: int, seq: int, batch: int, pre_norm: bool) 
         y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.ints(batch, seq, c))
         return n.linear(y, c, c)
 
-    def gelu(v: str) -> str:
-        e = n.op("Erf", n.op("Div", v, n.const(np.float32(np.sqrt(2)))))
-        e = n.op("Mul", v, n.op("Add", e, n.const(np.float32(1))))
-        return str(n.op("Mul", e, n.const(np.float32(0.5))))
-
     def mlp(v: str) -> str:
-        return n.linear(gelu(n.linear(v, c, 4 * c)), 4 * c, c)
+        return n.linear(_gelu(n, n.linear(v, c, 4 * c)), 4 * c, c)
 
     for _ in range(layers):
         if pre_norm:
@@ -292,10 +287,134 @@ def lstm(batch: int = 1, seq: int = 64) -> onnx.ModelProto:
     return n.model(x)
 
 
+def mobilenet_v3(batch: int = 1) -> onnx.ModelProto:
+    """Howard et al., 2019, large."""
+    n = Net("mobilenet_v3", (batch, 3, 224, 224))
+    x, c = n.conv_bn("x", 3, 16, 3, stride=2, act="HardSwish"), 16
+    table = (  # window, expanded, out, squeeze and excite, activation, stride
+        (3, 16, 16, 0, "Relu", 1), (3, 64, 24, 0, "Relu", 2), (3, 72, 24, 0, "Relu", 1),
+        (5, 72, 40, 1, "Relu", 2), (5, 120, 40, 1, "Relu", 1), (5, 120, 40, 1, "Relu", 1),
+        (3, 240, 80, 0, "HardSwish", 2), (3, 200, 80, 0, "HardSwish", 1),
+        (3, 184, 80, 0, "HardSwish", 1), (3, 184, 80, 0, "HardSwish", 1),
+        (3, 480, 112, 1, "HardSwish", 1), (3, 672, 112, 1, "HardSwish", 1),
+        (5, 672, 160, 1, "HardSwish", 2), (5, 960, 160, 1, "HardSwish", 1),
+        (5, 960, 160, 1, "HardSwish", 1),
+    )
+    for size, h, k, excite, act, stride in table:
+        y = n.conv_bn(x, c, h, 1, act=act) if h != c else x
+        y = n.conv_bn(y, h, h, size, stride=stride, groups=h, act=act)
+        if excite:
+            less = -(-h // 4 // 8) * 8
+            g = n.conv(n.op("GlobalAveragePool", y), h, less, 1, act="Relu")
+            g = n.op("HardSigmoid", n.conv(g, less, h, 1), alpha=1 / 6, beta=0.5)
+            y = n.op("Mul", y, g)
+        y = n.conv_bn(y, h, k, 1, act=None)
+        x, c = (n.op("Add", x, y) if stride == 1 and c == k else y), k
+    x = n.op("GlobalAveragePool", n.conv_bn(x, c, 960, 1, act="HardSwish"))
+    x = n.conv(x, 960, 1280, 1, act="HardSwish")
+    return n.model(n.conv(x, 1280, 1000, 1))
+
+
+def _gelu(n: Net, v: str) -> str:
+    e = n.op("Erf", n.op("Div", v, n.const(np.float32(np.sqrt(2)))))
+    e = n.op("Mul", v, n.op("Add", e, n.const(np.float32(1))))
+    return str(n.op("Mul", e, n.const(np.float32(0.5))))
+
+
+def convnext_t(batch: int = 1) -> onnx.ModelProto:
+    """Liu et al., 2022, tiny: normalization and products with channels last."""
+    n = Net("convnext_t", (batch, 3, 224, 224))
+
+    def norm_first(v: str, c: int) -> str:
+        v = n.norm(n.op("Transpose", v, perm=[0, 2, 3, 1]), c)
+        return str(n.op("Transpose", v, perm=[0, 3, 1, 2]))
+
+    x = norm_first(n.conv("x", 3, 96, 4, stride=4, pad=0), 96)
+    c = 96
+    for k, blocks in ((96, 3), (192, 3), (384, 9), (768, 3)):
+        if k != c:
+            x, c = n.conv(norm_first(x, c), c, k, 2, stride=2, pad=0), k
+        for _ in range(blocks):
+            y = n.op("Transpose", n.conv(x, c, c, 7, groups=c), perm=[0, 2, 3, 1])
+            y = n.linear(_gelu(n, n.linear(n.norm(y, c), c, 4 * c)), 4 * c, c)
+            y = n.op("Transpose", n.op("Mul", y, n.vector(c, 0.1, 0.01)), perm=[0, 3, 1, 2])
+            x = n.op("Add", x, y)
+    x = n.op("Flatten", n.op("GlobalAveragePool", x))
+    return n.model(n.linear(n.norm(x, c), c, 1000))
+
+
+def swin_t(batch: int = 1) -> onnx.ModelProto:
+    """Liu et al., 2021, tiny: attention in windows of 7 x 7, every other time shifted by 3."""
+    n = Net("swin_t", (batch, 3, 224, 224))
+    x = n.op("Reshape", n.conv("x", 3, 96, 4, stride=4, pad=0), n.ints(batch, 96, 56 * 56))
+    x = n.norm(n.op("Transpose", x, perm=[0, 2, 1]), 96)
+    c, size = 96, 56
+    for stage, (blocks, heads) in enumerate(((2, 3), (2, 6), (6, 12), (2, 24))):
+        if stage:
+            x = _merge_patches(n, x, batch, size, c)
+            c, size = 2 * c, size // 2
+        for i in range(blocks):
+            shift = 3 if i % 2 and size > 7 else 0
+            x = n.op("Add", x, _window_attention(n, n.norm(x, c), batch, size, c, heads, shift))
+            y = n.linear(_gelu(n, n.linear(n.norm(x, c), c, 4 * c)), 4 * c, c)
+            x = n.op("Add", x, y)
+    x = n.op("ReduceMean", n.norm(x, c), axes=[1], keepdims=0)
+    return n.model(n.linear(x, c, 1000))
+
+
+def _merge_patches(n: Net, x: str, batch: int, size: int, c: int) -> str:
+    x = n.op("Reshape", x, n.ints(batch, size, size, c))
+    far = n.ints(1 << 30, 1 << 30)
+    parts = [
+        n.op("Slice", x, n.ints(i, j), far, n.ints(1, 2), n.ints(2, 2))
+        for j in (0, 1) for i in (0, 1)
+    ]
+    x = n.op("Reshape", n.op("Concat", *parts, axis=-1), n.ints(batch, size * size // 4, 4 * c))
+    return str(n.op("MatMul", n.norm(x, 4 * c), n.weight(4 * c, 2 * c, fan=4 * c)))
+
+
+def _rolled(n: Net, x: str, by: int) -> str:
+    for axis in (1, 2):
+        far = n.ints(1 << 30)
+        first = n.op("Slice", x, n.ints(by), far, n.ints(axis))
+        x = n.op("Concat", first, n.op("Slice", x, n.ints(0), n.ints(by), n.ints(axis)), axis=axis)
+    return x
+
+
+def _window_attention(
+    n: Net, x: str, batch: int, size: int, c: int, heads: int, shift: int
+) -> str:
+    w, many, d = 7, size // 7, c // heads
+    windows = batch * many * many
+    x = n.op("Reshape", x, n.ints(batch, size, size, c))
+    x = _rolled(n, x, shift) if shift else x
+    x = n.op("Reshape", x, n.ints(batch, many, w, many, w, c))
+    x = n.op("Transpose", x, perm=[0, 1, 3, 2, 4, 5])
+    x = n.linear(n.op("Reshape", x, n.ints(windows, w * w, c)), c, 3 * c)
+    x = n.op("Reshape", x, n.ints(windows, w * w, 3, heads, d))
+    x = n.op("Transpose", x, perm=[2, 0, 3, 1, 4])
+    q, k, v = (n.op("Gather", x, n.const(np.int64(i)), axis=0) for i in range(3))
+    q = n.op("Mul", q, n.const(np.float32(d**-0.5)))
+    s = n.op("MatMul", q, n.op("Transpose", k, perm=[0, 1, 3, 2]))
+    s = n.op("Add", s, n.weight(1, heads, w * w, w * w, fan=2500))  # relative positions
+    if shift:
+        mask = np.where(n.rng.random((1, many * many, 1, w * w, w * w)) < 0.2, -100, 0)
+        shape = (batch, many * many, heads, w * w, w * w)
+        s = n.op("Add", n.op("Reshape", s, n.ints(*shape)), n.const(mask.astype(np.float32)))
+        s = n.op("Reshape", s, n.ints(windows, heads, w * w, w * w))
+    y = n.op("Transpose", n.op("MatMul", n.op("Softmax", s, axis=-1), v), perm=[0, 2, 1, 3])
+    y = n.linear(n.op("Reshape", y, n.ints(windows, w * w, c)), c, c)
+    y = n.op("Reshape", y, n.ints(batch, many, many, w, w, c))
+    y = n.op("Transpose", y, perm=[0, 1, 3, 2, 4, 5])
+    y = n.op("Reshape", y, n.ints(batch, size, size, c))
+    y = _rolled(n, y, size - shift) if shift else y
+    return str(n.op("Reshape", y, n.ints(batch, size * size, c)))
+
+
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     f.__name__: f
-    for f in (resnet50, mobilenet_v2, efficientnet_b0, vgg16, densenet121, squeezenet, vit_b16,
-              bert_base, unet, lstm)
+    for f in (resnet50, mobilenet_v2, mobilenet_v3, efficientnet_b0, vgg16, densenet121,
+              squeezenet, convnext_t, vit_b16, swin_t, bert_base, unet, lstm)
 }
 
 

@@ -12,7 +12,7 @@ wherever the heads lie side by side in memory, so that nothing is transposed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -111,6 +111,8 @@ def _match(readers: Readers, node: Node) -> _Found | None:
     p = _inner(readers, p.inputs[0], chain)
     while p is not None and p.op in ("binary", "select"):
         p = _peel(readers, p, found, chain)
+    if not _aligned(found, v):
+        return None
     if p is None or p.op != "matmul" or p.attrs.ta == "vector" or p.attrs.tb == "vector":
         return None
     q, k = p.inputs
@@ -123,6 +125,13 @@ def _match(readers: Readers, node: Node) -> _Found | None:
     return found if _batches_agree(q, k, v) else None
 
 
+def _aligned(found: _Found, v: Value) -> bool:
+    """Whether masks mean the same beside scores of the products' own rank: leading dimensions of
+    extent 1 were added in between at most."""
+    shapes = [(m.cond if isinstance(m, _Seen) else m).dims for m in found.masks]
+    return all(d == 1 for s in shapes for d in s[: max(0, len(s) - v.rank)])
+
+
 def _batches_agree(*values: Value) -> bool:
     return all(v.dims[:-2] == values[0].dims[:-2] for v in values)
 
@@ -133,13 +142,28 @@ def _inner(readers: Readers, v: Value | None, chain: list[Node]) -> Node | None:
         if len(readers.of(v)) != 1 or v in readers.outputs:
             return None
         chain.append(v.producer)
-        source = v.producer.inputs[0] if v.producer.op == "cast" else None
-        if source is None:
+        source = v.producer.inputs[0]
+        if v.producer.op == "cast" and source is not None:
+            if not (source.dtype.is_float and v.dtype.is_float):
+                return None
+        elif source is None or not _same_but_ones(v.producer, source):
             return v.producer
-        if not (source.dtype.is_float and v.dtype.is_float):
-            return None
         v = source
     return None
+
+
+def _same_but_ones(node: Node, source: Value) -> bool:
+    """Whether a node only adds or removes leading dimensions of extent 1."""
+    if node.op not in ("reshape", "squeeze", "unsqueeze"):
+        return False
+    return _core(source) == _core(node.output)
+
+
+def _core(v: Value) -> tuple[D.DimLike, ...]:
+    dims = list(v.dims)
+    while dims and dims[0] == 1:
+        del dims[0]
+    return tuple(dims)
 
 
 def _guarded(readers: Readers, p: Node | None, chain: list[Node]) -> Node | None:
@@ -203,9 +227,10 @@ def _fill(v: Value) -> float | None:
 
 def _fits(mask: Value, scores: Value) -> bool:
     """Whether attention's own broadcasting means the same: every key has its element."""
+    extra = mask.dims[: max(0, mask.rank - 4)]
     return (
         1 <= mask.rank <= scores.rank and mask.dims[-1] == scores.dims[-1]
-        and (mask.dtype is b1 or mask.dtype.is_float)
+        and (mask.dtype is b1 or mask.dtype.is_float) and all(d == 1 for d in extra)
     )
 
 
@@ -219,7 +244,10 @@ def _is_scores(v: Value) -> bool:
         if p.op == "select":
             x = next((i for i in p.inputs[1:] if i is not None and i.const is None), None)
         elif p.op in ("binary", "cast"):
-            x = next((i for i in p.inputs if i is not None and i.shape == v.shape), None)
+            shape = x.shape
+            x = next((i for i in p.inputs if i is not None and i.shape == shape), None)
+        elif p.inputs and p.inputs[0] is not None and _same_but_ones(p, p.inputs[0]):
+            x = p.inputs[0]
         else:
             return False
     return False
@@ -389,6 +417,9 @@ def _axis(extent: D.DimLike, stride: D.DimLike) -> Axis:
 def _mask(graph: Graph, node: Node, found: _Found) -> tuple[Value | None, bool]:
     """One mask for all that were found, and whether the rest is causal."""
     left = [m for m in found.masks if not _is_causal(m, found)]
+    for i, m in enumerate(left):
+        fitting = _of_rank_4(graph, node, m.cond if isinstance(m, _Seen) else m)
+        left[i] = replace(m, cond=fitting) if isinstance(m, _Seen) else fitting
     causal = len(left) < len(found.masks)
     if len(left) == 1 and isinstance(left[0], _Seen) and np.isneginf(left[0].fill):
         return _seen(graph, node, left[0]), causal
@@ -399,6 +430,16 @@ def _mask(graph: Graph, node: Node, found: _Found) -> tuple[Value | None, bool]:
             x = emit(graph, "binary", [total, x], f"{node.name}.mask", before=node, fn="add").output
         total = x
     return total, causal
+
+
+def _of_rank_4(graph: Graph, node: Node, mask: Value) -> Value:
+    if mask.rank <= 4:
+        return mask
+    dims = mask.dims[mask.rank - 4 :]
+    if mask.const is not None:
+        return graph.constant(mask.const.reshape(dims), mask.name)  # type: ignore[arg-type]
+    fitting = reshape_to(graph, mask, dims, node, f"{node.name}.mask")
+    return mask if fitting is None else fitting
 
 
 def _seen(graph: Graph, node: Node, m: _Seen) -> Value:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..ir.dtypes import f32
 from ..ir.graph import Graph, Node, Value
 from ..ops import emit
 from .manager import Pass
@@ -127,7 +128,33 @@ def _single(graph: Graph, node: Node) -> Value | None:
     return inputs[0] if len(inputs) == 1 else None
 
 
+_STEPS = ("round", "floor", "ceil", "trunc")
+
+
+def _quotient(graph: Graph, node: Node) -> Value | None:
+    """A division by a constant, as the product with its inverse: within half a unit in the last
+    place of the quotient, so not before what makes steps of it."""
+    x, y = node.inputs
+    out = node.output
+    if node.attrs.fn != "div" or x is None or y is None or y.const is None or out.dtype is not f32:
+        return None
+    if not y.const.size or np.any(y.const == 0) or not np.all(np.isfinite(y.const)):
+        return None
+    inverse = 1 / y.const
+    if not np.all(np.isfinite(inverse)) or np.any(np.abs(inverse) < np.finfo(np.float32).tiny):
+        return None
+    for user in out.users:
+        to_steps = user.op in ("quantize", "dynamic_quantize", "dynamic_quantize_linear") or (
+            user.op == "cast" and not user.output.dtype.is_float
+        )
+        if to_steps or (user.op == "unary" and user.attrs.fn in _STEPS):
+            return None
+    inputs = [x, graph.constant(inverse.astype(np.float32), y.name)]
+    return emit(graph, "binary", inputs, node.name, before=node, fn="mul").output
+
+
 _RULES: dict[str, Callable[[Graph, Node], Value | None]] = {
+    "binary": _quotient,
     "identity": _input,
     "cast": _cast,
     "expand": _input,

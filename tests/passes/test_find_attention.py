@@ -122,6 +122,23 @@ class Grouped(nn.Module):
         return merge(s.softmax(-1) @ repeat(self.v(x)))
 
 
+class Windows(Timm):
+    """Attention in shifted windows, as Swin has it: batch entries are windows, two masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(H, S, S))
+        self.register_buffer("mask", torch.where(torch.rand(B, S, S) < 0.3, -100.0, 0.0))
+
+    def forward(self, x, m):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, H, C // H).permute(2, 0, 3, 1, 4)
+        s = (q * (C // H) ** -0.5) @ k.transpose(-2, -1) + self.bias[None]
+        s = s.view(b // B, B, H, n, n) + self.mask[None, :, None]
+        y = s.view(-1, H, n, n).softmax(-1) @ v
+        return y.transpose(1, 2).reshape(b, n, C)
+
+
 def exported(net, dynamic=False):
     torch.manual_seed(0)
     net = net.eval()
@@ -143,12 +160,15 @@ def exported(net, dynamic=False):
 NETS = {
     "separate": (Separate, 1), "timm": (Timm, 1), "gpt2": (Gpt2, 1), "sdpa": (Sdpa, 1),
     "causal": (SdpaCausal, 1), "module": (Module, None), "grouped": (Grouped, 1),
+    "windows": (Windows, 1),
 }
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", NETS)
 def test_found(name, dynamic):
+    if name == "windows" and dynamic:
+        pytest.skip("the number of windows is fixed")
     kind, products = NETS[name]
     graph, feeds, want = exported(kind(), dynamic)
     optimize(graph, takes=lambda node: True)

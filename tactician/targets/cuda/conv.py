@@ -68,7 +68,7 @@ def columns(
         c, dtype, shift = replace(c, w=v), T.i8, 128
     data = packed_weights(c, t.bk, dtype, max(1, 16 // dtype.size))
     row = data.shape[2]
-    offset = f"z * {c.filters * row}" if c.groups > 1 else ""
+    offset = f"z * {c.filters * row}" if c.groups * c.phases > 1 else ""
     aligned = c.filters * row * dtype.size % 16 == 0
     side = Strided(
         frame, data, dtype, False, c.filters, c.inner(t.bk), row, 1, offset, data.size, aligned,
@@ -84,7 +84,8 @@ def rows(frame: Frame, c: Convolution, other: str, convert: str) -> Operand:
     unit = c.x_space[-1] if c.outs[-1] != 1 else c.x_image
     if any(d != 1 for d in c.outs[:-1]):
         unit = c.x_space[-1]
-    offset = f"z * {c.channels}" if c.groups > 1 else ""
+    group = "z" if c.phases == 1 else f"(z // {c.phases})"
+    offset = f"{group} * {c.channels}" if c.groups > 1 else ""
     aligned = not is_slice(c.stored) and c.channels * c.x.dtype.size % 16 == 0
     return Strided(
         frame, c.stored, c.x.dtype, True, c.rows, c.channels, unit, 1, offset,
@@ -119,9 +120,9 @@ class _Builder:
         extra = [f"sa = tl.zeros(({t.bm},), tl.int32)"] * self.beside
         extra += [f"sb = tl.zeros(({t.bn},), tl.int32)"] * self.runtime_sums
         product = Product(
-            frame, a, b, c.rows, c.filters, c.inner(t.bk), c.groups, acc_type(self.dtype),
-            precision(self.dtype, self.device.tf32), self._finish, self._begin,
-            self._each if extra else None, extra,
+            frame, a, b, c.rows, c.filters, c.inner(t.bk), c.groups * c.phases,
+            acc_type(self.dtype), precision(self.dtype, self.device.tf32),
+            self._finish, self._begin, self._each if extra else None, extra,
         )  # fmt: skip
         name = "deconv" if c.transposed else "conv"
         return kernel_of(product, t, self.device, frame, name)
@@ -146,19 +147,23 @@ class _Builder:
         c, t, frame = self.c, self.t, self.frame
         channel = "rn"
         if c.groups > 1:
-            w(f"rc = z * {c.filters} + rn")
+            group = "z" if c.phases == 1 else f"(z // {c.phases})"
+            w(f"rc = {group} * {c.filters} + rn")
             channel = "rc"
         masks: dict[int, str] = {}
         if not divides(t.bm, c.rows):
             masks[0] = f"(rm < {frame.size(c.rows)})[:, None]"
+        inside = self.positions.inside()
+        if inside:
+            masks[0] = " & ".join([*(f"{x}[:, None]" for x in inside), *masks.values()])
         if c.filters % t.bn:
             masks[1] = f"(rn < {c.filters})[None, :]"
-        inside = f", mask=rn < {c.filters}, other=0" if c.filters % t.bn else ""
+        real = f", mask=rn < {c.filters}, other=0" if c.filters % t.bn else ""
         if c.bias is not None:
-            bias = f"tl.load({frame.pointer(c.bias)} + {channel}{inside})"
+            bias = f"tl.load({frame.pointer(c.bias)} + {channel}{real})"
             w(f"{acc} += {bias}.to(tl.{acc_type(self.dtype)})[None, :]")
         if self.dtype.is_int:
-            self._zero_points(w, acc, channel, inside)
+            self._zero_points(w, acc, channel, real)
         place = [Index(f"{n}[:, None]", (0,)) for n in self.positions.names]
         index = [place[0], Index(f"{channel}[None, :]", (1,)), *place[1:]]
         if "logical" in result_of(self.region).meta:
@@ -193,9 +198,9 @@ def work_of(c: Convolution, region: Region, tf32: bool) -> cost.Work:
     outs = cost.known(c.rows)
     size = c.x.dtype.size
     return cost.Work(
-        outs, c.filters, c.channels * c.taps, c.groups, c.x.dtype, epilogue_bytes(region),
-        float(cost.known(c.x.numel)) * size, float(cost.known(c.w.numel)) * size,
-        c.mode is not Mode.PLAIN, tf32,
+        outs, c.filters, c.channels * c.taps, c.groups * c.phases, c.x.dtype,
+        epilogue_bytes(region), float(cost.known(c.x.numel)) * size,
+        float(cost.known(c.w.numel)) * size, c.mode is not Mode.PLAIN, tf32,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class _Builder:
         node = region.anchor
         assert node is not None
         self.region, self.t = region, t
-        self.c = convolution_of(region)
+        self.c = convolution_of(region, phases=False)
         self.frame = Frame(wide=is_wide([*region.inputs, *region.outputs]))
         self.zeros: tuple[Value | None, ...] = (None, None)
         if node.op == "int_conv":

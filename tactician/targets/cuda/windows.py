@@ -19,6 +19,7 @@ from ...ir import dims as D
 from ...ir.dims import DimLike
 from ...ir.dtypes import DType
 from ...ir.graph import Node, Value
+from ...ops._windows import Axis
 from ...ops.conv import conv_axes, deconv_axes, kernel_extents
 from ...regions.region import Region, pitch
 from .emit import Frame
@@ -39,7 +40,12 @@ class Mode(enum.Enum):
 @dataclass(frozen=True)
 class WindowAxis:
     """Where window position ``t`` of output ``o`` falls: ``(o * mult + base + t * step) / div``,
-    if that is whole and inside ``size``."""
+    if that is whole and inside ``size``.
+
+    Outputs of a deconvolution that lie ``stride`` apart use the same window positions. With
+    ``phases`` above 1, outputs are counted within such a class: ``o`` of phase ``p`` stands for
+    ``o * phases + p``, and its window falls on ``o + (p + base) // phases - t``.
+    """
 
     mult: int
     base: DimLike
@@ -48,12 +54,18 @@ class WindowAxis:
     taps: int
     size: DimLike
     out: DimLike
+    phases: int = 1
+    whole: DimLike = 0  # outputs of all phases
 
     @property
     def always_inside(self) -> bool:
         """Whether no window reaches outside."""
         if self.div != 1 or not D.is_static(self.base, self.size, self.out):
             return False
+        if self.phases > 1:
+            low = int(self.base) // self.phases - (self.taps - 1)  # type: ignore[arg-type]
+            high = int(self.out) - 1 + (self.phases - 1 + int(self.base)) // self.phases  # type: ignore[arg-type]
+            return low >= 0 and high < int(self.size)  # type: ignore[arg-type]
         first = int(self.base) + min(0, (self.taps - 1) * self.step)  # type: ignore[arg-type]
         last = (int(self.out) - 1) * self.mult + int(self.base)  # type: ignore[arg-type]
         last += max(0, (self.taps - 1) * self.step)
@@ -101,7 +113,13 @@ class Convolution:
         return tuple(a.out for a in self.axes)
 
     @property
+    def phases(self) -> int:
+        """Classes of outputs, each a product of its own."""
+        return int(np.prod([a.phases for a in self.axes], dtype=np.int64))
+
+    @property
     def rows(self) -> DimLike:
+        """Outputs of a phase, all images."""
         return self.images * D.product(self.outs)
 
     @property
@@ -135,8 +153,12 @@ class Convolution:
         return -(-self.channels // bk) * bk
 
 
-def convolution_of(region: Region) -> Convolution:
-    """The numbers of a region whose anchor is a `convolution`, `deconvolution` or `int_conv`."""
+def convolution_of(region: Region, phases: bool = True) -> Convolution:
+    """The numbers of a region whose anchor is a `convolution`, `deconvolution` or `int_conv`.
+
+    Args:
+        phases: Whether outputs of deconvolutions may be counted in classes.
+    """
     node = region.anchor
     assert node is not None
     x, w = node.inputs[:2]
@@ -147,7 +169,7 @@ def convolution_of(region: Region) -> Convolution:
     axes = []
     for a in (deconv_axes if transposed else conv_axes)(x.dims[2:], kernel_extents(w), node.attrs):
         if transposed:
-            axes.append(WindowAxis(1, a.pre, -a.dilation, a.stride, a.window, a.size, a.out))
+            axes.append(_spread_axis(a, phases and w.const is not None))
         else:
             pre = a.pre * -1
             axes.append(WindowAxis(a.stride, pre, a.dilation, 1, a.window, a.size, a.out))
@@ -174,6 +196,15 @@ def convolution_of(region: Region) -> Convolution:
     return _paired(c)
 
 
+def _spread_axis(a: Axis, phases: bool) -> WindowAxis:
+    """An axis of a deconvolution."""
+    suits = phases and a.stride > 1 and a.dilation == 1 and isinstance(a.pre, int) and a.pre >= 0
+    if not suits:
+        return WindowAxis(1, a.pre, -a.dilation, a.stride, a.window, a.size, a.out)
+    taps, out = -(-a.window // a.stride), D.ceil_div(a.out, a.stride)
+    return WindowAxis(1, a.pre, -1, 1, taps, a.size, out, a.stride, a.out)
+
+
 def _paired(c: Convolution) -> Convolution:
     """With windows of few channels, stored one after the other, that begin at even places: pairs
     of 2-byte elements are then loaded at once (by the asynchronous copies, which take no less
@@ -197,6 +228,8 @@ def _paired(c: Convolution) -> Convolution:
 def packed_weights(c: Convolution, bk: int, dtype: DType, row_unit: int) -> np.ndarray[Any, Any]:
     """Constant weights as ``[groups, filters, row]`` in the order of the product's steps, rows
     filled up with zeros to a multiple of ``row_unit`` elements."""
+    if c.phases > 1:
+        return _packed_phases(c, bk, dtype, row_unit)
     w = np.asarray(c.w.const)
     more = c.axes[-1].taps - w.shape[-1]
     if more:
@@ -213,6 +246,36 @@ def packed_weights(c: Convolution, bk: int, dtype: DType, row_unit: int) -> np.n
     return np.ascontiguousarray(np.pad(w, ((0, 0), (0, 0), (0, -w.shape[2] % row_unit))), dtype.np)
 
 
+def _packed_phases(
+    c: Convolution, bk: int, dtype: DType, row_unit: int
+) -> np.ndarray[Any, Any]:
+    """Weights of a deconvolution as ``[groups * phases, filters, row]``: each phase has the window
+    positions that reach its outputs, the nearest first."""
+    w = np.asarray(c.w.const)
+    window = w.shape[2:]
+    w = w.reshape(c.groups, c.channels, c.filters, *window).swapaxes(1, 2)
+    taps = tuple(a.taps for a in c.axes)
+    out = np.zeros((c.groups, c.phases, *w.shape[1:3], *taps), w.dtype)
+    for k, phase in enumerate(np.ndindex(*(a.phases for a in c.axes))):
+        parts: list[Any] = [slice(None)] * 3
+        for p, a in zip(phase, c.axes, strict=True):
+            if a.phases > 1:
+                parts.append(slice((p + int(a.base)) % a.phases, None, a.phases))  # type: ignore[arg-type]
+            else:
+                parts.append(slice(None))
+        found = w[tuple(parts)]
+        corner: list[Any] = [slice(n) for n in found.shape[3:]]
+        out[(slice(None), k, ..., *corner)] = found
+    out = out.reshape(c.groups * c.phases, c.filters, c.channels, c.taps)
+    if c.mode is not Mode.PAIRS_FIRST:
+        out = out.swapaxes(2, 3)
+    if c.mode is Mode.TAPS:
+        out = np.pad(out, ((0, 0), (0, 0), (0, 0), (0, c.padded(bk) - c.channels)))
+    rows = out.reshape(c.groups * c.phases, c.filters, -1)
+    rows = np.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % row_unit)))
+    return np.ascontiguousarray(rows, dtype.np)
+
+
 class Positions:
     """Names for the positions of a block's rows: ``on`` (image), ``o0``, ``o1``, … (place)."""
 
@@ -225,8 +288,22 @@ class Positions:
             rows = f"tl.where(rm < {self.frame.size(self.c.rows)}, rm, 0)"
         w(f"ro = {rows}{'.to(tl.int64)' if self.big else ''}")
         at = unravel(self.frame, "ro", (self.c.images, *self.c.outs))
-        for name, text in zip(self.names, at, strict=True):
-            w(f"{name} = {text if text != '0' else 'ro * 0'}")
+        at = [text if text != "0" else "ro * 0" for text in at]
+        w(f"on = {at[0]}")
+        phases = unravel(self.frame, f"(z % {self.c.phases})", tuple(a.phases for a in self.c.axes))
+        for d, a in enumerate(self.c.axes):
+            if a.phases == 1:
+                w(f"o{d} = {at[1 + d]}")
+            else:
+                w(f"i{d} = {at[1 + d]}", f"g{d} = {phases[d]}",
+                  f"o{d} = i{d} * {a.phases} + g{d}")  # fmt: skip
+
+    def inside(self) -> list[str]:
+        """Where the last outputs of a phase exist, by axis."""
+        return [
+            f"(o{d} < {self.frame.size(a.whole)})" for d, a in enumerate(self.c.axes)
+            if a.phases > 1 and not divides(a.phases, a.whole)
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -256,14 +333,18 @@ class Windows:
         terms = [f"on * {size(c.x_image)}"]
         for d, a in enumerate(c.axes):
             base = "" if a.base == 0 else f" + {size(a.base)}"
-            w(f"h{d} = o{d}{f' * {a.mult}' if a.mult != 1 else ''}{base}")
+            if a.phases > 1:
+                w(f"h{d} = i{d}" + (f" + (g{d}{base}) // {a.phases}" if base else ""))
+            else:
+                w(f"h{d} = o{d}{f' * {a.mult}' if a.mult != 1 else ''}{base}")
             if a.div == 1:
                 terms.append(f"h{d} * {size(c.x_space[d])}")
         w(f"hb = {' + '.join(terms)}")
         start = self.frame.pointer(c.stored)
         if c.groups > 1:
-            group = f"z.to(tl.int64) * {size(c.x_channel * c.channels)}"
-            start += f" + {group if self._wide() else group.replace('.to(tl.int64)', '')}"
+            group = "z" if c.phases == 1 else f"(z // {c.phases})"
+            cast = ".to(tl.int64)" if self._wide() else ""
+            start += f" + {group}{cast} * {size(c.x_channel * c.channels)}"
         along = ""
         if c.mode is Mode.TAPS and not self._far_channels():
             along = f" + (rk * {size(c.x_channel)})[None, :]"

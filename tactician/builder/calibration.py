@@ -19,6 +19,7 @@ from ..ir import dtypes as T
 from ..ir.graph import Graph, Value
 from ..passes.implicit_quantize import (
     LARGEST,
+    averaged_operand,
     contraction_operand,
     ranged,
     residual_operand,
@@ -254,7 +255,8 @@ def needed_tensors(graph: Graph) -> list[str]:
     optimize(twin)
     wanted: dict[str, None] = {}
     for node in twin.nodes:
-        for operand in (contraction_operand(node), residual_operand(node)):
+        for of in (contraction_operand, residual_operand, averaged_operand):
+            operand = of(node)
             found = None if operand is None else ranged(operand)
             if found is not None:
                 wanted.setdefault(found[0].meta["range_of"])

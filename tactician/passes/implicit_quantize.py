@@ -80,6 +80,35 @@ def residual_operand(node: Node) -> Value | None:
     return first if set(first.users) == {node} else None
 
 
+def averaged_operand(node: Node) -> Value | None:
+    """What an average over positions reads, if contractions made it and one reads the result
+    (squeeze and excite, global pooling): integers are fewer bytes."""
+    average = (node.op == "reduce" and node.attrs.fn == "mean" and 1 not in node.attrs.axes) or (
+        node.op == "pooling" and node.attrs.fn == "average"
+    )
+    x = node.inputs[0] if average else None
+    if x is None or x.rank < 4 or x.dtype is not T.f32:
+        return None
+    if any(u is not node and u.op not in ("binary", "shape") for u in x.users):
+        return None
+    return x if _maker(x) is not None and _feeds_contraction(node.outputs[0]) else None
+
+
+def _maker(v: Value) -> Node | None:
+    """The contraction whose epilogue computes a value."""
+    p = v.producer
+    while p is not None and p.op in ("activation", "binary"):
+        p = next((u.producer for u in p.inputs if u is not None and u.shape == v.shape), None)
+    return p if p is not None and p.op in _OPS else None
+
+
+def _feeds_contraction(v: Value) -> bool:
+    return any(
+        contraction_operand(n) is v or (n.op in _VIEWS and _feeds_contraction(n.outputs[0]))
+        for n in v.users
+    )
+
+
 def quantize_by_ranges(
     graph: Graph, takes: Callable[[Node], bool], obey: bool = False
 ) -> QuantizeReport:
@@ -107,7 +136,8 @@ def quantize_by_ranges(
             if obey and node.meta.get("precision") is T.i8:
                 raise BuildError(f"{node.describe()} can't have precision i8: {reason}")
             report.skipped.append((node.name or node.op, reason))
-    residuals = [(n, r) for n in graph.nodes if (r := residual_operand(n)) is not None]
+    others = [(n, v) for n in graph.nodes for f in (residual_operand, averaged_operand)
+              if (v := f(n)) is not None]
     twins: dict[Value, Value] = {}
     for node, x in chosen.items():
         if x not in twins:
@@ -116,9 +146,10 @@ def quantize_by_ranges(
         _quantize_weights(graph, node)
     for v, twin in list(twins.items()):
         _let_read(graph, v, twin)
-    for node, r in residuals:
-        if r.producer in chosen and r not in twins and ranged(r) is not None:
-            node.set_input(node.inputs.index(r), _quantized(graph, r, node))
+    for node, v in others if chosen else []:
+        if v not in twins and _maker(v) in chosen and ranged(v) is not None:
+            twins[v] = _quantized(graph, v, node)
+            _let_read(graph, v, twins[v])
     graph.toposort()
     return report
 

@@ -100,7 +100,22 @@ class _Fuser:
             r.find_inputs()
             r.outputs = self._outputs_of(r)
         shared = {**self.views, **{v: base for v, (base, _) in self.parts.items()}}
-        return Fusion(_ordered(regions, shared), self.views, self.parts)
+        return Fusion(_ordered(self._read(regions, shared), shared), self.views, self.parts)
+
+    def _read(self, regions: list[Region], shared: dict[Value, Value]) -> list[Region]:
+        """Regions whose results someone reads; others were taken in by all their readers."""
+        maker = {v: r for r in regions for v in r.outputs}
+        kept = {r for r in regions if r.anchor is not None}
+        wanted = [*self.outputs, *(v for r in kept for v in r.inputs)]
+        while wanted:
+            v = wanted.pop()
+            while v in shared:
+                v = shared[v]
+            r = maker.get(v)
+            if r is not None and r not in kept:
+                kept.add(r)
+                wanted.extend(r.inputs)
+        return [r for r in regions if r in kept]
 
     # --- what has to be computed at all ---------------------------------------------------
 
@@ -269,7 +284,8 @@ class _Fuser:
             host.stages.append(stage)
         host.nodes = list(dict.fromkeys(host.nodes + region.nodes))
         self.live.pop(host)  # it now runs where the joined region would have
-        for v in host.nodes[0].outputs:
+        made = host.anchor.outputs if host.anchor is not None else []
+        for v in (*made, *(s.out for s in host.stages)):
             self.region_of[v] = host
         return host
 
@@ -312,8 +328,10 @@ def _expensive(e: E.Expr) -> bool:
 
 
 def _trivial(stage: E.Stage) -> bool:
-    """Work cheaper than reading its result: constants, casts and broadcasts of one operand."""
-    body = [x for x in E.walk(stage.expr) if isinstance(x, E.Load)]
+    """Work cheaper than reading its result: constants, casts and broadcasts of one operand, and
+    dequantizing one."""
+    every = [x for x in E.walk(stage.expr) if isinstance(x, E.Load)]
+    body = [x for x in every if x.value.numel != 1] or every
     if not body:
         return not _expensive(stage.expr)
     if len(body) > 1 or body[0].guard is not None:
@@ -321,6 +339,11 @@ def _trivial(stage: E.Stage) -> bool:
     index = body[0].index
     plain = all(isinstance(i, (E.Var, E.Const)) for i in index)
     rest = [x for x in E.walk(stage.expr) if not isinstance(x, (E.Load, E.Var, E.Const, E.Cast))]
+    if len(every) > 1:
+        fns = {x.fn for x in rest if isinstance(x, E.Binary)}
+        if body[0].dtype.bits > 8 or len(rest) > 2 or not fns <= {"sub", "mul"}:
+            return False
+        rest = [x for x in rest if not isinstance(x, E.Binary)]
     in_order = [i for i in index if isinstance(i, E.Var)]
     ordered = in_order == [v for v in stage.vars if v in in_order]
     return plain and ordered and not rest

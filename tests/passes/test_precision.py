@@ -198,7 +198,7 @@ class Log(trt.ILogger):
         self.lines.append(msg)
 
 
-def build(flags, precision=None, **kw):
+def build(builder_flags, precision=None, **kw):
     log = Log()
     builder = trt.Builder(log)
     net = builder.create_network(**kw)
@@ -208,7 +208,7 @@ def build(flags, precision=None, **kw):
         conv.precision = precision
     net.mark_output(net.add_activation(conv.get_output(0), trt.ActivationType.RELU).get_output(0))
     config = builder.create_builder_config()
-    for f in flags:
+    for f in builder_flags:
         config.set_flag(f)
     return builder.build_engine_with_config(net, config), log.lines
 
@@ -305,3 +305,13 @@ def test_casts_there_and_back_vanish():
     n.g.outputs = [y]
     optimize(n.g)
     assert [x.op for x in n.g.nodes] == ["cast", "activation"]
+
+
+def test_strongly_typed_networks_are_left_alone(monkeypatch):
+    monkeypatch.setattr(CpuDevice, "precisions", frozenset({"f16"}))
+    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    engine, _ = build([trt.BuilderFlag.FP16], flags=1 << int(flag))
+    ops = [op for s in engine._program.steps for op in s.info["ops"]]
+    assert ops[:2] == ["convolution", "activation"] and "cast" not in ops
+    engine, _ = build([trt.BuilderFlag.FP16])
+    assert "cast" in [op for s in engine._program.steps for op in s.info["ops"]]

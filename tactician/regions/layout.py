@@ -26,6 +26,7 @@ from ..ir.graph import Graph, Node, Value
 from .fuse import Fusion
 from .region import Region, is_slice
 
+_CONVOLUTIONS = frozenset({"convolution", "deconvolution", "int_conv"})
 _FEW_CHANNELS = 4  # up to here a convolution may read channels-first f32 input in place
 
 
@@ -60,7 +61,10 @@ class _Assigner:
     ):
         self.fusion = fusion
         self.alignment = alignment
-        self.wants = {r for r in fusion.regions if r.anchor is not None and wants(r)}
+        self.wants = {
+            r for r in fusion.regions
+            if r.anchor is not None and r.anchor.op in _CONVOLUTIONS and wants(r)
+        }
         self.accepts = accepts
         self.pinned = set(graph.outputs) | {
             base for base in fusion.bases() if not _same_either_way(base)

@@ -4,11 +4,13 @@
 
 Every runtime gets the same inputs and number of threads and takes its turns in one process,
 alternating, so that what disturbs the machine disturbs all of them. Reported are the best and
-the median latency of a call, and how many times as long as tactician each other runtime takes
-(medians). A model is an ONNX file or the name of a network in zoo.py. Without models, the
-shipped LeNet and the pretrained models kept beside the checkout are measured. A model's inputs
-are the `in::NAME` arrays of MODEL.onnx.npz if that is there, else random. Peers: onnxruntime;
-OpenVINO where installed; torch where peers.py has the model.
+the median latency of a call, how many times as long as tactician each other runtime takes
+(medians), the peak memory of a process that loads the model and runs it once, and of tactician
+how long the build took, the plan's size, and its rate as a share of what the cores could do. A
+model is an ONNX file or the name of a network in zoo.py. Without models, the shipped LeNet and
+the pretrained models kept beside the checkout are measured. A model's inputs are the `in::NAME`
+arrays of MODEL.onnx.npz if that is there, else random. Peers: onnxruntime; OpenVINO where
+installed; torch where peers.py has the model.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+import memory
 import numpy as np
 import onnx
 import peak
@@ -93,8 +97,9 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         ``microseconds`` (runtime to timing), ``ratio`` (runtime to times as long as tactician,
-        by medians), ``difference`` (greatest, relative to the output's range, from tactician's)
-        and ``left_out`` (runtime to why).
+        by medians), ``difference`` (greatest, relative to the output's range, from tactician's),
+        ``left_out`` (runtime to why), ``peak_bytes`` (runtime to peak memory of a process),
+        ``build_seconds``, ``plan_bytes`` and ``flops`` of one run.
     """
     feeds = peers.feeds_of(model)
     options = Options(
@@ -103,7 +108,9 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         threads=args.threads,
         timing_cache=args.timing_cache,
     )
+    began = time.perf_counter()
     engine = open_engine(model, options, logger(args.verbose), quiet=True)
+    build = time.perf_counter() - began
     feeds = complete(engine, feeds, "", seed=0)
     calls: dict[str, Call] = {"tactician": engine_call(engine, feeds)}
     ours = list(Engine(engine)(feeds).values())
@@ -119,7 +126,16 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         difference[name] = peers.difference(ours, outputs)
     timings = alternate(calls, args.rounds, args.seconds)
     base = timings["tactician"].median
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "plan"
+        Engine(engine).save(plan)
+        size = plan.stat().st_size
+        peaks = {} if args.no_memory else _peaks({"tactician": plan}, calls, model, feeds, args)
     return {
+        "build_seconds": round(build, 2),
+        "plan_bytes": size,
+        "peak_bytes": peaks,
+        "flops": flops_of(engine),
         "microseconds": {name: asdict(t) for name, t in timings.items()},
         "ratio": {n: round(t.median / base, 3) for n, t in timings.items() if n != "tactician"},
         "difference": difference,
@@ -127,9 +143,45 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(results: dict[str, dict[str, Any]]) -> None:
+def _peaks(
+    files: dict[str, Path], calls: dict[str, Call], model: Path, feeds: Any,
+    args: argparse.Namespace,
+) -> dict[str, int]:
+    """Peak memory of one process for each runtime that was timed."""
+    found = {}
+    for name in calls:
+        if name in memory.RUNTIMES:
+            try:
+                found[name] = memory.peak_memory(
+                    name, files.get(name, model), feeds, args.threads
+                )
+            except RuntimeError as error:
+                print(f"{model.name}: memory of {name}: {error}", file=sys.stderr)
+    return found
+
+
+def flops_of(engine: tactician.ICudaEngine) -> int:
+    """Operations of the contractions in one run of an engine with fixed shapes; 0: unknown."""
+    text = engine.create_engine_inspector().get_engine_information(
+        tactician.LayerInformationFormat.JSON
+    )
+    counts = [layer.get("Flops", 0) for layer in json.loads(text)["Layers"]]
+    return sum(c for c in counts if isinstance(c, int))
+
+
+def share_of_peak(result: dict[str, Any], machine: dict[str, Any]) -> float:
+    """FP32 operations per second of the best run over what all threads could do; 0: unknown.
+    Above 1 where Winograd's algorithm saves multiplications."""
+    threads = machine["threads"] or os.cpu_count() or 1
+    could = machine["peak"]["gflops_per_core"] * 1e9 * threads
+    best = result["microseconds"]["tactician"]["best"] / 1e6
+    return float(result.get("flops", 0) / best / could)
+
+
+def show(results: dict[str, dict[str, Any]], machine: dict[str, Any]) -> None:
     """Print a table: a line per model and runtime."""
-    print(f"{'model':34s} {'runtime':12s} {'best µs':>10s} {'median µs':>10s}   ratio differs")
+    head = f"{'best µs':>10s} {'median µs':>10s}   ratio {'memory':>11s} differs"
+    print(f"{'model':34s} {'runtime':12s} {head}")
     for model, result in results.items():
         if "error" in result:
             print(f"{model:34s} {result['error']}")
@@ -139,7 +191,14 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             gap = result["difference"].get(name)
             tail = "" if gap is None else f"{gap:.1e}"
             times = f"{t['best']:10,.1f} {t['median']:10,.1f}"
-            print(f"{model:34s} {name:12s} {times} {ratio:7.2f} {tail}")
+            held = result["peak_bytes"].get(name)
+            mib = f"{held / 2**20:7.0f} MiB" if held else " " * 11
+            print(f"{model:34s} {name:12s} {times} {ratio:7.2f} {mib} {tail}")
+        about = f"built in {result['build_seconds']} s, plan {result['plan_bytes'] / 2**20:.1f} MiB"
+        share = share_of_peak(result, machine)
+        if share:
+            about += f", {share:.0%} of the cores' peak"
+        print(f"{'':34s} {about}")
         for name, why in result["left_out"].items():
             print(f"{model:34s} {name:12s} left out: {why}")
     ratios = [r.get("ratio", {}).get("onnxruntime") for r in results.values()]
@@ -159,6 +218,7 @@ def main() -> int:
     parser.add_argument("--timing-cache", type=Path)
     parser.add_argument("--without", action="append", default=[], help="leave a peer out")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")
     parser.add_argument("--verbose", "-v", action="store_true")
     args = parser.parse_args()
     about = machine(args.threads)
@@ -173,7 +233,7 @@ def main() -> int:
                 text = (str(error).splitlines() or [""])[0]
                 results[model.name] = {"error": f"{type(error).__name__}: {text}"}
             print(model.name, file=sys.stderr)
-    show(results)
+    show(results, about)
     if args.json:
         args.json.write_text(json.dumps({"machine": about, "models": results}, indent=2) + "\n")
     return int(any("error" in r for r in results.values()))

@@ -49,14 +49,23 @@ def page(machine: dict[str, Any], rows: dict[str, Any]) -> str:
         "tactician's (above 1: tactician is faster). Models other than the pretrained ones have",
         "random weights (`benchmarks/zoo.py`).",
         "",
-        "| model | tactician | " + " | ".join(PEERS) + " | ratio |",
-        "| --- | ---: | " + " | ".join("---:" for _ in PEERS) + " | ---: |",
+        "Share: operations of contractions over what the cores could do in that time (above 100%",
+        "where Winograd's algorithm saves multiplications). Memory: peak of a process that loads",
+        "the model and runs it once, tactician's and onnxruntime's.",
+        "",
+        "| model | tactician | " + " | ".join(PEERS) + " | ratio | share | build s | plan MiB "
+        "| memory MiB |",
+        "| --- | ---: | " + " | ".join("---:" for _ in PEERS) + " | ---: | ---: | ---: | ---: "
+        "| ---: |",
     ]
     for name, row in rows.items():
         times = row["microseconds"]
         cells = [f"{times[p]['best'] / 1e3:.3f}" if p in times else "" for p in PEERS]
         mine = f"{times['tactician']['best'] / 1e3:.3f}"
-        lines.append(f"| {name} | {mine} | {' | '.join(cells)} | {best_ratio(row):.2f} |")
+        lines.append(
+            f"| {name} | {mine} | {' | '.join(cells)} | {best_ratio(row):.2f} "
+            f"| {' | '.join(_others(row, machine))} |"
+        )
     ratios = [r for r in map(best_ratio, rows.values()) if not math.isnan(r)]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     lines += [
@@ -69,6 +78,20 @@ def page(machine: dict[str, Any], rows: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _others(row: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    """Share of peak, build time, plan size and memory; empty where they were not measured."""
+    could = machine["peak"]["gflops_per_core"] * 1e9 * (machine["threads"] or 1)
+    seconds = row["microseconds"]["tactician"]["best"] / 1e6
+    share = row.get("flops", 0) / seconds / could
+    peaks = [row.get("peak_bytes", {}).get(p) for p in ("tactician", "onnxruntime")]
+    return [
+        f"{share:.0%}" if share else "",
+        f"{row['build_seconds']:.1f}" if "build_seconds" in row else "",
+        f"{row['plan_bytes'] / 2**20:.1f}" if "plan_bytes" in row else "",
+        " / ".join(f"{p / 2**20:.0f}" if p else "?" for p in peaks) if any(peaks) else "",
+    ]
 
 
 def chart(rows: dict[str, Any], out: Path) -> None:

@@ -80,6 +80,8 @@ class EngineInspector(Reporter):
         entry["Outputs"] = [self._tensor(t) for t in step.outputs]
         entry["TacticName"] = str(step.info.get("tactic", step.kind))
         entry["TacticValue"] = step.symbol
+        if isinstance(step.flops, int) and step.flops:
+            entry["Flops"] = step.flops
         for key, value in step.info.items():
             if key != "tactic":
                 entry[key] = _plain(value)

@@ -103,7 +103,7 @@ def wants(region: Region) -> bool:
 def anchored(g: Graph) -> Region:
     """The region around the node named ``anchor``."""
     g.toposort()
-    regions = assign_layouts(g, fuse(g), wants, lambda r: True).regions
+    regions = assign_layouts(g, fuse(g), wants, lambda r: True, in_place_bits=16).regions
     return next(r for r in regions if r.anchor is not None and r.anchor.name == "anchor")
 
 
@@ -236,7 +236,7 @@ def pair(n: int, narrow: int, wide: int, out: int, hw: int) -> list[Case]:
     z = conv(y, out, None, "second")
     g.outputs = [conv(z, wide, y, "after")]
     g.toposort()
-    regions = assign_layouts(g, fuse(g), wants, lambda r: True)
+    regions = assign_layouts(g, fuse(g), wants, lambda r: True, in_place_bits=16)
     names = ("first", "second")
     both = join_pairs(regions, lambda a, b: a.anchor.name == names[0] and b.anchor.name == names[1])
     region = next(r for r in both.regions if r.parts)

@@ -27,7 +27,7 @@ from .fuse import Fusion
 from .region import Region, is_slice
 
 _CONVOLUTIONS = frozenset({"convolution", "deconvolution", "int_conv"})
-_FEW_CHANNELS = 4  # up to here a convolution may read channels-first f32 input in place
+_FEW_CHANNELS = 4  # up to here a convolution may read channels-first input in place
 
 
 def channels_last(rank: int) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ def channels_last(rank: int) -> tuple[int, ...]:
 
 def assign_layouts(
     graph: Graph, fusion: Fusion, wants: Callable[[Region], bool],
-    accepts: Callable[[Region], bool], alignment: int = 1,
+    accepts: Callable[[Region], bool], alignment: int = 1, in_place_bits: int = 32,
 ) -> Fusion:
     """Rewrites regions for channels-last storage where that pays.
 
@@ -47,19 +47,22 @@ def assign_layouts(
         wants: Whether a region's kernel works channels-last (a convolution).
         accepts: Whether a loop nest can be compiled at all; others keep row-major operands.
         alignment: Bytes that the first pixel of a slice must be a multiple of.
+        in_place_bits: Elements of so many bits or more are read in place where a convolution has
+            few input channels.
 
     Returns:
         A fusion with reformatting regions added.
     """
-    return _Assigner(graph, fusion, wants, accepts, alignment).run()
+    return _Assigner(graph, fusion, wants, accepts, alignment, in_place_bits).run()
 
 
 class _Assigner:
     def __init__(
         self, graph: Graph, fusion: Fusion, wants: Callable[[Region], bool],
-        accepts: Callable[[Region], bool], alignment: int,
+        accepts: Callable[[Region], bool], alignment: int, in_place_bits: int,
     ):
         self.fusion = fusion
+        self.in_place_bits = in_place_bits
         self.alignment = alignment
         self.wants = {
             r for r in fusion.regions
@@ -117,7 +120,8 @@ class _Assigner:
         assert anchor is not None
         x = anchor.inputs[0]
         assert x is not None
-        few = _few_channels(x) and anchor.attrs.groups == 1 and x.dtype.bits >= 32
+        few = _few_channels(x) and anchor.attrs.groups == 1
+        few = few and x.dtype.bits >= self.in_place_bits
         as_is = x in self.last or few or _same_either_way(x)
         if not as_is:
             self._add_reformat(x, to_last=True)

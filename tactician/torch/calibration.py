@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..network.interfaces import (
     IInt8LegacyCalibrator,
     IInt8MinMaxCalibrator,
 )
+from ..support import logger as log
 from .calls import split_call
 from .lower import Converted
 
@@ -26,12 +27,15 @@ _CALIBRATORS = {
 }
 
 
-def calibrator(algorithm: CalibrationAlgoType, calls: Any, done: Converted) -> Any:
+def calibrator(algorithm: CalibrationAlgoType, calls: Any, done: Converted,
+               shapes: Mapping[int, tuple[int, ...]] | None = None) -> Any:
     """A calibrator that feeds sample calls, one at a time.
 
     Args:
         calls: A sequence of calls, each as `torch2trt`'s ``inputs``.
         done: Which arguments are the network's inputs.
+        shapes: The shape that calibration takes, by position of arguments; calls of other shapes
+            are left out, with a warning.
     """
     base: Any = _CALIBRATORS[algorithm]
 
@@ -48,10 +52,15 @@ def calibrator(algorithm: CalibrationAlgoType, calls: Any, done: Converted) -> A
             return 1
 
         def get_batch(self, names: Sequence[str]) -> list[int] | None:
-            if self.index >= len(calls):
+            while self.index < len(calls):
+                leaves = pytree.tree_leaves(split_call(calls[self.index]))
+                self.index += 1
+                if all(tuple(leaves[p].shape) == tuple(s) for p, s in (shapes or {}).items()):
+                    break
+                log.warning(f"call {self.index - 1} of the calibration data has other shapes than "
+                            f"{list((shapes or {}).values())} and is left out")
+            else:
                 return None
-            leaves = pytree.tree_leaves(split_call(calls[self.index]))
-            self.index += 1
             feeds = dict(zip(done.input_names, (leaves[p] for p in done.inputs), strict=True))
             self.held = [feeds[n].detach().contiguous() for n in names]
             return [t.data_ptr() for t in self.held]

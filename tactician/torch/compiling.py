@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,6 +82,52 @@ class PartitionedModule(torch.nn.Module):
         return pytree.tree_unflatten(self.mixed.run_flat(leaves), self._out_spec)
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes engines; see `compile_piece` for what it is made of."""
+
+    settings: Settings
+    cache: EngineCache | None
+    configure: Configure | None
+    level: log.Severity
+
+    def engine(self, part: Piece, at: Mapping[int, Triple],
+               names: tuple[Any, Any] = (None, None)) -> TRTModule:
+        """The engine of a whole graph, from the cache or built."""
+        own = any(map(is_user_call, part.module.graph.nodes))
+        cache = None if own else self.cache
+        key = engine_key(part, self.settings, at, names) if cache is not None else ""
+        found = cache.load(key) if cache is not None else None
+        if found is not None:
+            return found
+        builder, record = new_builder(self.settings, self.level)
+        network = builder.create_network(1)
+        used = {n.name for n in part.module.graph.nodes if n.users}
+        done = lower_piece(part, network, *names, refit=self.settings.refit)
+
+        def prepare(config: IBuilderConfig) -> None:
+            if self.configure is not None:
+                self.configure(config, done)
+
+        calling = done.calling()
+        calling["weights"] = sorted({name for holder, (_, name) in part.bound.items()
+                                     if holder in used})
+        made = build(builder, record, network, done, calling, self.settings, at, prepare)
+        if cache is not None:
+            cache.save(key, made)
+        else:
+            made.network = network
+        return made
+
+    def part(self, part: Piece) -> Any:
+        """The engine of a part, or torch where it can't be built."""
+        try:
+            return self.engine(part, {})
+        except BuildError as e:
+            log.warning(f"a part of the graph runs in torch, it can't be built: {e}")
+            return _InTorch(part)
+
+
 def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Triple] | None = None,
                   names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
                   cache: EngineCache | None = None, partition: bool = False,
@@ -108,34 +155,8 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
     Raises:
         BuildError: If it can't be built, or without ``partition`` something is not supported.
     """
-    kept = cache
-
-    def engine(part: Piece, at: Mapping[int, Triple],
-               named: tuple[Any, Any] = (None, None)) -> TRTModule:
-        cache = None if any(map(is_user_call, part.module.graph.nodes)) else kept
-        key = engine_key(part, settings, at, named) if cache is not None else ""
-        found = cache.load(key) if cache is not None else None
-        if found is not None:
-            return found
-        builder, record = new_builder(settings, level)
-        network = builder.create_network(1)
-        used = {n.name for n in part.module.graph.nodes if n.users}
-        done = lower_piece(part, network, *named, refit=settings.refit)
-
-        def prepare(config: IBuilderConfig) -> None:
-            if configure is not None:
-                configure(config, done)
-
-        calling = done.calling()
-        calling["weights"] = sorted({name for holder, (_, name) in part.bound.items()
-                                     if holder in used})
-        made = build(builder, record, network, done, calling, settings, at, prepare)
-        if cache is not None:
-            cache.save(key, made)
-        else:
-            made.network = network
-        return made
-
+    maker = _Maker(settings, cache, configure, level)
+    engine = maker.engine
     if not partition:
         return engine(piece, given or {}, names)
     failed = unsupported(piece, torch_ops, torch_modules)
@@ -145,14 +166,7 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
     if failed:
         log.info(report(failed))
 
-    def part_engine(part: Piece) -> Any:
-        try:
-            return engine(part, {})
-        except BuildError as e:
-            log.warning(f"a part of the graph runs in torch, it can't be built: {e}")
-            return _InTorch(part)
-
-    body: Any = split(piece, failed, part_engine, min_block)
+    body: Any = split(piece, failed, maker.part, min_block)
     holders = [n.name for n in body.graph.nodes if n.op == "placeholder"]
     return Mixed(body, [piece.user[n] if n in piece.user else piece.bound[n][0] for n in holders])
 

@@ -117,7 +117,8 @@ def torch2trt(
         _set_devices(config, dla_core, gpu_fallback, device_types)
         if int8_mode:
             calls = int8_calib_dataset if int8_calib_dataset is not None else [inputs]
-            config.int8_calibrator = calibrator(int8_calib_algorithm, calls, done)
+            usual = {p: given[p][1] for p in done.inputs if p in given}
+            config.int8_calibrator = calibrator(int8_calib_algorithm, calls, done, usual)
 
     if use_onnx:
         builder, record = new_builder(settings, log_level)

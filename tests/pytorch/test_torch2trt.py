@@ -251,3 +251,15 @@ def test_mutations_inside(shared: bool) -> None:
     module, x = InPlace(shared).eval(), torch.randn(3, 4)
     for got, want in zip(convert(module, [x])(x), module(x), strict=True):
         close(got, want)
+
+
+@pytest.mark.parametrize("algorithm", ["ENTROPY_CALIBRATION_2", "MINMAX_CALIBRATION"])
+def test_int8_by_calibration(algorithm: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()).eval()
+    calls = [[torch.rand(2, 3, 12, 12)] for _ in range(4)] + [[torch.rand(1, 3, 12, 12)]]
+    engine = convert(model, calls[0], int8_mode=True, int8_calib_dataset=calls,
+                     int8_calib_algorithm=getattr(trt.CalibrationAlgoType, algorithm))
+    want = model(calls[0][0]).detach()
+    got = engine(calls[0][0])
+    assert 0 < float((got - want).abs().max()) < 0.1 * float(want.max())  # quantized, and well

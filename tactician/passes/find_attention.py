@@ -6,13 +6,14 @@ Exporters put the scale on the scores, on q, on k, or on both, as a product or a
 are added, or select between scores and a very low number. Heads are split and merged by reshapes
 and transposes, cut out of one projection, and repeated where several queries share keys. All of
 that is read off the strides (`strides.trace`): operands become ``[batch, length, heads * size]``
-wherever the heads lie side by side in memory, so that nothing is transposed.
+wherever the heads lie side by side in memory, so that nothing is transposed. The operands of
+attention nodes that networks have themselves are read in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -52,6 +53,9 @@ class FindAttention(Pass):
         changed = False
         readers = Readers(graph)
         for node in list(graph.nodes):
+            if node.op == "attention":
+                changed |= _straighten(graph, node, self.takes)
+                continue
             found = _match(readers, node)
             if found is None:
                 continue
@@ -289,6 +293,45 @@ def _rewrite(
     if not takes(new):
         return None
     return _as_before(graph, node, new.output, flat, heads)
+
+
+def _straighten(graph: Graph, node: Node, takes: Callable[[Node], bool]) -> bool:
+    """Reads 4-D operands where they come from, if that makes queries rows of all heads."""
+    q, k, v = node.inputs[:3]
+    assert q is not None and k is not None and v is not None
+    a = node.attrs
+    rest = list(node.inputs[3:])
+    if q.rank != 4 or k.rank != 4 or v.rank != 4 or a.outputs != 1 or any(rest[1:]):
+        return False
+    size, count = q.dims[3], len(graph.nodes)
+    if not D.is_static(size):
+        return False
+    parts = [_Operand(graph, node, x, False, n) for x, n in ((q, "q"), (k, "k"), (v, "v"))]
+    if parts[2].t.factor != 1.0:
+        parts[2].t = Trace(v, [])
+    operands = [p.value(p.heads) for p in parts]
+    if operands[0] is None or operands[0].rank != 3 or None in operands:
+        _drop_new(graph, count, node)
+        return False
+    scale = 1 / float(int(size)) ** 0.5 if a.scale is None else a.scale  # type: ignore[arg-type]
+    kv_heads = parts[1].heads if any(x is not None and x.rank == 3 for x in operands[1:]) else 0
+    attrs = replace(
+        a, scale=scale * parts[0].used_factor * parts[1].used_factor,
+        q_heads=int(parts[0].heads), kv_heads=int(kv_heads),  # type: ignore[arg-type]
+    )
+    new = emit(
+        graph, "attention", [*operands, *rest], node.name, before=node,
+        **{f.name: getattr(attrs, f.name) for f in fields(attrs)},
+    )
+    new.meta = dict(node.meta)
+    result = _as_before(graph, node, new.output, True, parts[0].heads) if takes(new) else None
+    if result is None:
+        _drop_new(graph, count, node)
+        return False
+    graph.replace_uses(node.output, result)
+    result.name = node.output.name
+    graph.remove(node)
+    return True
 
 
 def _as_before(

@@ -190,6 +190,27 @@ def test_found(name, dynamic):
         assert node.attrs.causal and len(node.inputs) == 3
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_operands_of_attention_nodes_are_straightened(causal):
+    g = Graph("t")
+    x = g.add_input("x", "f32", (B, S, C))
+    rng = np.random.default_rng(0)
+    operands = []
+    for name in "qkv":
+        w = g.constant(rng.standard_normal((C, C)).astype("f4"))
+        y = emit(g, "matmul", [x, w], name).output
+        y = emit(g, "reshape", [y, g.constant(np.array([B, S, H, -1]))], name).output
+        operands.append(emit(g, "transpose", [y], name, perm=(0, 2, 1, 3)).output)
+    y = emit(g, "attention", operands, "a", causal=causal).output
+    y = emit(g, "transpose", [y], "y", perm=(0, 2, 1, 3)).output
+    g.outputs = [emit(g, "reshape", [y, g.constant(np.array([B, S, C]))], "y").output]
+    feed = rng.standard_normal((B, S, C)).astype("f4")
+    (want,) = run_graph(g, [feed])
+    optimize(g, takes=lambda node: True)
+    assert [n.op for n in g.nodes if n.op != "strided_slice"] == ["matmul", "attention"]
+    np.testing.assert_allclose(run_graph(g, [feed])[0], want, rtol=1e-4, atol=1e-5)
+
+
 def test_weights_that_are_read_keep_the_parts():
     graph, _, _ = exported(Separate())
     softmax = next(n for n in graph.nodes if n.op == "softmax")

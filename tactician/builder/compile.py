@@ -365,7 +365,7 @@ def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> 
         return row_major.isdisjoint(r.nodes) and any(t.refuse(r, device) is None for t in known)
 
     alignment = POINTER_ALIGNMENT.get(device.target, 1)
-    in_place_bits = 16 if device.target == "cuda" else 32  # the CPU loads pairs of 16-bit channels
+    in_place_bits = 8 if device.target == "cuda" else 32  # the CPU loads pairs of 16-bit channels
     fusion = assign_layouts(graph, fusion, wants, accepts, alignment, in_place_bits)
     return join_pairs(
         fusion, lambda a, b: row_major.isdisjoint((*a.nodes, *b.nodes))

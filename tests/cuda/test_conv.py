@@ -155,6 +155,18 @@ def test_stems_load_pairs(window, pre):
     check(*case, tile=Tile(32, 16, 32, 4, 2))
 
 
+@pytest.mark.parametrize("zero", [False, True], ids=["", "zero point"])
+def test_stems_of_integers_load_pairs(zero):
+    g = Graph()
+    x = g.add_input("x", "u8", (1, 3, 12, 16))
+    inputs = {x: integers((1, 3, 12, 16), np.uint8)}
+    given = [x, g.constant(integers((8, 3, 5, 5), np.int8)), g.constant(np.uint8(7))]
+    if zero:
+        given.append(g.constant(np.int8(3)))
+    g.outputs = [emit(g, "int_conv", given, stride=(2, 2), pre=(2, 2), post=(2, 2)).output]
+    check(g, inputs, tolerance=0)
+
+
 DEPTHWISE = [
     ((2, 5, 10, 13), (5, 1, 3, 3), {"groups": 5, "pre": (1, 1), "post": (1, 1)}),
     ((1, 4, 9, 9), (8, 1, 5, 5), {"groups": 4, "stride": (2, 2), "pre": (2, 2), "post": (2, 2)}),

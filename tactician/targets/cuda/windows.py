@@ -17,7 +17,7 @@ import numpy as np
 
 from ...ir import dims as D
 from ...ir.dims import DimLike
-from ...ir.dtypes import DType
+from ...ir.dtypes import DType, i8
 from ...ir.graph import Node, Value
 from ...ops._windows import Axis
 from ...ops.conv import conv_axes, deconv_axes, kernel_extents
@@ -193,7 +193,9 @@ def convolution_of(region: Region, phases: bool = True) -> Convolution:
         x, w, bias, stored, x.dims[0], groups, filters, channels, tuple(axes), *strides,
         tuple(space), transposed,
     )  # fmt: skip
-    return _paired(c)
+    # what a weight's zero point takes from window positions put in front would be too much
+    plain = node.op != "int_conv" or (w.dtype is i8 and (*node.inputs, None, None)[3] is None)
+    return _paired(c) if plain else c
 
 
 def _spread_axis(a: Axis, phases: bool) -> WindowAxis:
@@ -207,12 +209,12 @@ def _spread_axis(a: Axis, phases: bool) -> WindowAxis:
 
 def _paired(c: Convolution) -> Convolution:
     """With windows of few channels, stored one after the other, that begin at even places: pairs
-    of 2-byte elements are then loaded at once (by the asynchronous copies, which take no less
-    than 4 bytes)."""
+    of elements are then loaded at once (2-byte elements by asynchronous copies, which take no
+    less than 4 bytes)."""
     a = c.axes[-1]
     far = (*c.x_space[:-1], c.x_image, c.x_channel * c.channels)
     suits = (
-        c.mode is Mode.PAIRS_FIRST and c.w.const is not None and c.x.dtype.size == 2
+        c.mode is Mode.PAIRS_FIRST and c.w.const is not None and c.x.dtype.size <= 2
         and c.x_space[-1] == 1 and (a.step, a.div) == (1, 1) and a.mult % 2 == 0 and a.taps > 2
         and not isinstance(a.base, D.Dim) and not isinstance(a.size, D.Dim) and a.size % 2 == 0
         and all(not isinstance(d, D.Dim) and d % 2 == 0 for d in far)

@@ -122,7 +122,7 @@ class _Assigner:
         assert x is not None
         few = _few_channels(x) and anchor.attrs.groups == 1
         few = few and x.dtype.bits >= self.in_place_bits
-        as_is = x in self.last or few or _same_either_way(x)
+        as_is = x in self.last or few or _same_either_way(x) or self._written_last(x)
         if not as_is:
             self._add_reformat(x, to_last=True)
         # epilogue operands in row-major order are read through their indices
@@ -132,6 +132,23 @@ class _Assigner:
             region.physical[x] = self.twins[x]
             region.inputs = [self.twins[x] if v is x else v for v in region.inputs]
         self.regions.append(region)
+
+    def _written_last(self, x: Value) -> bool:
+        """Has the loop nest that computes ``x`` store it channels-last at once, if convolutions
+        that want it so are all that reads it; returns whether it does."""
+        if x in self.pinned or x in self.twins:
+            return False
+        for r in self.readers.get(x, ()):
+            if r not in self.wants or r.anchor is None or x in r.anchor.inputs[1:]:
+                return False
+        maker = next((r for r in self.regions if x in r.outputs), None)
+        if maker is None or maker.anchor is not None or maker.reformat or len(maker.outputs) > 1:
+            return False
+        if "concat" in maker.stages[-1].meta or not self.accepts(maker):
+            return False
+        self._store_last([x])
+        self._rewrite(maker, None)
+        return True
 
     def _loops(self, region: Region) -> None:
         # a pinned result (graph output, base of a view) is written row-major at once

@@ -8,7 +8,7 @@ that memory has to deliver. Floors of the kernels this replaces are beside the c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ...ir import dims as D
@@ -19,8 +19,9 @@ from .product import Tile
 
 _ASSUMED = 256  # what a size known only at run time is taken for
 _START = 1.6e-6  # a block's way from launch to its first multiply-add, and its epilogue
-_STEP_LATENCY = 0.25e-6  # a step of a block alone on its multiprocessor, everything waiting
-_JOIN = 0.9e-6  # to find out which part is last and to begin adding
+_STEP_LATENCY = 0.5e-6  # from asking for a step's tiles to having them
+_STEP = 0.09e-6  # a step however small: waiting, barrier, addresses
+_JOIN = 3.0e-6  # parts to the cache, finding out which is last, and back (measured: 2 to 4)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def seconds(t: Tile, w: Work, gpu: Gpu) -> float:
     moved = (t.bm + t.bn) * t.bk * w.dtype.size
     l2 = 5.5e12 / 132 * (0.6 if w.gathers else 1.0)  # bytes per second of one multiprocessor
     busy = max(flops / peak, moved / l2) * together
-    step = max(busy, _STEP_LATENCY / max(1, t.stages - 1))
+    step = max(busy, _STEP, _STEP_LATENCY / max(1, t.stages - 1))
     out = t.bm * t.bn * w.out_bytes * together / (gpu.bandwidth / gpu.sms)
     total = waves * (steps * step + _START + out)
     floor = (w.a_bytes + w.b_bytes + float(w.m) * w.n * w.batch * w.out_bytes) / gpu.bandwidth
@@ -120,13 +121,19 @@ def best(tiles: Iterable[Tile], w: Work, gpu: Gpu, most: int = 16) -> list[Tile]
     fitting = [t for t in dict.fromkeys(tiles) if fits(t, w, gpu)]
     timed = sorted(fitting, key=lambda t: seconds(t, w, gpu))
     kept: list[Tile] = []
-    seen: set[tuple[int, ...]] = set()
+    seen: dict[tuple[int, ...], int] = {}
     later: list[Tile] = []
+    few = 2 if is_small(w, gpu) else 1  # small products hang on how deep they pipeline
     for t in timed:
         key = (t.bm, t.bn, t.split, int(t.tma))
-        (later if key in seen else kept).append(t)
-        seen.add(key)
+        seen[key] = seen.get(key, 0) + 1
+        (kept if seen[key] <= few else later).append(t)
     return (kept + later)[:most]
+
+
+def is_small(w: Work, gpu: Gpu) -> bool:
+    """Whether a product has few blocks, so that latencies count more than throughput."""
+    return w.batch * -(-w.m // 64) * -(-w.n // 64) <= 2 * gpu.sms
 
 
 # Floors and what libraries reach on an H100 (µs; see docs/benchmarks.md): GEMM 8192³ f16 1378 by
@@ -135,13 +142,15 @@ def best(tiles: Iterable[Tile], w: Work, gpu: Gpu, most: int = 16) -> list[Tile]
 # 21.4 (27.6); BERT-base at batch 1: 768→768 0.8 (3.9), 768→3072 2.4 (4.8), 3072→768 2.4 (7.2).
 
 
-def product_tiles(w: Work, gpu: Gpu, k_units: Iterable[int] = (64, 128, 32)) -> list[Tile]:
+def product_tiles(w: Work, gpu: Gpu, k_units: Sequence[int] = (64, 128, 32)) -> list[Tile]:
     """Tiles without descriptors that a product of this size may want."""
     if w.dtype is f64:
         return [Tile(32, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2)]
     if w.dtype is f32:
         return _f32_tiles(w, gpu)
     scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
+    if is_small(w, gpu):
+        return _small_tiles(w, gpu, [u * scale for u in k_units if u > 32] or [32])
     shapes = (
         (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (128, 64, 4), (64, 128, 4),
         (64, 256, 4), (256, 64, 8), (64, 64, 4), (128, 32, 4), (32, 128, 4), (64, 32, 4),
@@ -162,6 +171,28 @@ def product_tiles(w: Work, gpu: Gpu, k_units: Iterable[int] = (64, 128, 32)) -> 
                     continue
                 out += [replace(base, split=s) for s in splits(base, w, gpu)]
     return out or [Tile(16, 16, 32, 4, 2), Tile(32, 32, 32, 4, 2)]
+
+
+# On an H100 the best tiles of ResNet-50's layers at batch 1 were 64x64 to 16x32 with four warps and
+# steps of 64; steps of 32 lost everywhere, and splitting paid from an inner extent of 2304 on.
+_SMALL = ((64, 64), (64, 32), (32, 64), (32, 32), (16, 64), (16, 32), (16, 128), (64, 128),
+          (32, 128), (16, 16), (32, 16), (64, 16), (128, 64), (128, 32), (128, 16), (128, 128))
+
+
+def _small_tiles(w: Work, gpu: Gpu, k_units: Sequence[int]) -> list[Tile]:
+    """Tiles of products with few blocks: pipelines as deep as the inner extent allows."""
+    out = []
+    for bm, bn in _SMALL:
+        if _too_wide(bm, w.m) or _too_wide(bn, w.n):
+            continue
+        for bk in k_units:
+            steps = -(-w.k // bk)
+            for stages in (3, 5) if bk <= min(k_units) else (3,):
+                warps = 8 if bm * bn >= 128 * 128 else 4
+                base = Tile(bm, bn, bk, warps, max(2, min(stages, steps + 1)))
+                out += [replace(base, split=s) for s in splits(base, w, gpu)
+                        if steps >= s * (base.stages - 1)]  # fmt: skip
+    return out or [Tile(16, 16, min(k_units), 4, 2)]
 
 
 def _too_wide(block: int, extent: int) -> bool:

@@ -183,8 +183,8 @@ def _small_tiles(w: Work, gpu: Gpu, k_units: Sequence[int]) -> list[Tile]:
     """Tiles of products with few blocks: pipelines as deep as the inner extent allows."""
     out = []
     for bm, bn in _SMALL:
-        if _too_wide(bm, w.m) or _too_wide(bn, w.n):
-            continue
+        if _too_wide(bm, w.m) or _too_wide(bn, w.n) or (bn == 16 < min(bm, w.n)):
+            continue  # (narrow tiles were twice as slow as those turned)
         for bk in k_units:
             steps = -(-w.k // bk)
             for stages in (3, 5) if bk <= min(k_units) else (3,):

@@ -36,7 +36,8 @@ class Bf16Contraction(Tactic):
     priority = 55
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return _unsuited(region, device) is None
+        conv = region.anchor is not None and region.anchor.op == "convolution"
+        return conv and _unsuited(region, device) is None
 
     def refuse(self, region: Region, device: Any) -> str | None:
         why = _unsuited(region, device)

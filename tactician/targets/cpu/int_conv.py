@@ -52,7 +52,11 @@ class IntContraction(Tactic):
     priority = 50
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return int_problem.unsuited(region, device) is None and bool(_choices(region, device))
+        conv = region.anchor is not None and region.anchor.op == "int_conv"
+        return (
+            conv and int_problem.unsuited(region, device) is None
+            and bool(_choices(region, device))
+        )
 
     def refuse(self, region: Region, device: Any) -> str | None:
         why = int_problem.unsuited(region, device)

@@ -119,6 +119,12 @@ def test_pointwise_convolution(stride):
     check((2, 16, 9, 10), (40, 16, 1, 1), stride=(stride, stride), act="relu")
 
 
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize("dynamic", [(), (0,)])
+def test_images_of_one_pixel(k, dynamic):
+    check((13, 16, 1, 1), (k, 16, 1, 1), act="relu", residual=True, dynamic=dynamic)
+
+
 @pytest.mark.parametrize("k, groups", [(32, 2), (16, 2), (64, 4)])
 def test_groups(k, groups):
     check((1, 12, 6, 7), (k, 12 // groups, 3, 3), groups=groups, pre=(1, 1), post=(1, 1))

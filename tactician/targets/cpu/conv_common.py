@@ -107,9 +107,9 @@ class Problem:
             plain and last and not any(self.shape.pre)
             and own_or_by_channel(self.stage, self.out)
             and all(a.out == a.size for a in self.axes)
-            # an axis of extent 1 can't count the pixels of several images
-            and (x.dims[0] == 1 or any(a.out != 1 for a in self.axes))
         )
+        # then the pixel that is counted is the image: an axis of extent 1 can't count
+        self.by_image = self.flat and all(a.out == 1 for a in self.axes) and x.dims[0] != 1
 
 
 def own_or_by_channel(stage: E.Stage | None, out: Value, last: bool = False) -> bool:
@@ -196,11 +196,15 @@ class Epilogue:
         return em
 
     def _bind_outer(self, em: Emitter, image: Any, outer: Sequence[Any]) -> None:
-        em.bind(self.stage.vars[0], image)
+        if not self.p.by_image:
+            em.bind(self.stage.vars[0], image)
         for v, x in zip(self._space()[:-1], outer, strict=True):
             em.bind(v, x)
 
     def _bind_pixel(self, em: Emitter, x: Any) -> None:
+        if self.p.by_image:
+            em.bind(self.stage.vars[0], x)
+            x = I64(0)
         em.bind(self._space()[-1], x)
 
     def _channel(self) -> E.Var | None:

@@ -88,6 +88,7 @@ class IntProblem:
         group: Elements of the input that meet in one lane.
     """
 
+    by_image = False
     group = GROUP
     packed_type: Any = np.int16  # holds differences of 8-bit numbers
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, Node
+from .body_constants import BodyConstants
 from .cse import CommonSubexpressions
 from .dce import DeadCode
 from .decompose import Decompose
@@ -40,6 +41,7 @@ def optimize(
     quantized = takes is not None and is_quantized(graph)
     fold = FoldConstants(weights=not quantized)
     PassManager([DeadCode(), fold, Decompose(takes)]).run(graph, trace, dump)
+    BodyConstants().run(graph)
     if takes is not None and quantized:
         PassManager(
             [

@@ -1,5 +1,7 @@
 """Recurrent kernels against the numpy reference and torch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from kernels import Graph, check_kernel, emit, random, region_of
@@ -151,3 +153,12 @@ def test_other_cpus(cpu):
     _, region, _ = network("lstm", hidden=20)
     kernel = TACTIC.build(region, 2, type("Device", (), {"isa": Isa.named(cpu)}))
     assert Toolchain(Isa.named(cpu)).compile(kernel.source)[:4] == b"\x7fELF"
+
+
+def test_weights_larger_than_the_cache_are_asked_for_ahead():
+    graph, region, inputs = network("lstm", hidden=24, size=24)
+    small = replace(Isa.host(), l2=1024)
+    kernel = rnn.Builder(region, 2, small).build()
+    assert "llvm.prefetch" in kernel.source
+    assert "llvm.prefetch" not in rnn.Builder(region, 2, Isa.host()).build().source
+    check_kernel(graph, kernel, inputs, None, 2, 3e-6)

@@ -34,6 +34,7 @@ from .isa import Isa
 _FUNCTIONS = frozenset(("sigmoid", "tanh", "relu"))
 BLOCK = 16  # steps whose inputs are multiplied together
 _UNROLL = 4
+_AHEAD = 1024  # bytes between the weights that are read and those that are asked for
 _CHAINS = 8  # independent sums that keep multiply-add units busy
 Array = np.ndarray[Any, Any]
 
@@ -164,6 +165,7 @@ class Builder:
         self.vec = V.with_lanes(self.scalar, self.lanes if self.lanes > 1 else 0)
         self.padded = self.packed.panels * self.lanes
         self.memory = g.scratch  # of states and sums
+        self.far = sum(w.nbytes for w in self.packed.weights) > isa.l2  # in the last cache
         self._layout_scratch()
 
     def _layout_scratch(self) -> None:
@@ -435,6 +437,7 @@ class Builder:
             return sums
 
         flat = [x for row in acc for x in row]
+        line = len(to) * self.lanes
         whole = k - k % _UNROLL
         # Few sums would wait for each other's latency: then several partial sums take turns.
         ways = max(1, min(_UNROLL, _CHAINS // len(flat)))
@@ -443,6 +446,8 @@ class Builder:
             start = flat + [zero] * (len(flat) * (ways - 1))
             with g.loop(0, whole, _UNROLL, carried=start) as i:
                 parts = [i.carried[w * len(flat) : (w + 1) * len(flat)] for w in range(ways)]
+                if self.far:
+                    self._prefetch(g.at(base, g.mul(i.index, line), self.unit), _UNROLL * line)
                 for u in range(_UNROLL):
                     parts[u % ways] = step(g.add(i.index, u), parts[u % ways])
                 i.next = [x for part in parts for x in part]
@@ -453,6 +458,16 @@ class Builder:
         for rest in range(whole, k):
             flat = step(rest, flat)
         return [flat[r * n : (r + 1) * n] for r in range(len(acc))]
+
+    def _prefetch(self, at: ir.Value, count: int) -> None:
+        """Asks for the ``count`` elements that lie some way behind those at ``at``."""
+        g = self.g
+        name = "llvm.prefetch.p0"
+        kind = [V.PTR, V.I32, V.I32, V.I32]
+        function = V.declare(g.module, name, ir.VoidType(), kind)
+        for byte in range(0, count * self.unit, 64):
+            there = g.at(at, _AHEAD + byte)
+            g.b.call(function, [there, V.I32(0), V.I32(3), V.I32(1)])
 
     # --- cells ---------------------------------------------------------------------------
 

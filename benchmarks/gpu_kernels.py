@@ -218,37 +218,48 @@ def transformer(m: int) -> list[Case]:
             product(m, 768, 3072, "gelu_erf"), product(m, 3072, 768, residual=True)]
 
 
-def pair(n: int, narrow: int, wide: int, out: int, hw: int) -> list[Case]:
-    """The end of a bottleneck and the start of the next, in one kernel."""
+def pair(n: int, narrow: int, wide: int, out: int, hw: int, head: bool = False) -> list[Case]:
+    """The end of a bottleneck and the start of the next, in one kernel.
+
+    Args:
+        head: The convolution of windows before them, too.
+    """
     g = Graph()
     x, r = (g.add_input(s, "f16", (n, c, hw, hw)) for s, c in (("x", narrow), ("r", wide)))
 
-    def conv(v: Value, k: int, add: Value | None, name: str) -> Value:
-        c = int(v.dims[1])
-        w, b = g.constant(array("f16", k, c, 1, 1, scale=c**-0.5)), g.constant(array("f16", k))
-        y = emit(g, "convolution", [v, w, b], name).output
+    def conv(v: Value, k: int, add: Value | None, name: str, r: int = 1) -> Value:
+        c, p = int(v.dims[1]), (r // 2, r // 2)
+        w = g.constant(array("f16", k, c, r, r, scale=(c * r * r) ** -0.5))
+        y = emit(g, "convolution", [v, w, g.constant(array("f16", k))], name, pre=p, post=p).output
         if add is not None:
             y = emit(g, "binary", [y, add], fn="add").output
         return emit(g, "activation", [y], fn="relu").output
 
     start, rest = conv(x, narrow, None, "start"), conv(r, wide, None, "rest")
-    y = conv(start, wide, rest, "first")
+    middle = conv(start, narrow, None, "head", 3) if head else start
+    y = conv(middle, wide, rest, "first")
     z = conv(y, out, None, "second")
     g.outputs = [conv(z, wide, y, "after")]
     g.toposort()
     regions = assign_layouts(g, fuse(g), wants, lambda r: True, in_place_bits=16)
     names = ("first", "second")
-    both = join_pairs(regions, lambda a, b: a.anchor.name == names[0] and b.anchor.name == names[1])
+    both = join_pairs(
+        regions, lambda a, b: a.anchor.name == names[0] and b.anchor.name == names[1],
+        lambda a, b: a.anchor.name == "head",
+    )
     region = next(r for r in both.regions if r.parts)
-    first, second = (p.anchor for p in region.parts)
+    *before, first, second = (p.anchor for p in region.leaves())
 
     def peer(t: dict[Value, torch.Tensor]) -> torch.Tensor:
         (_, w1, b1), (_, w2, b2) = first.inputs, second.inputs
-        mid = torch.relu_(F.conv2d(t[start], t[w1], t[b1]).add_(t[rest]))
+        here = t[start]
+        for node in before:
+            here = torch.relu_(F.conv2d(here, t[node.inputs[1]], t[node.inputs[2]], padding=1))
+        mid = torch.relu_(F.conv2d(here, t[w1], t[b1]).add_(t[rest]))
         return torch.relu_(F.conv2d(mid, t[w2], t[b2]))
 
-    flops = 2.0 * n * hw * hw * wide * (narrow + out)
-    label = f"pair {narrow}->{wide}+res->{out} {hw} b{n}"
+    flops = 2.0 * n * hw * hw * (wide * (narrow + out) + 9 * narrow * narrow * head)
+    label = f"{'block' if head else 'pair'} {narrow}->{wide}+res->{out} {hw} b{n}"
     return [Case(label, region, peer, flops, bytes_of(region), 6)]
 
 
@@ -259,7 +270,8 @@ def group(name: str) -> list[Case]:
         return [*resnet(n, 6 if n < 128 else 4), *([product(1, 2048, 1000)] if n == 1 else [])]
     if name == "pairs":
         sizes = [(64, 256, 64, 56), (64, 256, 128, 56), (128, 512, 128, 28), (256, 1024, 256, 14)]
-        return [c for n in (1, 32, 128) for s in sizes for c in pair(n, *s)]
+        return [c for n in (128, 32, 1) for head in (True, False) for s in sizes
+                for c in pair(n, *s, head)]
     if name == "gemm":
         return [product(8192, 8192, 8192, const=False, bias=False, most=8),
                 product(4096, 4096, 4096, const=False, bias=False, most=6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -220,7 +221,7 @@ class _Compiler:
 
     def run(self) -> None:
         self.scheduler.place_inputs()
-        self.tuner.prefetch([x for r in self.fusion.regions for x in (r, *r.parts)])
+        self.tuner.prefetch([x for r in self.fusion.regions for x in _with_parts(r)])
         self._schedule(self.fusion, main=True)
         self.program.code = self._code()
         self.scheduler.finish(self.graph.symbols)
@@ -320,10 +321,15 @@ class _Compiler:
         """Whether two kernels were timed faster than the one that does both."""
         if "time_us" not in together.info:
             return False
-        infos = [self._choose(part).info for part in pair.parts]
-        if not all("time_us" in info for info in infos):
-            return False
-        return sum(float(info["time_us"]) for info in infos) < float(together.info["time_us"])
+        apart = sum(self._timed(part) for part in pair.parts)
+        return apart < float(together.info["time_us"])
+
+    def _timed(self, region: Region) -> float:
+        """Timed µs of a region's best kernel, or of its parts'; infinite if none was timed."""
+        alone = float(self._choose(region).info.get("time_us", math.inf))
+        if not region.parts:
+            return alone
+        return min(alone, sum(self._timed(part) for part in region.parts))
 
     def _control(self, region: Region) -> None:
         assert region.anchor is not None
@@ -348,6 +354,10 @@ class _Compiler:
         )
 
 
+def _with_parts(region: Region) -> list[Region]:
+    return [region, *(x for p in region.parts for x in _with_parts(p))]
+
+
 def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> Fusion:
     """Stores values channels-last where tactics of the device want that.
 
@@ -367,10 +377,16 @@ def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> 
     alignment = POINTER_ALIGNMENT.get(device.target, 1)
     in_place_bits = 8 if device.target == "cuda" else 32  # the CPU loads pairs of 16-bit channels
     fusion = assign_layouts(graph, fusion, wants, accepts, alignment, in_place_bits)
-    return join_pairs(
-        fusion, lambda a, b: row_major.isdisjoint((*a.nodes, *b.nodes))
-        and any(t.takes_pair(a, b, device) for t in known),
-    )  # fmt: skip
+
+    def pair(a: Region, b: Region) -> bool:
+        return any(t.takes_pair(a, b, device) for t in known)
+
+    def head(a: Region, b: Region) -> bool:
+        return any(t.takes_head(a, b, device) for t in known)
+
+    if row_major or not any(t.joins for t in known):
+        return fusion
+    return join_pairs(fusion, pair, head)
 
 
 def as_loops(region: Region) -> Region | None:

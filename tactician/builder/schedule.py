@@ -47,7 +47,7 @@ class Scheduler:
         self.aliases = _aliases(fusion)
         self.ids: dict[Value, int] = {}
         self.const_ids: dict[int, int] = {}
-        self.made = {v for r in fusion.regions for v in r.outputs}
+        self.made = _made(fusion)
         self.inputs = set(graph.inputs)
         self.outputs = set(graph.outputs)
         self.alignment = POINTER_ALIGNMENT.get(program.target, 1)
@@ -76,7 +76,7 @@ class Scheduler:
             placed: Results that are to be written to given tensors.
         """
         self.aliases.update(_aliases(fusion))
-        self.made |= {v for r in fusion.regions for v in r.outputs}
+        self.made |= _made(fusion)
         self.outputs |= set(graph.outputs)
         for v, tensor in placed.items():
             t = self.program.tensors[tensor]
@@ -304,6 +304,11 @@ class Scheduler:
             n: symbols.get(n, SymbolInfo(n, "data", "", 0)) for n in sorted(used)
         }
         plan_static(self.program)
+
+
+def _made(fusion: Fusion) -> set[Value]:
+    """Values that regions compute, by themselves or as parts."""
+    return {v for r in fusion.regions for x in r.leaves() for v in x.outputs}
 
 
 def _aliases(fusion: Fusion) -> dict[Value, tuple[Value, D.DimLike]]:

@@ -56,6 +56,10 @@ class Region:
     reformat: bool = False
     parts: tuple[Region, ...] = ()
 
+    def leaves(self) -> list[Region]:
+        """The regions it consists of: itself, or those of its parts."""
+        return [x for p in self.parts for x in p.leaves()] if self.parts else [self]
+
     @property
     def name(self) -> str:
         """Layer names joined, as reports show it."""

@@ -23,6 +23,7 @@ class Tactic:
         priority: Order of trial, and the choice at optimization level 0 (higher first).
         approximate: Whether results may have more rounding error than plain sums. Where numpy
             would take too long to check them, they are compared with another tactic's.
+        joins: Whether it does regions with parts. Only such tactics are asked for them.
     """
 
     name: ClassVar[str]
@@ -30,6 +31,7 @@ class Tactic:
     source: ClassVar[str] = ""
     priority: ClassVar[int] = 0
     approximate: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
         """Whether it could do the region if operands were stored channels-last. Only tactics
@@ -37,8 +39,12 @@ class Tactic:
         return False
 
     def takes_pair(self, first: Region, second: Region, device: Any) -> bool:
-        """Whether one kernel could do two regions of which the second reads the first's result.
-        Only tactics that say so are asked for pairs."""
+        """Whether one kernel could do two regions of which the second reads the first's result."""
+        return False
+
+    def takes_head(self, first: Region, rest: Region, device: Any) -> bool:
+        """Whether one kernel could do a region and one behind it, perhaps a pair, that alone reads
+        its result."""
         return False
 
     def refuse(self, region: Region, device: Any) -> str | None:

@@ -288,8 +288,7 @@ class Tuner:
                 rejected[tactic.name] = f"tactic source {tactic.source} is off"
                 continue
             if region.parts:
-                first, second = region.parts
-                if not tactic.takes_pair(first, second, self.device):
+                if not tactic.joins:
                     rejected[tactic.name] = "one layer at a time"
                     continue
                 found = list(tactic.candidates(region, self.device))[:per_tactic]

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _STRONG = NetworkDefinitionCreationFlag.STRONGLY_TYPED
 _MIXABLE = (T.f32, T.f16, T.bf16)
 _ONE_TYPE = frozenset("binary select concat matmul convolution deconvolution prelu einsum "
-                      "attention scatter_elements scatter_nd".split())
+                      "attention scatter_elements scatter_nd scale pad slice rnn "
+                      "deform_conv".split())
 Problems = (ops.OpError, ValueError, TypeError, IndexError, KeyError, ZeroDivisionError)
 
 
@@ -282,7 +283,8 @@ class ILayer:
         self._annotate()
 
     def set_output_type(self, index: int, dtype: DataType) -> None:
-        """Asks for an element type of an output."""
+        """Asks for an element type of an output. INT8 for a float is a hint only: where tensors
+        have dynamic ranges, the builder quantizes them."""
         index = as_int(index)
         if not 0 <= index < self.num_outputs:
             self._net._error(f"layer {self.name!r} has no output {index}")
@@ -390,8 +392,11 @@ class ILayer:
     def _with_output_types(self, e: Emitter, results: list[Value]) -> list[Value]:
         for i, t in self._state.get("output_types", {}).items():
             want = to_ir(t)
-            if i < len(results) and results[i].dtype is not want and results[i].shape is not None:
-                results[i] = e.value("cast", results[i], to=want)
+            if i >= len(results) or results[i].dtype is want or results[i].shape is None:
+                continue
+            if want is T.i8 and results[i].dtype.is_float:
+                continue  # the numbers are scaled by a dynamic range, which is the builder's work
+            results[i] = e.value("cast", results[i], to=want)
         return results
 
     def _retire(self, gone: list[Node]) -> None:

@@ -121,7 +121,7 @@ class _Chooser:
 
     def _asked(self, node: Node) -> DType | None:
         """The precision a layer asks for, as far as it counts."""
-        asked: DType | None = node.meta.get("precision")
+        asked: DType | None = None if node.op == "cast" else node.meta.get("precision")
         if asked is None or asked is T.f32 or asked.kind != "f" or not node.outputs:
             return asked if asked is T.f32 and node.outputs else None
         if not any(v.dtype is T.f32 for v in node.outputs):
@@ -173,6 +173,9 @@ class _Chooser:
         if to is not None and self._narrow(node, to):
             self.report.narrowed += 1
             return
+        if to is not None and self.constraints == "obey" and node.meta.get("precision") is to:
+            raise BuildError(f"{node.describe()} can't have precision {to}: it does not take "
+                             "operands of that type")
         for i, v in enumerate(node.inputs):
             # others read f32, whatever type an operand has become
             if v is not None and (v, T.f32) in self.twins and self.roles[node] is not Role.ANY:

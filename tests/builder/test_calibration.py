@@ -246,6 +246,20 @@ def test_layers_with_a_precision_stay_as_they_are():
     assert ops(engine(builder, network, configured(builder))).count("int_conv") == 1
 
 
+def test_every_layer_may_ask_for_int8():
+    builder = trt.Builder(Log())
+    network = two_convolutions(builder, (4.0, 20.0))
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        layer.precision = trt.int8
+        layer.set_output_type(0, trt.int8)
+    flags = (trt.BuilderFlag.INT8, trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+    e = engine(builder, network, configured(builder, flags=flags))
+    plain = engine(builder, two_convolutions(builder), configured(builder, flags=()))
+    want = run(plain, X)
+    assert ops(e).count("int_conv") == 2
+    assert np.abs(run(e, X) - want).max() < 0.03 * np.abs(want).max()
+
+
 def test_precisions_that_cannot_be_obeyed():
     builder = trt.Builder(Log())
     network = two_convolutions(builder)

@@ -15,6 +15,7 @@ import tactician
 
 from ..support import logger as log
 from ..support import version as versions
+from ..targets.cuda.present import gpu_is_default
 from . import libcudart
 
 MODULES = Path(__file__).resolve().parent / "modules"
@@ -71,17 +72,7 @@ def _really_installed(name: str) -> bool:
 
 def has_cuda() -> bool:
     """Whether tactician runs engines on a CUDA device of this machine."""
-    if importlib.util.find_spec("tactician.targets.cuda") is None:
-        return False
-    import ctypes
-
-    try:
-        driver = libcudart.REAL_CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 \
-        and count.value > 0
+    return gpu_is_default()
 
 
 def install(*, shadow: bool = False, cuda: bool | None = None,
@@ -113,6 +104,10 @@ def install(*, shadow: bool = False, cuda: bool | None = None,
                     " `python -m tactician.compat --shadow` replaces it")
     if replace_cuda:
         names.update(CUDA)
+        if has_cuda():  # engines must take the host memory that CUDA's stand-ins give out
+            os.environ["TACTICIAN_DEVICE"] = "cpu"
+    elif not _really_installed("pycuda"):
+        names.add("pycuda")  # through `tactician.driver`, which is the GPU's then
     for name in [m for m in sys.modules if m.partition(".")[0] in names]:
         if not is_ours(sys.modules[name]) or version is not None:
             del sys.modules[name]  # imported before: the next import gives the stand-in

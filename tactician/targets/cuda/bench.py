@@ -26,6 +26,7 @@ from ...support import logger as log
 from ...support.errors import RefusedError
 from ...tactics.kernel import Kernel
 from ...tactics.tuner import Bench, storage_of
+from .compiler import compiler
 from .device import CudaDevice
 from .driver import Array, Driver, grid_of
 from .measure import Broken, Measurer, Zeros
@@ -49,6 +50,8 @@ class TimingDevice(CudaDevice):
         self.libraries = not driver.is_host
         self._process: Local | Process | None = None
         driver.enter()
+        if not driver.is_host:
+            compiler().warm()
 
     def bench(
         self, region: Region, arrays: dict[Value, Array], env: Mapping[str, int], seconds: float

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,23 @@ class Compiler:
 
     def start(self, kernel: Kernel, arch: int) -> Future[Code]:
         """Begins to compile a kernel; the future raises `CompileError` if that fails."""
+        return self._submit(self.compile, kernel, arch)
+
+    def _submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         with self._lock:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.processes, "tactician-triton")
-            return self._threads.submit(self.compile, kernel, arch)
+            return self._threads.submit(work, *args)
+
+    def warm(self) -> None:
+        """Starts all processes, which then import Triton while the network is optimized."""
+        if not self._workers:
+            for _ in range(self.processes):
+                self._submit(self._warm_one)
+
+    def _warm_one(self) -> None:
+        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+            self._worker().ask({"warm": True})
 
     def compile(self, kernel: Kernel, arch: int) -> Code:
         """Compiles a kernel in a process of the calling thread, or takes it from the cache.

@@ -16,7 +16,7 @@ from tactician.regions.region import is_slice
 from tactician.support.errors import BuildError, ExecutionError, RefusedError
 from tactician.support.tolerances import mismatch, tolerance
 from tactician.tactics.tactic import tactics_for
-from tactician.tactics.tuner import _expected, _random_arrays
+from tactician.tactics.tuner import Tuner, TunerSettings, _expected, _random_arrays
 from tactician.targets.cuda import (
     cublaslt,
     cublaslt_call,
@@ -86,12 +86,22 @@ def int_graph(residual=False, act="relu", quantized=True, per_channel=True):
     y = emit(g, "dequantize", [acc, g.constant(scale)], "dq", axis=1).output
     bias = g.constant(RNG.standard_normal((1, k, 1, 1)).astype(np.float32))
     y = emit(g, "binary", [y, bias], "bias", fn="add").output
+    if residual:
+        z = g.add_input("z", dtype("i8"), (2, 16, 6, 6))
+        other = emit(g, "int_conv", [z, g.constant(array("i8", k, 16, 1, 1))], "other").output
+        other = emit(g, "dequantize", [other, g.constant(np.float32(1))], "dz").output
+        other = emit(g, "quantize", [other, g.constant(np.float32(4))], "qz").output
+        twice = emit(g, "int_conv", [other, g.constant(array("i8", k, k, 1, 1))], "also").output
+        other = emit(g, "dequantize", [other, g.constant(np.float32(2))], "dr").output
+        y = emit(g, "binary", [y, other], "add", fn="add").output
     if act:
         y = emit(g, "activation", [y], "act", fn=act).output
     if quantized:
         y = emit(g, "quantize", [y, g.constant(np.float32(8))], "q").output
         ones = g.constant(array("i8", k, k, 1, 1))
         g.outputs = [emit(g, "int_conv", [y, ones], "after").output]
+        if residual:
+            g.outputs.append(twice)
     else:
         ones = g.constant(array("f32", k, k, 1, 1))
         g.outputs = [emit(g, "convolution", [y, ones], "after").output]
@@ -136,7 +146,7 @@ def check(region, tactic, candidate=None, device=HERE):
 
 CONVOLUTIONS = [
     {}, {"act": "relu"}, {"residual": True, "act": "relu"}, {"stride": 2}, {"window": 1},
-    {"groups": 4}, {"groups": 8, "k": 8, "act": "clip", "beta": 6.0}, {"dilation": 2, "window": 3},
+    {"groups": 4}, {"groups": 8, "act": "clip", "beta": 6.0}, {"dilation": 2, "window": 3},
     {"act": "clip", "alpha": -1.0, "beta": 1.0}, {"act": "swish", "alpha": 1.0},
     {"act": "gelu_erf"}, {"act": "gelu_tanh"}, {"act": "hard_swish"}, {"act": "mish"},
     {"act": "leaky_relu", "alpha": 0.1}, {"act": "elu", "alpha": 1.0}, {"act": "sigmoid"},
@@ -153,8 +163,8 @@ def test_convolution(case):
     check(anchor_region(conv_graph(**case)), CONV)
 
 
-@pytest.mark.parametrize("case", [{}, {"act": ""}, {"quantized": False}, {"per_channel": False}],
-                         ids=str)
+@pytest.mark.parametrize("case", [{}, {"act": ""}, {"quantized": False}, {"per_channel": False},
+                                  {"residual": True}], ids=str)
 def test_integer_convolution(case):
     check(anchor_region(int_graph(**case)), CONV)
 
@@ -170,7 +180,7 @@ def test_residual_comes_first_and_second():
 @pytest.mark.parametrize("kw, reason", [
     ({"dt": "f64"}, "no convolution of f64"),
     ({"hw": (3, 3, 3, 3)}, "spatial dimensions"),
-    ({"act": "thresholded_relu", "alpha": 1.0}, None),
+    ({"groups": 8, "k": 8}, "depthwise"), ({"act": "thresholded_relu", "alpha": 1.0}, None),
 ])
 def test_what_cudnn_is_not_asked(kw, reason):
     why = CONV.refuse(anchor_region(conv_graph(**kw)), HERE)
@@ -449,6 +459,13 @@ def test_host_devices_are_left_alone():
         device = CudaDevice("H100", mode=mode)
         assert "GPU only" in LT.refuse(anchor_region(product_graph()), device)
         assert "GPU only" in CONV.refuse(anchor_region(conv_graph()), device)
+
+
+def test_sources_can_be_off():
+    off = Tuner(HERE, TunerSettings(level=1, sources=frozenset({"CUDNN"})))
+    options, rejected = off._options(anchor_region(product_graph()))
+    assert rejected["cublaslt"] == "tactic source CUBLAS_LT is off"
+    assert not any(t.name == "cublaslt" for t, _ in options)
 
 
 def test_sources_are_named():

@@ -222,6 +222,8 @@ class CudnnConvolution(Tactic):
             return reason
         try:
             p = Problem(region)
+            if 1 < p.groups == p.x_dims[1] == p.y_dims[1]:
+                return "depthwise convolutions are slow in cuDNN"  # up to 50 times their floor
             x = region.physical.get(p.x, p.x)
             if not p.stored_last(x) or not all(map(p.stored_last, region.outputs)):
                 return "operands are not stored channels-last"

@@ -9,12 +9,15 @@ from ..ops import get
 from ..ops.registry import Op
 from .manager import Pass
 
+_MAY_STAY = frozenset({"attention", "quantized_lstm"})
+
 
 class Decompose(Pass):
     """Applies `Op.decompose` until no node has one that applies.
 
     Args:
-        takes: Whether the target has a tactic for an attention node, which then stays whole.
+        takes: Whether the target has a tactic for a node that may stay whole (attention,
+            quantized LSTM).
     """
 
     name = "decompose"
@@ -30,7 +33,7 @@ class Decompose(Pass):
             decl = get(node.op)
             if type(decl).decompose is Op.decompose:
                 continue  # no op of this kind is composite
-            if node.op == "attention" and self.takes is not None and self.takes(node):
+            if node.op in _MAY_STAY and self.takes is not None and self.takes(node):
                 continue
             before = set(graph.nodes)
             results = decl.decompose(node, graph)

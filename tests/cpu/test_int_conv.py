@@ -239,6 +239,17 @@ def test_transposed_and_requantized(a_type):
     run_all(graph, inputs, Isa.host(), tolerance=1.01 / 128)
 
 
+def test_products_of_three_dimensions_stay_row_major():
+    g = Graph("t")
+    a = g.add_input("a", "u8", (2, 9, 24))
+    y = emit(g, "int_matmul", [a, g.constant(ints((24, 20), "i8"))], "product").output
+    g.outputs = [requantized(g, y, 20, 2)]
+    feeds = {"a": ints((2, 9, 24))}
+    (got,), tactics = run(g, feeds)
+    assert tactics == {"int_dot"}
+    assert np.abs(got.astype(int) - expected(g, feeds)[0].astype(int)).max() <= 1
+
+
 def test_zero_points_by_column():
     graph, inputs = matmul_graph((9, 24), (24, 6), w_zero=np.array([0, -128, 127, 3, 5, -9], "i1"))
     run_all(graph, inputs, Isa.host())

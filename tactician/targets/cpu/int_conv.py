@@ -76,7 +76,9 @@ class IntContraction(Tactic):
 
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
         p = IntProblem(region)
-        names = [m.name for m in methods(device.isa, p.x_signed, p.weights)]
+        rows = p.images * D.product(a.out for a in p.axes)
+        once = isinstance(rows, int) and rows < 4
+        names = [m.name for m in methods(device.isa, p.x_signed, p.weights, once)]
         return tiles(p, device, names[:1] if p.depthwise else names)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:

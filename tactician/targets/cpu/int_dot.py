@@ -7,6 +7,8 @@ four neighbouring bytes of the other operand, broadcast to all lanes:
 - ``maddubs``: pairs in s16, then s32. Only exact if no pair of weights can leave s16.
 - ``madd``: even and odd bytes widened to s16; weights stored as s16, so any difference of two
   8-bit numbers can be one.
+- ``widen``: the same with weights stored as s8, which halves what is read where weights are read
+  once.
 
 Where the CPU lacks an instruction the method is spelled out, which lets any machine run it.
 """
@@ -49,9 +51,13 @@ class Dot:
     @property
     def wants_signed(self) -> bool:
         """Whether the instruction takes the broadcast operand as s8 (``madd`` takes either)."""
-        if self.name == "madd":
+        if self._wide:
             return self.x_signed
         return self.name == "dot" and self.isa.arch in ("aarch64", "arm64")
+
+    @property
+    def _wide(self) -> bool:
+        return self.name in ("madd", "widen")
 
     @property
     def shift(self) -> int:
@@ -67,10 +73,11 @@ class Dot:
         """Weights ``[..., columns, 4]`` of one group as bytes in the order of `products`:
         ``[..., bytes]``; columns are a multiple of the lanes."""
         lead = w.shape[:-2]
-        if self.name != "madd":
+        if not self._wide:
             return np.ascontiguousarray(w.astype(np.int8)).view(np.uint8).reshape(*lead, -1)
         pairs = w.reshape(*lead, -1, self.lanes, 2, 2)  # [vector, lane, pair of k, even or odd]
-        order = np.moveaxis(pairs, -1, -3).astype(np.int16)  # [vector, even or odd, lane, pair]
+        stored = np.int16 if self.name == "madd" else np.int8
+        order = np.moveaxis(pairs, -1, -3).astype(stored)  # [vector, even or odd, lane, pair]
         return np.ascontiguousarray(order).view(np.uint8).reshape(*lead, -1)
 
     # --- code --------------------------------------------------------------------------------
@@ -78,7 +85,7 @@ class Dot:
     def spread(self, b: ir.IRBuilder, x: ir.Value) -> list[ir.Value]:
         """Four bytes (an i32) in all lanes, as `products` takes them."""
         wide = V.splat(b, x, self.lanes)
-        if self.name == "madd":
+        if self._wide:
             pairs = b.bitcast(wide, self._vector(I16))
             eight = V.const(pairs.type, 8)
             if self.x_signed:
@@ -89,9 +96,13 @@ class Dot:
 
     def weights(self, b: ir.IRBuilder, at: ir.Value) -> list[ir.Value]:
         """The weights of one vector of columns and one group."""
-        if self.name != "madd":
+        if not self._wide:
             return [b.load(at, typ=self._vector(I8), align=4)]
         t = self._vector(I16)
+        if self.name == "widen":
+            half = b.gep(at, [I32(2 * self.lanes)], source_etype=I8)
+            narrow = ir.VectorType(I8, 2 * self.lanes)
+            return [b.sext(b.load(p, typ=narrow, align=4), t) for p in (at, half)]
         half = b.gep(at, [I32(4 * self.lanes)], source_etype=I8)
         return [b.load(at, typ=t, align=4), b.load(half, typ=t, align=4)]
 
@@ -99,7 +110,7 @@ class Dot:
         self, b: ir.IRBuilder, acc: ir.Value, x: list[ir.Value], w: list[ir.Value]
     ) -> ir.Value:
         """``acc`` plus the group's products."""
-        if self.name == "madd":
+        if self._wide:
             for part, weights in zip(x, w, strict=True):
                 acc = b.add(acc, self._pairs(b, part, weights))
             return acc
@@ -143,11 +154,12 @@ class Dot:
         return ir.VectorType(element, self.lanes * 32 // element.width)
 
 
-def methods(isa: Isa, x_signed: bool, weights: Array) -> list[Dot]:
+def methods(isa: Isa, x_signed: bool, weights: Array, once: bool = False) -> list[Dot]:
     """Methods that are exact for these weights (``[k, c, taps]``), the fastest first.
 
     Args:
         weights: Integers, zero points subtracted.
+        once: Whether each weight is read just a few times.
     """
     lanes = isa.lanes(32)
     if lanes < 2:
@@ -159,6 +171,7 @@ def methods(isa: Isa, x_signed: bool, weights: Array) -> list[Dot]:
     elif narrow and isa.intrinsic("madd_u8s8") is not None and pairs_fit(weights):
         names.append("maddubs")
     if not names or names == ["maddubs"]:
+        names += ["widen"] if once and narrow else []
         names.append("madd")
     return [Dot(name, lanes, x_signed, isa) for name in names]
 

@@ -6,8 +6,6 @@ by themselves: no clamping in floats, no second rounding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from llvmlite import ir
 
 from ...ir import dtypes as T
@@ -15,9 +13,6 @@ from ...ir import expr as E
 from . import convert
 from . import vecmath as V
 from .vecmath import I16, I32
-
-if TYPE_CHECKING:
-    from .emitter import Emitter
 
 _HUGE = 1e6  # far beyond 16 bits, where conversions are still defined
 
@@ -48,9 +43,11 @@ def _integer(e: E.Expr) -> E.Expr | None:
     return None
 
 
-def emit(em: Emitter, x: ir.Value, zero: ir.Value | None, signed: bool, to: T.DType) -> ir.Value:
+def emit(
+    b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, signed: bool, to: T.DType
+) -> ir.Value:
     """A vector of floats as quantized integers. ``signed`` tells how ``zero`` widens."""
-    b, n = em.builder, V.lanes(x.type)
+    n = V.lanes(x.type)
     # a NaN stays one, becomes the least integer and saturates to the least result
     top = V.const(x.type, _HUGE)
     x = b.select(b.fcmp_ordered(">", x, top), top, x)

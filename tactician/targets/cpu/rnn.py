@@ -31,7 +31,7 @@ from . import vecmath as V
 from .codegen import Gen, Num
 from .isa import Isa
 
-_FUNCTIONS = frozenset(("sigmoid", "tanh", "relu"))
+FUNCTIONS = frozenset(("sigmoid", "tanh", "relu"))
 BLOCK = 16  # steps whose inputs are multiplied together
 _UNROLL = 4
 _AHEAD = 1024  # bytes between the weights that are read and those that are asked for
@@ -101,7 +101,7 @@ class Packed:
             return padded.reshape(dirs, parts, self.panels, lanes, width).transpose(0, 1, 4, 2, 3)
 
         wx, rh = split(w, gates, self.size), split(r, gates, self.hidden)
-        bias, peep = split(b, 2 * gates, 1), split(p, 3, 1)
+        bias = split(b, 2 * gates, 1)
         self.weights = [
             np.ascontiguousarray(np.concatenate([
                 _interleaved(wx[:, list(g.x)]), _interleaved(rh[:, list(g.h)])
@@ -111,7 +111,7 @@ class Packed:
         self.biases = [self._bias(g, bias[:, :, 0], gates, dirs) for g in self.groups]
         self.peepholes = None
         if p is not None:
-            self.peepholes = np.ascontiguousarray(peep[:, :, 0].transpose(0, 2, 1, 3))
+            self.peepholes = peepholes(p, a.hidden, self.panels, lanes, dirs).astype(dtype.np)
 
     def _bias(self, g: Group, bias: Array, gates: int, dirs: int) -> Array:
         """``[dirs, panels, sums, lanes]``."""
@@ -120,6 +120,14 @@ class Packed:
             for gate, target in zip(chosen, to, strict=True):
                 out[:, :, target] += bias[:, first + gate]
         return out
+
+
+def peepholes(p: Value, hidden: int, panels: int, lanes: int, dirs: int) -> Array:
+    """Peephole weights ``[dirs, 3 * hidden]`` as ``[dirs, panels, 3, lanes]``."""
+    padded = np.zeros((dirs, 3, panels * lanes), np.asarray(p.const).dtype)
+    padded[:, :, :hidden] = np.asarray(p.const).reshape(dirs, 3, hidden)
+    parts = padded.reshape(dirs, 3, panels, lanes).swapaxes(1, 2)
+    return np.ascontiguousarray(parts)
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
@@ -568,8 +576,8 @@ def refuse(region: Region) -> str | None:
         return f"lengths of type {lens.dtype}"
     names = node.attrs.activations
     per = len(DEFAULTS[node.attrs.cell])
-    if not _FUNCTIONS.issuperset(names):
-        return f"activations {', '.join(sorted(set(names) - _FUNCTIONS))}"
+    if not FUNCTIONS.issuperset(names):
+        return f"activations {', '.join(sorted(set(names) - FUNCTIONS))}"
     if len(names) > per and names[:per] != names[per:]:
         return "directions with different activations"
     return None

@@ -20,8 +20,11 @@ from .recurrent import _some, recurrent_attributes
 
 
 @importer("DynamicQuantizeLSTM", domain=MICROSOFT,
-          note="computed in float on rounded inputs and weights")
+          note="each sequence's state is quantized by itself")
 def dynamic_quantize_lstm(c: Context, n: OnnxNode) -> list[Value | None]:
+    whole = _integer_lstm(c, n)
+    if whole is not None:
+        return whole
     w, r = (_dequantized_weights(c, n[i], n[8 + 2 * k], n[9 + 2 * k])
             for k, i in enumerate((1, 2)))
     attrs = recurrent_attributes(n, "lstm")
@@ -32,6 +35,46 @@ def dynamic_quantize_lstm(c: Context, n: OnnxNode) -> list[Value | None]:
     x = c.op("dequantize", *rounded, axis=0, to=T.f32)
     inputs = [x, w, r, *(n.get(i) for i in range(3, 8))]
     return _some(n, c.ops("rnn", *inputs, input_forget=n.flag("input_forget"), **attrs))
+
+
+def _integer_lstm(c: Context, n: OnnxNode) -> list[Value | None] | None:
+    """The operator with integer products; None if the weights don't allow that."""
+    attrs = recurrent_attributes(n, "lstm")
+    weights = [_signed_weights(n[i], n[8 + 2 * k], n[9 + 2 * k]) for k, i in enumerate((1, 2))]
+    if attrs["layout"] or None in weights or n[0].dtype is not T.f32:
+        return None
+    (w, ws), (r, rs) = weights  # type: ignore[misc]
+    attrs["hidden"] = r.shape[1]
+    rounded, scale, zero = c.ops("dynamic_quantize_linear", n[0])
+    columns = np.ascontiguousarray(w.transpose(1, 0, 2).reshape(w.shape[1], -1))
+    total = c.op("int_matmul", rounded, c.const(columns, name=f"{n[1].name}/columns"), zero)
+    real = c.op("cast", total, to=T.f32, saturate=False)
+    gates = c.op("binary", c.op("binary", real, c.const(ws.reshape(-1)), fn="mul"), scale, fn="mul")
+    if n.has(3):
+        bias = n.const(3)
+        if bias is None:
+            return None
+        half = bias.shape[1] // 2
+        gates = c.add(gates, c.const((bias[:, :half] + bias[:, half:]).reshape(-1)))
+    rest = [n.get(i) for i in range(4, 8)]
+    outputs = c.ops("quantized_lstm", gates, c.const(r), c.const(rs), *rest,
+                    input_forget=n.flag("input_forget"), **attrs)
+    return _some(n, outputs)
+
+
+def _signed_weights(q: Value, scale: Value, zero: Value) -> tuple[Any, Any] | None:
+    """[directions, in, 4*hidden] weights as i8 without zero point, and a scale per column; None
+    if they aren't constants or don't fit."""
+    if any(v.const is None for v in (q, scale, zero)):
+        return None
+    assert q.const is not None and scale.const is not None and zero.const is not None
+    shape = (q.const.shape[0], 1, -1)
+    wide = q.const.astype(np.int32) - zero.const.astype(np.int32).reshape(shape)
+    if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
+        return None
+    scales = np.broadcast_to(scale.const.astype(np.float32).reshape(shape), (len(wide), 1,
+                                                                             wide.shape[2]))
+    return wide.astype(np.int8), np.ascontiguousarray(scales[:, 0])
 
 
 def _dequantized_weights(c: Context, q: Value, scale: Value, zero: Value) -> Value:

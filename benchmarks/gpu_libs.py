@@ -26,7 +26,7 @@ from tactician.regions.region import Region
 from tactician.support.errors import TacticianError
 from tactician.tactics.tactic import Tactic, tactics_for
 from tactician.targets.cuda import cudnn_api as api
-from tactician.targets.cuda import cudnn_call, libraries, load_tactics
+from tactician.targets.cuda import cudnn_attention, cudnn_call, libraries, load_tactics
 from tactician.targets.cuda.device import CudaDevice
 
 START = time.time()
@@ -420,6 +420,7 @@ def attentions() -> None:
 def masks() -> None:
     """Additive masks, and what becomes of rows that see no key."""
     fa = OURS["cudnn_attention"]
+    cudnn_attention.RUNTIME_MASKS = True
     for shape, blind in (((8, 1, 1, 384), False), ((1, 1, 384, 384), False),
                          ((8, 1, 1, 384), True)):
         region = attention(8, 12, 384, 64, flat=False, mask=shape)

@@ -169,6 +169,16 @@ def test_integer_convolution(case):
     check(anchor_region(int_graph(**case)), CONV)
 
 
+def test_masks_that_may_hide_everything():
+    g = attention_graph(mask=(6, 6))
+    mask = g.nodes[-1].inputs[3]
+    mask.const = np.where(np.arange(6)[:, None] == 2, -np.inf, mask.const).astype(np.float32)
+    assert "hides all keys" in SDPA.refuse(anchor_region(g), HERE)
+    g = attention_graph()
+    g.nodes[-1].set_input(3, g.add_input("mask", dtype("f32"), (6, 6)))
+    assert "run time" in SDPA.refuse(anchor_region(g), HERE)
+
+
 def test_residual_comes_first_and_second():
     region = anchor_region(conv_graph(residual=True, act="relu"))
     names = [str(c) for c in CONV.candidates(region, HERE)]
@@ -304,7 +314,7 @@ def attention_graph(flat=True, heads=3, kv_heads=3, merged=False, mask=None, **a
         shapes = [(b, s, h * d) if flat else (b, h, s, d) for h in (heads, kv_heads, kv_heads)]
         qkv = [g.add_input(n, f16, x) for n, x in zip("qkv", shapes, strict=True)]
     if mask is not None:
-        qkv.append(g.add_input("mask", dtype("f32"), mask))
+        qkv.append(g.constant(array("f32", *mask)))
     known = {"q_heads": heads, "kv_heads": kv_heads} if flat else {}
     g.outputs = [emit(g, "attention", qkv, "anchor", **known, **attrs).output]
     return g

@@ -171,7 +171,7 @@ class _Descriptors:
     def heuristics(self, workspace: int, most: int) -> list[Algorithm]:
         """Algorithms that need at most ``workspace`` bytes, the likely fastest first."""
         pref = self._create("cublasLtMatmulPreference")
-        values = [(1, ctypes.c_uint64(workspace))]
+        values: list[tuple[int, Any]] = [(1, ctypes.c_uint64(workspace))]
         values += [(a, ctypes.c_uint32(ALIGNMENT)) for a in (5, 6, 7, 8)]
         for attribute, value in values:
             status = self._lib.cublasLtMatmulPreferenceSetAttribute(

@@ -178,7 +178,8 @@ class Problem:
             raise NotCovered("the result is an operand")
         cudnn_ops.seal(g, out, e.out.dtype.name, y_strides)
         g.pointers = [tx, tw, *operands, out]
-        args = [x, self.weights(), *(o.value for o in e.operands), e.out]
+        args: list[Value | np.ndarray[Any, Any]] = [x, self.weights()]
+        args += [*(o.value for o in e.operands), e.out]
         return g, args
 
     def _operand(self, g: GraphSpec, o: Operand, y_dims: tuple[int, ...]) -> int:
@@ -260,7 +261,7 @@ class CudnnConvolution(Tactic):
                 planner.ahead(other, range(1, count), device.tf32)
         driver = getattr(device, "driver", None) if device.libraries else None
         payload, workspace = planner.payload(graph, candidate.index, device.tf32, driver)
-        taps = int(np.prod(p.w.dims[2:], dtype=np.int64))
+        taps = int(np.prod(static(p.w.dims[2:], "the window"), dtype=np.int64))
         points = p.x_dims if p.transposed else p.y_dims
         flops = 2 * int(np.prod(points)) * int(p.w.dims[1]) * taps  # type: ignore[arg-type]
         return Kernel(

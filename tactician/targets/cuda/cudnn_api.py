@@ -151,7 +151,7 @@ class Descriptor:
         if handle is not None and handle.value:
             with suppress(Exception):
                 self._lib.cudnnBackendDestroyDescriptor(handle)
-            self.handle = None
+            self.handle = ctypes.c_void_p()
 
 
 class Handle:

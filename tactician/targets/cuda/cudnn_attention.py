@@ -20,6 +20,7 @@ from .patterns import NotCovered, static
 
 _OLDEST = 91300  # first cuDNN whose attention is one operation
 FORMS = ("whole", "parts")
+RUNTIME_MASKS = False  # what cuDNN makes of rows that see no key: see benchmarks/gpu_libs.py
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Problem:
             self._check_mask(self.mask)
 
     def _check_mask(self, mask: Value) -> None:
-        # a row that sees no key would be NaN rather than 0; sums can't tell which rows do
+        # a row that sees no key must give 0, which adding infinities need not
+        if mask.const is None and not RUNTIME_MASKS:
+            raise NotCovered("a mask known only at run time may hide all keys from a query")
         if mask.dtype.name not in ("f16", "bf16", "f32"):
             raise NotCovered(f"a mask of {mask.dtype}")
         if mask.const is not None and np.isneginf(mask.const.astype(np.float32)).all(-1).any():
@@ -150,7 +153,8 @@ def _contiguous(dims: Sequence[int]) -> tuple[int, ...]:
 
 @register_tactic
 class CudnnAttention(Tactic):
-    """Scaled dot-product attention in one kernel; masks are added, heads may share keys."""
+    """Scaled dot-product attention in one kernel; constant masks are added, heads may share
+    keys."""
 
     name = "cudnn_attention"
     target = "cuda"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..builder.compile import make_device
+from ..builder.target import why_no_gpu
 from ..network.enums import DeviceType
 from ..runtime.easy import write_atomically
 from ..runtime.runtime import Runtime
@@ -125,10 +126,9 @@ def _bytes(t: torch.Tensor) -> Any:
 def _device(settings: Settings) -> str:
     from ..builder.settings import BuildSettings
 
-    target = "cpu" if settings.device == DeviceType.CPU else "cuda"
-    if target == "cuda":
-        return str(torch.cuda.get_device_properties())
-    return str(make_device(BuildSettings(target=target, threads=settings.threads)).fingerprint)
+    target = "cpu" if settings.device == DeviceType.CPU or why_no_gpu() else "cuda"
+    device = make_device(BuildSettings(target=target, threads=settings.threads))
+    return f"{target} {device.fingerprint}"
 
 
 def graph_text(piece: Piece) -> str:

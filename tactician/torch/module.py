@@ -20,6 +20,7 @@ from ..support import logger as log
 from ..support.errors import ExecutionError, UsageError
 from .types import torch_dtype
 
+_ALIGNED = 16  # bytes; GPU kernels read so many at once
 _MADE = ("_about", "_free", "_guard", "_known_shapes", "_inputs", "_outputs", "_in_spec",
          "_out_spec")
 _KEYS = ("engine", "input_names", "output_names", "calling")
@@ -99,7 +100,7 @@ class TRTModule(torch.nn.Module):
         self._free = {}
         self._known_shapes: dict[Any, Any] = {}
         self._by_shape = not any(t.is_shape for t in self._inputs)
-        self._device = "cuda" if engine._core.program.target == "cuda" else "cpu"
+        self._device = "cuda" if engine._core.on_gpu else "cpu"
         self._positions = calling.get("inputs", range(len(self._inputs)))
         self._last = max(self._positions, default=-1)
         spec = calling.get("in_spec")
@@ -201,7 +202,9 @@ class TRTModule(torch.nn.Module):
         place = "cpu" if t.is_shape or t.location == TensorLocation.HOST else self._device
         if given.device.type != place:
             given = given.to(place)
-        return given if given.is_contiguous() else given.contiguous()
+        if not given.is_contiguous():
+            return given.contiguous()
+        return given.clone() if place == "cuda" and given.data_ptr() % _ALIGNED else given
 
     def _run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         stream, where = 0, torch.device("cpu")

@@ -263,3 +263,15 @@ def test_int8_by_calibration(algorithm: str) -> None:
     want = model(calls[0][0]).detach()
     got = engine(calls[0][0])
     assert 0 < float((got - want).abs().max()) < 0.1 * float(want.max())  # quantized, and well
+
+
+def test_an_engine_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TACTICIAN_GPU", "interpreter")
+    module = nn.Sequential(nn.Linear(8, 8), nn.GELU()).eval()
+    engine = convert(module, [torch.randn(3, 8)], max_batch_size=4,
+                     default_device_type=trt.DeviceType.GPU)
+    assert engine.engine._core.program.target == "cuda"
+    for n in (3, 2):
+        x = torch.randn(n, 8)
+        close(engine(x), module(x))

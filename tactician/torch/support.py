@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .table import table
 
 _TITLES = {
@@ -13,8 +16,12 @@ _TITLES = {
 }  # fmt: skip
 
 
-def page() -> str:
-    """docs/torch-operators.md."""
+def page(samples: Mapping[str, Any] | None = None) -> str:
+    """docs/torch-operators.md.
+
+    Args:
+        samples: What became of torch's own samples of its operators, by operator and type.
+    """
     rows = sorted(table().values(), key=lambda r: str(r.target))
     lines = [
         "# PyTorch operators", "",
@@ -28,4 +35,29 @@ def page() -> str:
         lines += [f"## {_TITLES[family]}", "", "| overload | note |", "| --- | --- |"]
         lines += [f"| `{r.target}` | {r.note} |" for r in rows if r.family == family]
         lines.append("")
+    if samples:
+        lines += _samples(samples)
     return "\n".join(lines)
+
+
+def _samples(samples: Mapping[str, Any]) -> list[str]:
+    """The table of torch's operator samples."""
+    kinds = ("float32", "float16")
+    totals = {k: [0, 0] for k in kinds}
+    rows = []
+    for name, row in sorted(samples.items()):
+        cells = []
+        for k in kinds:
+            agree, differ = (row.get(k, {}).get(what, 0) for what in ("agrees", "differs"))
+            totals[k][0] += agree
+            totals[k][1] += agree + differ
+            cells.append(f"{agree} of {agree + differ}" if agree + differ else "")
+        if any(cells) or "why" in row:
+            rows.append(f"| `{name}` | {cells[0]} | {cells[1]} | {row.get('why', '')} |")
+    said = ", ".join(f"{a} of {n} in {k} ({a / n:.1%})" for k, (a, n) in totals.items() if n)
+    return [
+        "## torch's operator samples", "",
+        "`tests/pytorch/test_torch_samples.py` compares up to 12 of torch's own samples of each "
+        f"operator with eager torch. Of the supported ones, {said} agree.", "",
+        "| operator | float32 | float16 | not supported |", "| --- | --- | --- | --- |", *rows, "",
+    ]

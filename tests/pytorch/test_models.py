@@ -59,6 +59,21 @@ def test_dynamic_batch(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("name", cases(()))
+def test_half_precision_modules(name: str, dtype: torch.dtype) -> None:
+    module = NETWORKS[name].module().to(dtype)
+    args = pytree.tree_map_only(
+        torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t,
+        NETWORKS[name].call(2, False))
+    with torch.no_grad():
+        if not all(bool(t.isfinite().all()) for t in tensors(module(*args))):
+            pytest.skip(f"eager {name} overflows in {dtype}")
+    engine = torch2trt(module, args, optimization_level=0, threads=1)
+    agree(engine, module, args, 2e-2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet", "convnext", "unet"])
 def test_the_real_size(name: str) -> None:
     module, args = NETWORKS[name].module(True), NETWORKS[name].call(1, True)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,10 +199,25 @@ def test_there_is_a_table() -> None:
     assert len(table()) > 250
 
 
-if __name__ == "__main__":  # python tests/pytorch/test_torch_samples.py [most samples] [dtype]
+def write(path: Path, dtype: str, found: dict[str, Any]) -> None:
+    """Keeps counts by operator for the support table."""
+    held = json.loads(path.read_text()) if path.exists() else {}
+    for name, row in found.items():
+        held.setdefault(name, {})[dtype] = row["counts"]
+        missing = [w for w in row["why"] if w.startswith("unsupported")]
+        if missing:
+            held[name]["why"] = missing[0].removeprefix("unsupported: - ").strip()
+    lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(held.items())]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":  # python tests/pytorch/test_torch_samples.py [samples] [dtype] [file]
     warnings.simplefilter("ignore")
     most = int(sys.argv[1]) if len(sys.argv) > 1 else 4
     names = os.environ.get("OPS", "").split() or None
-    found = survey(names, most, getattr(torch, (sys.argv[2:] or ["float32"])[0]))
+    kind = (sys.argv[2:] or ["float32"])[0]
+    found = survey(names, most, getattr(torch, kind))
+    if len(sys.argv) > 3:
+        write(Path(sys.argv[3]), kind, found)
     agree, total = rate(found)
     print(f"{agree} of {total} samples of supported operators agree")

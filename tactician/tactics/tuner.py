@@ -7,6 +7,7 @@ so equal regions are measured once and a build with the same cache makes the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from .tactic import Tactic, tactics_for
 # A slower candidate wins against a faster one within this band if it comes first in the
 # catalogue: repeated builds then agree although times are noisy.
 _TIE_BAND = 1.03
+_BLOCK = 1_000_003  # a prime
 # Above this many operations numpy would take seconds; some elements are checked then. Products of
 # matrices are quick in numpy.
 _CHECK_FLOPS = 2e7
@@ -467,7 +469,7 @@ def _random_arrays(
             ints = [D.evaluate(d, env) for d in v.content.flat]
             arrays[v] = np.array(ints, dtype=v.dtype.np).reshape(shape)
         elif v.dtype.is_float:
-            arrays[v] = rng.standard_normal(shape, dtype=np.float32).astype(v.dtype.np)
+            arrays[v] = _normal(rng, shape, v.dtype.np)
         elif v.dtype.kind == "b":
             arrays[v] = np.asarray(rng.random(shape) < 0.5)  # a lone element is no array else
         elif _quantized(region, v):
@@ -494,6 +496,16 @@ def _quantized(region: Region, v: Value) -> bool:
     """Whether an integer operand holds quantized numbers rather than indices."""
     anchor = region.anchor
     return anchor is not None and anchor.op in ("int_matmul", "int_conv") and v.dtype.bits <= 8
+
+
+def _normal(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: Any
+) -> np.ndarray[Any, Any]:
+    """Normal numbers. Large arrays repeat a block whose length divides no extent, as drawing and
+    rounding millions of numbers takes longer than timing kernels does."""
+    count = math.prod(shape)
+    block = rng.standard_normal(min(count, _BLOCK), dtype=np.float32).astype(dtype)
+    return block.reshape(shape) if count <= _BLOCK else np.resize(block, shape)
 
 
 def _stored(v: Value, logical: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

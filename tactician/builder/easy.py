@@ -81,11 +81,7 @@ def build(
     config.progress_monitor = progress
     if device:
         config.default_device_type = device_type(device)
-    for on, flag in ((fp16, BuilderFlag.FP16), (bf16, BuilderFlag.BF16), (int8, BuilderFlag.INT8)):
-        if on:
-            config.set_flag(flag)
-    if not tf32:
-        config.clear_flag(BuilderFlag.TF32)
+    _set_precisions(config, fp16, bf16, int8, tf32)
     if workspace is not None:
         config.max_workspace_size = workspace
     _add_profile(builder, network, config, shapes or {})
@@ -96,6 +92,16 @@ def build(
     if cache is not None:
         write_atomically(cache, config.get_timing_cache().serialize())  # type: ignore[union-attr]
     return Engine(engine)
+
+
+def _set_precisions(
+    config: IBuilderConfig, fp16: bool, bf16: bool, int8: bool, tf32: bool
+) -> None:
+    for on, flag in ((fp16, BuilderFlag.FP16), (bf16, BuilderFlag.BF16), (int8, BuilderFlag.INT8)):
+        if on:
+            config.set_flag(flag)
+    if not tf32:
+        config.clear_flag(BuilderFlag.TF32)
 
 
 def device_type(name: str) -> DeviceType:

@@ -198,6 +198,14 @@ _helper("_pow", """
 a = tl.abs(x)
 r = tl.exp2(y * tl.log2(a))
 whole = tl.floor(y) == y
+n = tl.where(whole & (tl.abs(y) <= 63.0), tl.abs(y), 0.0).to(tl.int32)
+exact = a * 0.0 + 1.0
+b = a
+for k in tl.static_range(6):
+    exact = tl.where(((n >> k) & 1) != 0, exact * b, exact)
+    b = b * b
+exact = tl.where(y < 0, 1.0 / exact, exact)
+r = tl.where(whole & (tl.abs(y) <= 63.0) & (a < float("inf")), exact, r)
 odd = whole & (tl.floor(y * 0.5) != y * 0.5) & (tl.abs(y) < 9007199254740992.0)
 r = tl.where((x < 0) & odd, -r, r)
 r = tl.where((x < 0) & (a < float("inf")) & (whole == 0), float("nan"), r)

@@ -431,26 +431,26 @@ class _Nest:
         height, splits = t.shape[0], t.splits
         width = 1 << (splits - 1).bit_length()
         shape, em.shape = em.shape, (height, width)
-        em.line(f"{p}s = tl.arange(0, {width})[None, :]")
-        em.line(f"{p}q = ({p}0 * {splits} + {p}s) * {height} + tl.arange(0, {height})[:, None]")
-        em.line(f"{p}sm = ({p}s < {splits}) & ({p}q >= 0)")
+        em.line(f"{p}h = tl.arange(0, {width})[None, :]")
+        em.line(f"{p}q = ({p}0 * {splits} + {p}h) * {height} + tl.arange(0, {height})[:, None]")
+        em.line(f"{p}hm = ({p}h < {splits}) & ({p}q >= 0)")
         names = []
         for k, (_, dt) in enumerate(slots):
             other = "0.0" if dt.is_float else "0"
-            text = (f"tl.load({self._slot(k, dt, count)} + {p}q, mask={p}sm, other={other}, "
+            text = (f"tl.load({self._slot(k, dt, count)} + {p}q, mask={p}hm, other={other}, "
                     'cache_modifier=".cg")')
             names.append(em._assign(f"{text} != 0" if dt is T.b1 else text, dt, R.whole(em)).text)
         k = 0
         for r in now:
             dt = slots[k][1]
             neutral = em.full(R.whole(em), R.identity(r.fn, dt), dt)
-            value = em._assign(f"tl.where({p}sm, {names[k]}, {neutral})", dt, R.whole(em)).text
+            value = em._assign(f"tl.where({p}hm, {names[k]}, {neutral})", dt, R.whole(em)).text
             at = ""
             if r.fn.startswith("arg"):
                 k += 1
                 at = names[k]
             k += 1
-            em.pin(r, R.finish(em, r, R.Partial(value, at), 1, f"{p}sm" if at else ""))
+            em.pin(r, R.finish(em, r, R.Partial(value, at), 1, f"{p}hm" if at else ""))
         em.shape = shape
 
 

@@ -83,8 +83,12 @@ def compile_network(
     device = make_device(settings)
     in_parts: set[Node] = set()
 
+    takes_any = True
+
     def takes(node: Node) -> bool:
-        return settings.target != "reference" and node not in in_parts and takes_whole(node, device)
+        if settings.target == "reference" or node in in_parts:
+            return False
+        return (takes_any or node.op != "attention") and takes_whole(node, device)
 
     optimize(graph, report.trace, dump, takes)
     if apply_ranges(graph, settings, takes):
@@ -113,7 +117,12 @@ def compile_network(
             row_major |= e.nodes
         except _NotWhole as e:
             in_parts.add(e.node)
+            # its parts, and those of others, must not be found to be attention again
+            takes_any = False
             optimize(graph, report.trace, dump, takes)
+            for node in graph.nodes:  # what is left has no parts
+                if node.op == "attention":
+                    node.meta["whole"] = True
         except _CodeFailed as e:
             log.verbose(f"other kernels are chosen: {e}", settings.logger)
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
@@ -307,7 +316,10 @@ class _Compiler:
             show_source(region.name, choice.kernel)
             info = {**_layer_info(region), **choice.info}
             self.scheduler.kernel(region, choice.kernel, symbol, info)
-        elif region.anchor is not None and region.anchor.op == "attention":
+        elif (
+            region.anchor is not None and region.anchor.op == "attention"
+            and not region.anchor.meta.get("whole")
+        ):
             raise _NotWhole(region.anchor)
         elif any("logical" in v.meta for v in (*region.inputs, *region.outputs)):
             raise _NotChannelsLast(set(region.nodes))

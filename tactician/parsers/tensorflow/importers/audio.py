@@ -21,7 +21,7 @@ _FLOOR = 1e-12  # least energy of a band, before its logarithm
 def audio_spectrogram(c: Context, n: TfNode) -> Value:
     """[samples, channels] → [channels, frames, frequencies]."""
     if n[0].rank != 2:
-        raise NodeProblem(f"expected [samples, channels], got {n[0].describe()}")
+        raise NodeProblem(f"expected [samples, channels], got {n[0]!r}")
     window, hop = int(n.attr("window_size")), int(n.attr("stride"))
     if window < 2 or hop < 1:
         raise NodeProblem(f"window_size {window} must be at least 2, stride {hop} at least 1")

@@ -125,6 +125,13 @@ def compile_network(
                     node.meta["whole"] = True
         except _CodeFailed as e:
             log.verbose(f"other kernels are chosen: {e}", settings.logger)
+    _complete(program, settings, device)
+    show_program(program, time.perf_counter() - began)
+    return program, report
+
+
+def _complete(program: Program, settings: BuildSettings, device: Any) -> None:
+    """Notes what the program was built for."""
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
         Profile({})
     ]
@@ -132,8 +139,6 @@ def compile_network(
     program.settings = _reported(settings)
     program.settings.update(device.facts())
     program.settings["libraries"] = device.libraries_of(program.code)
-    show_program(program, time.perf_counter() - began)
-    return program, report
 
 
 class _NotChannelsLast(Exception):

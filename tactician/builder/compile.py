@@ -117,17 +117,21 @@ def compile_network(
             row_major |= e.nodes
         except _NotWhole as e:
             in_parts.add(e.node)
-            # its parts, and those of others, must not be found to be attention again
-            takes_any = False
+            takes_any = False  # the parts must not be found to be attention again
             optimize(graph, report.trace, dump, takes)
-            for node in graph.nodes:  # what is left has no parts
-                if node.op == "attention":
-                    node.meta["whole"] = True
+            _leave_whole(graph)
         except _CodeFailed as e:
             log.verbose(f"other kernels are chosen: {e}", settings.logger)
     _complete(program, settings, device)
     show_program(program, time.perf_counter() - began)
     return program, report
+
+
+def _leave_whole(graph: Graph) -> None:
+    """Marks attention that could not be taken apart."""
+    for node in graph.nodes:
+        if node.op == "attention":
+            node.meta["whole"] = True
 
 
 def _complete(program: Program, settings: BuildSettings, device: Any) -> None:

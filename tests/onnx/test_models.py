@@ -21,8 +21,9 @@ MODELS = [
     "micro_kws_m_static_qdq", "mnist_8", "rawi_v2.int8", "silero_vad", "silero_vad_16k_sequence",
     "super_resolution_10", "ultraface_rfb_320",
 ]
-# of the output's range; quantized models may be one step of 8 bits away
-TOLERANCE = {"micro_kws_m_static_qdq": 1.05 / 255, "rawi_v2.int8": 1 / 255}
+# of the output's range; quantized models may be one step of 8 bits away, and a little more
+# after two LSTMs whose states are quantized anew every step
+TOLERANCE = {"micro_kws_m_static_qdq": 1.05 / 255, "rawi_v2.int8": 1.1 / 255}
 
 
 def parse(name: str) -> Any:

@@ -18,7 +18,7 @@ from ..plan.program import Program
 from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
-from ..targets.cpu.native import walker_code
+from ..targets.cpu.native import equip
 from .builder_legacy import LegacyBuilder
 from .calibration import calibrate, engine_runner, wants_calibration
 from .compile import compile_network
@@ -272,7 +272,7 @@ class Builder(LegacyBuilder):
         program.settings["debug_tensors"] = tuple(debug)
         program.settings["workspace"] = settings.workspace
         if program.target == "cpu":
-            program.walker = walker_code()
+            equip(program)
         graph.outputs = graph.outputs[: len(graph.outputs) - len(added)]
         check_program(program)
         if carried:

@@ -382,11 +382,11 @@ def engine_runner(settings: BuildSettings) -> Callable[[Graph], Any]:
             return lambda feeds: {}
         from ..runtime.easy import Engine
         from ..runtime.engine import ICudaEngine
-        from ..targets.cpu.native import walker_code
+        from ..targets.cpu.native import equip
         from .compile import compile_network
 
         program, _ = compile_network(graph, plain, "calibration")
-        program.walker = walker_code()
+        equip(program)
         return Engine(ICudaEngine(program, logger=settings.logger, runtime=None))
 
     return make

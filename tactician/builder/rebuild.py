@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Value
 from ..plan.program import Program
-from ..targets.cpu.native import walker_code
+from ..targets.cpu.native import equip
 from .compile import compile_network
 from .debug_tensors import expose, hide
 from .settings import BuildSettings, ProfileSettings
@@ -159,7 +159,7 @@ def rebuild(
     if threads is not None:
         new.threads = threads
     if new.target == "cpu":
-        new.walker = walker_code()
+        equip(new)
     marked = frozenset(program.weights) if program.weights else None
     keep_network(new, graph, settings, timings, marked)
     return new

@@ -132,6 +132,7 @@ class Program:
             in exactly one.
         walker: The native walker's object code and the key it was compiled under, or None; it
             spares the process that loads the plan a compilation.
+        host: What `targets.cpu.isa.host_description` said where the plan was built.
         constants: Arrays of ``const`` tensors.
         nodes: Holds the nodes of reference steps (and their subgraphs); not a runnable graph.
         arena_size: Bytes of the arena if all shapes are static, else -1.
@@ -154,6 +155,7 @@ class Program:
     checks: list[Check] = field(default_factory=list)
     code: list[bytes] = field(default_factory=list)
     walker: tuple[str, bytes] | None = None
+    host: dict[str, str] = field(default_factory=dict)
     constants: list[np.ndarray[Any, Any]] = field(default_factory=list)
     nodes: Graph = field(default_factory=Graph)
     arena_size: int = -1

@@ -170,8 +170,9 @@ def check_device(program: Program) -> None:
             f"the plan is for target {program.target!r}; this runtime runs cpu, cuda, reference "
             "and null plans"
         )
-    from ..targets.cpu.isa import Isa
+    from ..targets.cpu.isa import Isa, tell_host
 
+    tell_host(program.host)
     here = Isa.host().fingerprint
     if program.device != here and not _runs_here(program):
         raise PlanError(

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -262,8 +262,19 @@ _INTRINSICS: dict[tuple[str, str, int], tuple[tuple[str, str], ...]] = {
 # --- this machine -------------------------------------------------------------------------
 
 
+_told: dict[str, str] = {}
+
+
 @functools.cache
 def _host() -> Isa:
+    if _told:
+        triple, cpu, on = _told["triple"], _told["cpu"], set(_told["features"].split())
+    else:
+        triple, cpu, on = _ask_llvm()
+    return _describe(triple, cpu, on, _host_caches(), physical_cores())
+
+
+def _ask_llvm() -> tuple[str, str, set[str]]:
     import llvmlite.binding as llvm
 
     triple = llvm.get_process_triple()
@@ -273,7 +284,42 @@ def _host() -> Isa:
         on = {"neon"} if triple.startswith(("aarch64", "arm64")) else {"sse", "sse2"}
     if triple.startswith(("aarch64", "arm64")):
         on.add("neon")
-    return _describe(triple, llvm.get_host_cpu_name(), on, _host_caches(), physical_cores())
+    return triple, llvm.get_host_cpu_name(), on
+
+
+def host_description() -> dict[str, str]:
+    """What LLVM says of this machine, and a stamp that tells machines apart. A plan carries it,
+    so that a process on the same kind of machine needn't load LLVM to ask again (`tell_host`)."""
+    host, stamp = _host(), _cpu_stamp()
+    if not stamp:
+        return {}
+    on = " ".join(f[1:] for f in host.features if f[0] == "+")
+    return {"stamp": stamp, "triple": host.triple, "cpu": host.cpu, "features": on}
+
+
+def tell_host(description: Mapping[str, str]) -> None:
+    """Takes a description for this machine's, if its stamp fits and LLVM was not asked yet."""
+    stamp = _cpu_stamp()
+    if stamp and description.get("stamp") == stamp and not _told:
+        _told.update(description)
+
+
+_STAMPED = frozenset(
+    "vendor_id|cpu family|model|model name|stepping|flags|CPU implementer|CPU architecture|"
+    "CPU variant|CPU part|CPU revision|Features".split("|")
+)
+
+
+@functools.cache
+def _cpu_stamp() -> str:
+    """Digest of what the kernel says of the first CPU; empty where it doesn't say."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return ""
+    lines = [line for line in first.splitlines() if line.split("\t")[0].strip() in _STAMPED]
+    text = "\n".join([platform.machine(), *lines])
+    return hashlib.sha256(text.encode()).hexdigest()[:24] if lines else ""
 
 
 def _parse_size(text: str) -> int:

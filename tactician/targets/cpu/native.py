@@ -22,7 +22,7 @@ import numpy as np
 
 from ...support.errors import ExecutionError
 from . import native_ir
-from .isa import Isa
+from .isa import Isa, host_description
 from .toolchain import toolchain
 
 END, KERNEL, CALLBACK, JUMP, JUMP_IF_ZERO, COPY = range(6)
@@ -51,11 +51,12 @@ class _Functions:
         self.init = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(at["tact_init"])
 
 
-def walker_code() -> tuple[str, bytes]:
-    """The walker's object code under its `Toolchain.key`. Plans carry it, so that a process that
-    only runs plans compiles nothing."""
+def equip(program: Any) -> None:
+    """Has a plan's program carry what spares the process that only runs it LLVM: the walker's
+    object code under its `Toolchain.key`, and what LLVM says of this machine."""
     ir = native_ir.generate(Isa.host().triple)
-    return toolchain().key(ir), toolchain().compile(ir)
+    program.walker = toolchain().key(ir), toolchain().compile(ir)
+    program.host = host_description()
 
 
 def adopt_walker(key: str, code: bytes) -> None:

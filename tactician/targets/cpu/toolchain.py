@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from ...support.errors import BuildError, PlanError
-from . import objectfile
+from . import linker, objectfile
 from .isa import Isa
 
 Level = Literal["none", "kernel", "loops"]
@@ -262,9 +262,7 @@ def link(objects: Sequence[bytes], externals: dict[str, int] | None = None) -> L
         PlanError: If an object is damaged, for another architecture, defines a function that
             another one defines, or calls a function that this process doesn't have.
     """
-    llvm = _llvm()
-    for name, address in (externals or {}).items():
-        llvm.add_symbol(name, address)
+    externals = externals or {}
     defined: set[str] = set()
     wanted: set[str] = set()
     checked = True
@@ -279,25 +277,43 @@ def link(objects: Sequence[bytes], externals: dict[str, int] | None = None) -> L
             raise PlanError(f"two kernels define {sorted(twice)[0]!r}")
         defined |= table.defined
         wanted |= table.undefined
-    missing = sorted(s for s in wanted - defined if not _resolvable(s))
+    missing = sorted(s for s in wanted - defined if s not in externals and not _resolvable(s))
     if missing:
         raise PlanError(f"the code calls functions that this machine lacks: {', '.join(missing)}")
+    engine = None
+    if checked:
+        engine = linker.place(unique, lambda name: externals.get(name) or _in_process(name))
+    if engine is None:
+        engine = _link_by_llvm(unique, externals)
+    return LinkedCode(engine, frozenset(defined) if checked else None)
+
+
+def _link_by_llvm(objects: Sequence[bytes], externals: dict[str, int]) -> Any:
+    llvm = _llvm()
+    for name, address in externals.items():
+        llvm.add_symbol(name, address)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine(Isa.host(), True))
-    for code in unique:
+    for code in objects:
         try:
             engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         except (RuntimeError, ValueError) as error:
             raise PlanError(f"damaged object code: {error}") from error
     engine.finalize_object()
-    return LinkedCode(engine, frozenset(defined) if checked else None)
+    return engine
 
 
 @functools.cache
 def _resolvable(symbol: str) -> bool:
-    if symbol == "_GLOBAL_OFFSET_TABLE_":
+    if symbol == "_GLOBAL_OFFSET_TABLE_" or _in_process(symbol):
         return True
+    return bool(_llvm().address_of_symbol(symbol))
+
+
+@functools.cache
+def _in_process(symbol: str) -> int | None:
+    """Address of a function of the C library, or of another one loaded for everybody."""
     try:
-        getattr(ctypes.CDLL(None), symbol)
-        return True
+        function = getattr(ctypes.CDLL(None), symbol)
     except (AttributeError, OSError, TypeError):
-        return bool(_llvm().address_of_symbol(symbol))
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value

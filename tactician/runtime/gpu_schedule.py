@@ -2,7 +2,8 @@
 
 Straight stretches of kernels and copies are *segments*. A segment runs as a CUDA graph once its
 addresses were seen twice, by plain launches before that and where sizes depend on data. The host
-does the rest: branches and loops (it reads their conditions), steps in numpy, debug tensors.
+does the rest: branches and loops (it reads their conditions), plugins, steps in numpy, debug
+tensors.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..support.errors import ExecutionError
 from ..targets.cuda.driver import Call, Driver, grid_of, scratch_needs
 from .buffers import Array, array_at
 from .gpu import DeviceBlock
+from .gpu_plugins import DevicePlugins
 from .layout import Extents, Layout
 from .schedule import _JUMPS, Schedule, Watch
 
@@ -99,6 +101,7 @@ class GpuSchedule(Schedule):
         self._can_capture = True
         self._byte: Array | None = None
         self._events: list[int] = []
+        self._plugins = DevicePlugins(self)
         super().__init__(core, layout, arena, keep, watched, watch)
         self._native = True  # kernels take their sizes from the tables
         self._calls: dict[int, Call] = {}
@@ -361,8 +364,9 @@ class GpuSchedule(Schedule):
         elif step is not None and step.kind in ("kernel", "copy"):
             self._launch(i, self.stream)
         elif step is not None:
-            self.host_steps += 1
-            self._reference(i)
+            if not self._plugins.run(i):
+                self.host_steps += 1
+                self._reference(i)
         elif self._watch is not None:
             self._watch(i, self.array(i))
         return k + 1

@@ -98,7 +98,7 @@ class PluginAdders(NetworkCore):
 
     def add_plugin(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a plugin: ``(inputs, plugin)`` as up to version 7, or a quick plugin as a tuple
-        ``(inputs, shape_inputs, plugin)``."""
+        ``(inputs, shape_inputs, plugin)``, with ``aot=True`` for its compiled kernel."""
         if "inputs" in kwargs or (len(args) == 2 and isinstance(args[0], (list, tuple))):
             inputs: Any = kwargs.get("inputs", args[0] if args else None)
             plugin = kwargs.get("plugin", args[-1])
@@ -108,6 +108,8 @@ class PluginAdders(NetworkCore):
         found = kwargs.get("tuple", kwargs.get("func", args[0] if args else None))
         if callable(found):
             found = found()
+        if isinstance(found, tuple) and kwargs.get("aot") and hasattr(found[-1], "aot"):
+            found[-1].aot = True
         if isinstance(found, tuple) and len(found) == 3:
             return self.add_plugin_v3(*found)
         if isinstance(found, tuple) and len(found) == 2:

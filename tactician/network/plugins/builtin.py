@@ -86,6 +86,8 @@ class OpPlugin(IPluginV2DynamicExt):
         fields: Its fields.
     """
 
+    host_memory = True
+
     def __init__(self, name: str, fields: Fields):
         super().__init__()
         self.plugin_type, self.fields, self.kind = name, fields, KINDS[name]

@@ -34,6 +34,7 @@ from .interfaces import (
     IPluginV3QuickCore,
     IPluginV3QuickRuntime,
 )
+from .quick_aot import Compiled
 from .quick_types import (
     AutoTuneCombination,
     SizeTensorDesc,
@@ -42,6 +43,8 @@ from .quick_types import (
     bind_size_tensors,
 )
 from .registry import get_plugin_registry
+
+AOT = "aot"  # the field that says that the compiled kernel is preferred
 
 
 class QuickDefinition:
@@ -135,7 +138,9 @@ def impl(plugin_id: str) -> Callable[..., Any]:
 
 
 def aot_impl(plugin_id: str) -> Callable[..., Any]:
-    """Decorates the function that gives a compiled GPU kernel; kept for GPU targets."""
+    """Decorates the function that gives a compiled GPU kernel: ``(descriptions…, attributes…,
+    outputs[, tactic])`` to (name, PTX or cubin, `KernelLaunchParams`, `SymExprs`). It is used in
+    engines for CUDA where the layer asks for it (``aot=True``) or there is no `impl`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         _definition(plugin_id).compile = function
@@ -145,8 +150,8 @@ def aot_impl(plugin_id: str) -> Callable[..., Any]:
 
 
 def autotune(plugin_id: str) -> Callable[..., Any]:
-    """Decorates the function that lists `AutoTuneCombination`\\ s. The first tactic that has
-    linear layouts is used."""
+    """Decorates the function that lists `AutoTuneCombination`\\ s. Of the tactics of the first
+    that allows the tensors' types, the fastest is used."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         _definition(plugin_id).tune = function
@@ -156,19 +161,27 @@ def autotune(plugin_id: str) -> Callable[..., Any]:
 
 
 class QuickPlugin(IPluginV3, IPluginV3QuickCore, IPluginV3QuickBuild, IPluginV3QuickRuntime):
-    """The plugin that the decorated functions make."""
+    """The plugin that the decorated functions make.
 
-    def __init__(self, definition: QuickDefinition, attributes: dict[str, Any]):
-        self.definition, self.attributes = definition, attributes
+    Attributes:
+        aot: Whether its compiled kernel is preferred where there is a device for it.
+    """
+
+    def __init__(self, definition: QuickDefinition, attributes: dict[str, Any],
+                 aot: bool = False):
+        self.definition, self.attributes, self.aot = definition, attributes, aot
         self.plugin_name, self.plugin_namespace = definition.name, definition.namespace
         self.plugin_version = "1"
         self._outputs: int | None = None
         self._shapes: list[DimsExprs] = []
         self._types: list[DataType] = []
+        self._tactics: list[int] = []
+        self._device: Any = None
+        self._compiled: dict[Any, Compiled] = {}
         self.tactic: int | None = None
 
     def clone(self) -> QuickPlugin:
-        return QuickPlugin(self.definition, dict(self.attributes))
+        return QuickPlugin(self.definition, dict(self.attributes), self.aot)
 
     @property
     def num_outputs(self) -> int:  # type: ignore[override]
@@ -212,27 +225,70 @@ class QuickPlugin(IPluginV3, IPluginV3QuickCore, IPluginV3QuickBuild, IPluginV3Q
             **given, **self.attributes, outputs=tuple(descs[num_inputs:]))
         for combination in found:
             if combination.allows(pos, in_out[pos].desc.type):
-                self.tactic = next(iter(combination.tactic_list), None)
+                self._tactics = list(combination.tactic_list)
+                if self.tactic not in self._tactics:
+                    self.tactic = next(iter(self._tactics), None)
                 return True
         return False
 
+    def get_valid_tactics(self) -> Sequence[int]:
+        return list(self._tactics)
+
+    def set_tactic(self, tactic: int) -> None:
+        self.tactic = tactic
+
+    def get_aliased_input(self, output_index: int) -> int:
+        """The input an output shares memory with, or -1."""
+        inputs = self._descs()
+        source = self._describe(inputs)[output_index].get_aliased()
+        return next((i for i, x in enumerate(inputs) if x is source), -1)
+
+    def use_device(self, device: Any) -> None:
+        """Told what launches compiled kernels; None: tensors are in the host's memory."""
+        self._device = device
+
     def get_fields_to_serialize(self) -> PluginFieldCollection:
         return PluginFieldCollection([
-            PluginField(k, v if isinstance(v, str) else np.asarray(v))
-            for k, v in self.attributes.items()])
+            *[PluginField(k, v if isinstance(v, str) else np.asarray(v))
+              for k, v in self.attributes.items()],
+            *([PluginField(AOT, np.int32([1]))] if self.aot else [])])
 
     def enqueue(self, input_desc: Sequence[PluginTensorDesc],
                 output_desc: Sequence[PluginTensorDesc], inputs: Sequence[int],
                 outputs: Sequence[int], workspace: int, stream: int) -> None:
         d = self.definition
+        if self._device is not None and d.compile is not None and (self.aot or not d.compute):
+            self._kernel(input_desc, output_desc).launch(inputs, outputs, stream)
+            return
         if d.compute is None:
-            raise OpError(f"plugin {d.namespace}::{d.name} has no function to compute on the CPU;"
+            raise OpError(f"plugin {d.namespace}::{d.name} has no function that computes here;"
                           f" decorate one with @impl({d.namespace}::{d.name})")
-        given = {n: Tensor(x, p) for n, x, p in zip(d.tensors, input_desc, inputs, strict=True)}
-        results = tuple(Tensor(x, p) for x, p in zip(output_desc, outputs, strict=True))
-        extra = {"tactic": self.tactic} if "tactic" in inspect.signature(
-            d.compute).parameters else {}
-        d.compute(**given, **self.attributes, outputs=results, stream=stream, **extra)
+        where = self._device is not None
+        given = {n: Tensor(x, p, where)
+                 for n, x, p in zip(d.tensors, input_desc, inputs, strict=True)}
+        results = tuple(Tensor(x, p, where) for x, p in zip(output_desc, outputs, strict=True))
+        d.compute(**given, **self.attributes, outputs=results, stream=stream,
+                  **self._tactic_for(d.compute))
+
+    def _tactic_for(self, function: Callable[..., Any]) -> dict[str, Any]:
+        takes = "tactic" in inspect.signature(function).parameters
+        return {"tactic": self.tactic if self.tactic is not None else 0} if takes else {}
+
+    def _kernel(self, inputs: Sequence[PluginTensorDesc],
+                outputs: Sequence[PluginTensorDesc]) -> Compiled:
+        """The compiled kernel for tensors of these shapes."""
+        d = self.definition
+        key = (self.tactic, *[(tuple(x.dims), x.type) for x in (*inputs, *outputs)])
+        found = self._compiled.get(key)
+        if found is None:
+            assert d.compile is not None
+            given = {n: TensorDesc(x.dims, x.type)
+                     for n, x in zip(d.tensors, inputs, strict=True)}
+            results = tuple(TensorDesc(x.dims, x.type) for x in outputs)
+            made = d.compile(**given, **self.attributes, outputs=results,
+                             **self._tactic_for(d.compile))
+            found = self._compiled[key] = Compiled(made, self._device)
+        return found
 
 
 class QuickCreator(IPluginCreatorV3Quick):
@@ -251,7 +307,11 @@ class QuickCreator(IPluginCreatorV3Quick):
     ) -> QuickPlugin:
         """A plugin whose attributes are the fields."""
         given = {f.name: _value(f.data) for f in field_collection}
-        return QuickPlugin(self.definition, self.definition.attribute_values(given))
+        kinds = QuickPluginCreationRequest
+        aot = quickPluginType in (kinds.PREFER_AOT, kinds.STRICT_AOT)
+        if AOT not in self.definition.attributes:
+            aot = bool(given.pop(AOT, aot))
+        return QuickPlugin(self.definition, self.definition.attribute_values(given), aot)
 
 
 def _value(data: Any) -> Any:

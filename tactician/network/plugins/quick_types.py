@@ -217,6 +217,22 @@ class Shape:
     def __getitem__(self, i: Any) -> Any:
         return self._sizes[i]
 
+    def __setitem__(self, i: int, size: int) -> None:
+        sizes = list(self._sizes)
+        sizes[i] = as_int(size)
+        self._sizes = tuple(sizes)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (Shape, tuple, list)):
+            return self._sizes == tuple(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._sizes)
+
+    def __repr__(self) -> str:
+        return f"Shape{self._sizes}"
+
 
 class TensorDesc:
     """Type and shape of a tensor.
@@ -343,7 +359,13 @@ def bind_size_tensors(outputs: Sequence[TensorDesc], builder: IExprBuilder) -> l
 
 
 class Tensor:
-    """A tensor while a plugin runs; ``np.asarray(tensor)`` is its memory.
+    """A tensor while a plugin runs. ``np.asarray(tensor)`` is its memory where that is the host's;
+    in engines for CUDA ``torch.as_tensor(tensor, device="cuda")`` and the like take it.
+
+    Args:
+        desc: Type and shape.
+        address: Of the first element.
+        on_device: Whether that is an address of a GPU.
 
     Attributes:
         dtype, format, scale: Element type, layout, INT8 scale.
@@ -355,16 +377,17 @@ class Tensor:
     scale: float
     data_ptr: int
 
-    def __init__(self, desc: PluginTensorDesc, address: int):
+    def __init__(self, desc: PluginTensorDesc, address: int, on_device: bool = False):
         self.dtype, self.format, self.scale = desc.type, desc.format, desc.scale
         self.data_ptr = address
         self._shape = tuple(desc.dims)
+        self._on_device = on_device
         self._aliased: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """Its sizes."""
-        return self._shape
+        return Shape(self._shape)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -382,17 +405,24 @@ class Tensor:
 
     def numel(self) -> int:
         """The number of elements."""
-        return int(np.prod(self._shape))
+        return int(np.prod(self._shape, dtype=np.int64))
 
     @property
     def is_data_dependent(self) -> bool:
         """Whether a size is known only after the plugin ran: its memory has the largest size."""
         return -1 in self._shape
 
-    def aliased(self, other: Tensor | None = None) -> Tensor:
-        """Says that it shares another tensor's memory."""
-        self._aliased = other
-        return self
+    def aliased(self, shape: Any = None) -> Tensor:
+        """Another tensor over the same memory.
+
+        Args:
+            shape: Its shape; None: the same.
+        """
+        sizes = self._shape if shape is None else tuple(as_int(d) for d in shape)
+        out = Tensor(PluginTensorDesc(sizes, self.dtype, self.format, self.scale), self.data_ptr,
+                     self._on_device)
+        out._aliased = self
+        return out
 
     def is_aliased(self) -> bool:
         """Whether it shares another tensor's memory."""
@@ -402,11 +432,20 @@ class Tensor:
         """The tensor whose memory it shares, or None."""
         return self._aliased
 
+    def _interface(self, name: str, on_device: bool) -> dict[str, Any]:
+        if self._on_device is not on_device:
+            raise AttributeError(f"a tensor in {'GPU' if self._on_device else 'host'} memory has"
+                                 f" no {name}")
+        return {"shape": self._shape, "typestr": to_ir(self.dtype).np.str,
+                "data": (self.data_ptr, False), "strides": None, "version": 3}
+
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        dt = to_ir(self.dtype).np
-        return {"shape": self._shape, "typestr": dt.str, "data": (self.data_ptr, False),
-                "version": 3}
+        return self._interface("__array_interface__", False)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self._interface("__cuda_array_interface__", True)
 
 
 class AutoTuneCombination:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +119,19 @@ def refresh(graph: Graph) -> None:
         plugin = node.meta.get("plugin")
         if node.op == "plugin" and plugin is not None and node.error is None:
             _configure(plugin, node)
+            _note_tactics(plugin, node)
             node.attrs = replace(node.attrs, data=state(plugin))
+
+
+def _note_tactics(plugin: Any, node: Node) -> None:
+    """Which tactics a plugin offers; one is chosen when it runs first."""
+    if is_v3(plugin):
+        build = capability(plugin, PluginCapabilityType.BUILD)
+        tactics = [int(t) for t in build.get_valid_tactics() or ()]
+        if any(t <= 0 for t in tactics):
+            raise OpError(f"tactics must be positive, got {tactics}")
+        if tactics:
+            node.meta["plugin_tactics"] = tuple(tactics)
 
 
 class Runner:
@@ -141,11 +155,7 @@ class Runner:
         return out
 
     def run(self, node: Node, inputs: Sequence[Any]) -> Sequence[Any]:
-        plugin = restore(node)
-        arrays = [np.ascontiguousarray(x) for x in inputs]
-        if not is_v3(plugin) and not hasattr(plugin, "enqueue"):
-            return _run_static(plugin, node, arrays)
-        return _run_dynamic(plugin, node, arrays)
+        return _run_on_host(node, [np.ascontiguousarray(x) for x in inputs])
 
 
 def _exprs(shape: Any) -> DimsExprs:
@@ -279,90 +289,34 @@ def _configure_static(plugin: Any, node: Node, inputs: Any, outputs: Any) -> Non
         plugin.configure_with_format(ins, outs, kind, TensorFormat.LINEAR, 1)
 
 
-def _addresses(arrays: Sequence[Any]) -> list[int]:
-    return [int(a.__array_interface__["data"][0]) for a in arrays]
+def _address(a: Any) -> int:
+    return int(a.__array_interface__["data"][0])
 
 
-def _run_static(plugin: Any, node: Node, arrays: list[Any]) -> list[Any]:
-    off = int(node.meta.get("implicit_batch", 0))
-    batch = int(arrays[0].shape[0]) if off and arrays else 1
-    shapes = [Dims(a.shape[off:]) for a in arrays]
-    outputs = [
-        np.zeros((*((batch,) if off else ()), *plugin.get_output_shape(i, shapes)), v.dtype.np)
-        for i, v in enumerate(node.outputs)
-    ]
-    if not node.meta.get("plugin_ready"):
-        _configure_static(plugin, node, [(a.shape, from_ir(v.dtype)) for a, v in zip(
-            arrays, node.present_inputs(), strict=True)],
-            [(a.shape, from_ir(v.dtype)) for a, v in zip(outputs, node.outputs, strict=True)])
-        plugin.initialize()
-        node.meta["plugin_ready"] = True
-    work = np.empty(max(int(plugin.get_workspace_size(batch) or 0), 1), np.uint8)
-    status = plugin.execute_async(batch, _addresses(arrays), _addresses(outputs),
-                                  _addresses([work])[0], 0)
-    if status:
-        raise RuntimeError(f"{node.describe()}: the plugin returned status {status}")
-    return outputs
+def _run_on_host(node: Node, arrays: list[Any]) -> list[Any]:
+    """Outputs of a plugin for arrays of the host."""
+    from .calls import Memory, call_of
 
-
-def _run_dynamic(plugin: Any, node: Node, arrays: list[Any]) -> list[Any]:
-    shapes, bounds = _output_shapes(plugin, node, arrays)
+    call = node.meta.get("plugin_call")
+    if call is None or call.plugin is not node.meta.get("plugin"):
+        call = node.meta["plugin_call"] = call_of(node)
+    inputs = [a.shape for a in arrays]
+    shapes, bounds = call.shapes(inputs, arrays)
     outputs = [np.zeros(b, v.dtype.np) for b, v in zip(bounds, node.outputs, strict=True)]
-    ins = [_desc(a.shape, from_ir(v.dtype))
-           for a, v in zip(arrays, node.present_inputs(), strict=True)]
-    outs = [_desc(b, from_ir(v.dtype)) for b, v in zip(bounds, node.outputs, strict=True)]
-    if is_v3(plugin):
-        build = capability(plugin, PluginCapabilityType.BUILD)
-        dynamic = [[_dynamic_desc(d.dims, d.type) for d in x] for x in (ins, outs)]
-        size = build.get_workspace_size(*dynamic)
-        worker = capability(plugin, PluginCapabilityType.RUNTIME)
-        if not node.meta.get("plugin_ready"):
-            worker = worker.attach_to_context(None) or worker
-        worker.on_shape_change(ins, outs)
-    else:
-        worker = plugin
-        if not node.meta.get("plugin_ready"):
-            plugin.configure_plugin([_dynamic_desc(d.dims, d.type) for d in ins],
-                                    [_dynamic_desc(d.dims, d.type) for d in outs])
-            plugin.initialize()
-        size = plugin.get_workspace_size(ins, outs)
-    node.meta["plugin_ready"] = True
-    work = np.empty(max(int(size or 0), 1), np.uint8)
-    count = node.meta.get("plugin_inputs", len(arrays))
-    worker.enqueue(ins[:count], outs, _addresses(arrays)[:count], _addresses(outputs),
-                   _addresses([work])[0], 0)
-    return _trimmed(node, shapes, outputs)
+    scratch: list[Any] = []
 
+    def workspace(nbytes: int) -> int:
+        scratch[:] = [np.empty(max(nbytes, 1), np.uint8)]
+        return _address(scratch[0])
 
-def _output_shapes(plugin: Any, node: Node, arrays: list[Any]) -> tuple[Any, Any]:
-    """Shapes of the outputs for these inputs, and the largest they can be."""
-    twin = Node(node.op, (), node.attrs, node.name)
-    twin.id, twin.meta = node.id, {k: v for k, v in node.meta.items() if k != "data_dims"}
-    for a, v in zip(arrays, node.present_inputs(), strict=True):
-        x = Value(v.name, v.dtype, a.shape)
-        if v.dtype.is_int and a.size <= 4096:
-            x.content = a.astype(object)
-        twin.inputs.append(x)
-    twin.meta["plugin"] = plugin
-    types = Runner().infer(twin)
-    uppers = dict(twin.meta.get("data_dims", {}))
-    env = {k: u for k, u in uppers.items() if u is not None}
-    shapes = [t.shape for t in types]
-    return shapes, [tuple(D.evaluate(D.substitute(d, env), {}) for d in s) for s in shapes]
-
-
-def _trimmed(node: Node, shapes: Any, outputs: list[Any]) -> list[Any]:
-    """Outputs cut to the sizes that size tensors say."""
-    sizes = node.meta.get("plugin_size_tensors", ())
-    if not sizes:
+    call.run(inputs, bounds, Memory(
+        [_address(a) for a in arrays], [_address(a) for a in outputs], ctypes.memmove, workspace,
+        time.perf_counter))
+    if not call.size_outputs:
         return outputs
-    env = {f"%{node.id}.{k}": int(outputs[k].reshape(-1)[0]) for k in sizes}
-    out = []
-    for shape, a in zip(shapes, outputs, strict=True):
-        actual = tuple(D.evaluate(d, env) for d in shape)
-        count = int(np.prod(actual))
-        out.append(a if actual == a.shape else a.reshape(-1)[:count].reshape(actual))
-    return out
+    actual = call.final(shapes, [int(outputs[k].reshape(-1)[0]) for k in call.size_outputs])
+    return [a if s == a.shape else a.reshape(-1)[:int(np.prod(s))].reshape(s)
+            for s, a in zip(actual, outputs, strict=True)]
 
 
 set_plugin_runner(Runner())

@@ -13,8 +13,9 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ class GpuBench(Bench):
             given.append(Zeros(whole.shape, whole.dtype) if out else np.ascontiguousarray(whole))
         outs = [self._keys[v] for v in self.region.outputs]
         consts = [k for v, k in self._keys.items() if v.const is not None]
-        self._process.ask("open", given, outs, consts, self.seconds)
+        with exclusive():
+            self._process.ask("open", given, outs, consts, self.seconds)
 
     def time(self, kernel: Kernel) -> float:
         launch = kernel.launch
@@ -98,8 +100,10 @@ class GpuBench(Bench):
         grid = grid_of([D.evaluate(d, self.env) for d in launch.grid])
         dims = [D.evaluate(d, self.env) for d in kernel.dims]
         shared = [D.evaluate(d, self.env) for d in (launch.workspace, launch.counters)]
+        blob = code.result()
         try:
-            return float(self._process.ask("time", code.result(), args, grid, dims, *shared))
+            with exclusive():
+                return float(self._process.ask("time", blob, args, grid, dims, *shared))
         except Broken as e:
             self._cuda.failed[symbol] = str(e)
             self._process.restart()
@@ -117,6 +121,23 @@ class GpuBench(Bench):
 
     def close(self) -> None:
         self._process.ask("close")
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Keeps other processes of this machine from timing on a GPU meanwhile."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    path = os.path.join(tempfile.gettempdir(), f"tactician-timing-{user}.lock")
+    try:
+        import fcntl
+
+        file = open(path, "w")  # noqa: SIM115 (closed below)
+    except (ImportError, OSError):
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Local:

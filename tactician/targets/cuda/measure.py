@@ -24,7 +24,7 @@ from ...tactics.tuner import UNWRITTEN
 from .code import Code
 from .driver import Array, Call, Driver, Loaded, OutOfMemoryError, scratch_needs
 
-_SAMPLE = 4 << 20  # bytes from either end of a result that are compared
+_SAMPLE = 1 << 20  # bytes from either end of a result that are compared
 _GRAPH_SECONDS = 3e-4  # of launches in one graph
 _MOST_LAUNCHES = 48
 _MOST_COPIES = 24

@@ -52,6 +52,9 @@ class IBuilderConfig:
         max_num_tactics: Most kernels timed per region; -1 leaves it to the builder.
         default_device_type: Where layers run; `DeviceType.GPU` where one can be used (or
             ``TACTICIAN_DEVICE`` says so), else `DeviceType.CPU`.
+        num_threads: Threads that kernels are tuned for and engines use; 0: the builder's
+            `max_threads`, or else the physical cores that the process may use (affinity and control
+            group counted). Not in TensorRT.
         int8_calibrator: `IInt8Calibrator` or None.
         algorithm_selector: `IAlgorithmSelector` or None.
         progress_monitor: `IProgressMonitor` or None.
@@ -75,6 +78,7 @@ class IBuilderConfig:
     tiling_optimization_level: TilingOptimizationLevel
     l2_limit_for_tiling: int
     max_aux_streams: int
+    num_threads: int
     profile_stream: int
     DLA_core: int
     plugins_to_serialize: list[str]
@@ -112,6 +116,7 @@ class IBuilderConfig:
         self.tiling_optimization_level = TilingOptimizationLevel.NONE
         self.l2_limit_for_tiling = -1
         self.max_aux_streams = -1
+        self.num_threads = 0
         self.profile_stream = 0
         self.DLA_core = -1
         self.plugins_to_serialize = []
@@ -313,6 +318,8 @@ class IBuilderConfig:
             "progress": self.progress_monitor,
             "calibrator": self.int8_calibrator,
         }  # fmt: skip
+        if self.num_threads:
+            more["threads"] = self.num_threads
         return BuildSettings(**(values | more))
 
     def _refit(self) -> str:

@@ -30,10 +30,18 @@ class ISerializationConfig:
 
 
 class IRuntimeConfig:
-    """How `ICudaEngine.create_execution_context` makes contexts."""
+    """How `ICudaEngine.create_execution_context` makes contexts.
+
+    Attributes:
+        num_threads: Threads that runs of the context use; 0: as many as the engine. Not in
+            TensorRT.
+    """
+
+    num_threads: int
 
     def __init__(self) -> None:
         self._strategy = ExecutionContextAllocationStrategy.STATIC
+        self.num_threads = 0
 
     def set_execution_context_allocation_strategy(
         self,

@@ -61,9 +61,12 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             == ExecutionContextAllocationStrategy.USER_MANAGED
         )
         engine._contexts.add(self)
+        self._threads = 0
         self._init_options()
         self._weigh()
         self._reset_shapes()
+        if config.num_threads:
+            self.num_threads = config.num_threads
 
     def _take_tensors(self) -> None:
         self._inputs = [t for t in self._engine._io if t.is_input]
@@ -327,7 +330,8 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
                 self._fit_arena(layout.arena)
                 key = (*key[:-1], self._arena_at)
                 found = self._core.schedule(
-                    layout, self._arena_at, self._arena, watched, weakly(self._show_debug)
+                    layout, self._arena_at, self._arena, watched, weakly(self._show_debug),
+                    self.num_threads,
                 )
                 self._schedules[key] = found
                 while len(self._schedules) > _SCHEDULES:

@@ -10,7 +10,7 @@ import numpy as np
 from ..memory.arena import alignment_for
 from ..network.enums import TensorLocation, from_ir
 from ..network.enums_build import ProfilingVerbosity
-from ..network.values import Dims
+from ..network.values import Dims, as_int
 from ..support.errors import ExecutionError, UsageError
 from .buffers import Array
 from .streams import event_of, stream_of
@@ -53,6 +53,8 @@ class ContextOptions:
     _checked: Any
     _user_memory: Any
     _schedules: Any
+    _running: Any
+    _threads: int
 
     def _init_options(self) -> None:
         self.name = ""
@@ -78,6 +80,31 @@ class ContextOptions:
         self._slow = bool(
             self._profiler is not None or self._allocators or self._core.info.value_inputs
         )
+
+    # --- threads --------------------------------------------------------------------------
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that runs of this context use, the caller's included; setting it to 0 goes back
+        to the engine's number. All contexts share one pool, so more contexts never mean more
+        threads. Not in TensorRT.
+
+        Raises:
+            UsageError: If it is negative.
+        """
+        return int(self._threads or self._core.threads)
+
+    @num_threads.setter
+    def num_threads(self, count: int) -> None:
+        count = as_int(count)
+        if count < 0:
+            raise UsageError(f"num_threads is {count}; give the number of threads, or 0")
+        if self._core.gpu is not None and count:
+            self._warn("num_threads has no effect: the engine runs on a GPU")
+        with self._running:
+            self._threads = count
+            self._schedules.clear()
+            self._invalidate()
 
     # --- profiling ------------------------------------------------------------------------
 

@@ -85,13 +85,14 @@ class EngineCore:
         )
 
     def schedule(
-        self, layout: Layout, arena: int, keep: Any, watched: Sequence[int], watch: Any
+        self, layout: Layout, arena: int, keep: Any, watched: Sequence[int], watch: Any,
+        threads: int = 0,
     ) -> Schedule:
         """A context's tables for a layout; see `Schedule`."""
         if self.gpu is None:
             from .schedule import Schedule
 
-            return Schedule(self, layout, arena, keep, watched, watch)
+            return Schedule(self, layout, arena, keep, watched, watch, threads)
         from .gpu_schedule import GpuSchedule
 
         return GpuSchedule(self, layout, arena, keep, watched, watch)

@@ -52,13 +52,15 @@ class Schedule:
         arena: Address of ``layout.arena`` bytes, 64-byte aligned (0 if none are needed).
         keep: Kept alive with the schedule (the arena's owner).
         watched: Tensors to show to ``watch`` as soon as they are computed.
+        threads: Threads that runs use; 0: as many as the engine.
     """
 
     def __init__(
         self, core: EngineCore, layout: Layout, arena: int, keep: Any = None,
-        watched: Sequence[int] = (), watch: Watch | None = None,
+        watched: Sequence[int] = (), watch: Watch | None = None, threads: int = 0,
     ):
         self.core, self.layout, self._keep = core, layout, keep
+        self.threads = threads or core.threads
         self._program = core.program
         self._info = core.info
         self._watch = watch
@@ -276,14 +278,14 @@ class Schedule:
         if self._callback is None and any(r[0] == _CALLBACK for r in self._table.tolist()):
             self._callback = Callback(weakly(self._enter))
         return self.core.pool.prepare(
-            self._table, self._callback, self.core.threads, self.ticks if timed else None,
+            self._table, self._callback, self.threads, self.ticks if timed else None,
             self._scratch.ctypes.data if self._scratch_stride else 0, self._scratch_stride,
         )
 
     def _grow_scratch(self, stride: int) -> bool:
         if stride <= self._scratch_stride:
             return False
-        self._scratch = aligned_block(stride * max(self.core.threads, 1))
+        self._scratch = aligned_block(stride * self.threads)
         self._scratch_stride = stride
         return True
 

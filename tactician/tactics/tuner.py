@@ -49,6 +49,7 @@ class Device:
         fingerprint: Names what code depends on; a plan runs only where it matches.
         precisions: Names of the narrow types (``f16``, ``bf16``, ``i8``, …) that its kernels
             compute in faster than in f32.
+        conditions: What times depend on beside the fingerprint; part of the timing cache's keys.
         can_time: Whether it can run kernels; without, choices come from the timing cache or the
             cost models.
         cross_checks: Whether candidates are compared with each other where numpy would take too
@@ -58,6 +59,7 @@ class Device:
     target: str
     fingerprint: str
     precisions: frozenset[str] = frozenset()
+    conditions = ""
     can_time = True
     cross_checks = False
 
@@ -320,7 +322,8 @@ class Tuner:
         used = {s for v in (*region.inputs, *region.outputs) for d in v.dims
                 for s in D.symbols(d)}
         sizes = ",".join(f"{s}={self.settings.env.get(s, 0)}" for s in sorted(used))
-        return f"{self.device.target}/{self.device.fingerprint}/{digest(text + sizes)}"
+        place = f"{self.device.target}/{self.device.fingerprint}{self.device.conditions}"
+        return f"{place}/{digest(text + sizes)}"
 
     def _cached(
         self, key: str, options: list[tuple[Tactic, Hashable]]

@@ -41,6 +41,7 @@ class CpuDevice(Device):
             self.precisions = frozenset({"i8", "bf16"})
         self.fingerprint = self.isa.fingerprint
         self.threads = threads or physical_cores()
+        self.conditions = f" on {self.threads}"
         self.toolchain: Toolchain = toolchain(self.isa)
         self._linked: dict[str, tuple[LinkedCode, int]] = {}
         self._compiling: dict[str, Future[bytes]] = {}

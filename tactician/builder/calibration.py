@@ -209,7 +209,7 @@ def calibrate(
     cache = _ask(calibrator, "read_calibration_cache")
     if cache is not None and len(cache):
         try:
-            ranges = read_cache(cache)
+            ranges = read_cache(bytes(cache))
         except ValueError as e:
             log.warning(f"the calibration cache is not used: {e}", settings.logger)
         else:
@@ -222,7 +222,7 @@ def calibrate(
     histograms = _collect(graph, names, settings, runner, batch)
     ranges = {n: threshold(h, algorithm) for n, h in histograms.items()}
     try:
-        calibrator.write_calibration_cache(write_cache(ranges, algorithm))
+        calibrator.write_calibration_cache(memoryview(write_cache(ranges, algorithm)))
     except Exception as e:
         raise BuildError(f"calibrator.write_calibration_cache failed: {e!r}") from e
     return _annotate(graph, ranges)

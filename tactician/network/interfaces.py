@@ -281,7 +281,7 @@ class IInt8Calibrator:
         """A cache that `write_calibration_cache` kept, or None."""
         return None
 
-    def write_calibration_cache(self, cache: bytes) -> None:
+    def write_calibration_cache(self, cache: memoryview) -> None:
         """Keeps a cache, so that the next build needs no batches."""
         return None
 

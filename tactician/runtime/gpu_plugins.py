@@ -94,7 +94,7 @@ class DevicePlugins:
                 shapes: Sequence[Any], places: Sequence[int]) -> None:
         """Reads the sizes that the plugin found, and gives its outputs these."""
         s = self._schedule
-        if not isinstance(call, PluginCall) or not call.size_outputs:
+        if not call.size_outputs:
             raise TacticianError("it declared no size tensor for its outputs")
         sizes = [int(s.driver.get(places[k], (), node.outputs[k].dtype.np, s.stream))
                  for k in call.size_outputs]

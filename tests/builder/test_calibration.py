@@ -33,7 +33,7 @@ def calibrator(batches, base=trt.IInt8EntropyCalibrator2, cache=None):
             return self.cache
 
         def write_calibration_cache(self, cache):
-            self.cache = bytes(cache)
+            self.cache = cache.tobytes()  # a memoryview, as TensorRT gives
 
     return Calibrator()
 

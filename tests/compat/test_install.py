@@ -33,7 +33,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 NAMES = ["tensorrt", "tensorrt.tensorrt", "tensorrt.plugin", "tensorrt.plugin._lib",
          "tensorrt_bindings", "tensorrt_bindings.tensorrt", "pycuda.driver", "pycuda.autoinit",
          "pycuda.tools", "pycuda.gpuarray", "cuda.bindings.runtime", "cuda.bindings.driver",
-         "cuda.cudart", "cuda.cuda", "uff", "graphsurgeon"]
+         "cuda.cudart", "cuda.cuda", "cuda.bindings.nvrtc", "cuda.nvrtc", "uff", "graphsurgeon"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -192,3 +192,11 @@ def test_type_of_shapes(monkeypatch: pytest.MonkeyPatch, version: str, kind: str
     net = trt.INetworkDefinition(1, trt.Logger(trt.Logger.ERROR))
     x = net.add_input("x", trt.float32, (-1, 3))
     assert net.add_shape(x).get_output(0).dtype.name == kind
+
+
+def test_the_run_time_compiler_refuses(installed: None) -> None:
+    nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+    error, program = nvrtc.nvrtcCreateProgram(b"__global__ void f() {}", b"f.cu", 0, [], [])
+    assert error == nvrtc.nvrtcResult.NVRTC_ERROR_PROGRAM_CREATION_FAILURE and program is None
+    assert nvrtc.nvrtcGetErrorString(error)[1] == b"NVRTC_ERROR_PROGRAM_CREATION_FAILURE"
+    assert nvrtc.nvrtcVersion()[1:] == (12, 8)

@@ -36,7 +36,7 @@ class Memory:
 
     inputs: Sequence[int]
     outputs: Sequence[int]
-    copy: Callable[[int, int, int], None]
+    copy: Callable[[int, int, int], Any]
     workspace: Callable[[int], int]
     clock: Callable[[], float]
     device: Any = None
@@ -207,6 +207,10 @@ class StaticCall:
         out: list[Shape] = [(*lead, *map(int, self.plugin.get_output_shape(i, given)))
                             for i in range(len(self.node.outputs))]
         return list(out), out
+
+    def final(self, shapes: Sequence[Any], sizes: Sequence[int]) -> list[Shape]:
+        """The shapes themselves."""
+        return list(shapes)
 
     def run(self, inputs: Sequence[Shape], outputs: Sequence[Shape], memory: Memory) -> None:
         """Queues the plugin's work for tensors of these shapes.

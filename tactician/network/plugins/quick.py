@@ -251,7 +251,7 @@ class QuickPlugin(IPluginV3, IPluginV3QuickCore, IPluginV3QuickBuild, IPluginV3Q
         return PluginFieldCollection([
             *[PluginField(k, v if isinstance(v, str) else np.asarray(v))
               for k, v in self.attributes.items()],
-            *([PluginField(AOT, np.int32([1]))] if self.aot else [])])
+            *([PluginField(AOT, np.array([1], np.int32))] if self.aot else [])])
 
     def enqueue(self, input_desc: Sequence[PluginTensorDesc],
                 output_desc: Sequence[PluginTensorDesc], inputs: Sequence[int],

@@ -293,11 +293,15 @@ def _address(a: Any) -> int:
     return int(a.__array_interface__["data"][0])
 
 
+def _copy(to: int, source: int, nbytes: int) -> None:
+    ctypes.memmove(to, source, nbytes)
+
+
 def _run_on_host(node: Node, arrays: list[Any]) -> list[Any]:
     """Outputs of a plugin for arrays of the host."""
     from .calls import Memory, call_of
 
-    call = node.meta.get("plugin_call")
+    call: Any = node.meta.get("plugin_call")
     if call is None or call.plugin is not node.meta.get("plugin"):
         call = node.meta["plugin_call"] = call_of(node)
     inputs = [a.shape for a in arrays]
@@ -310,7 +314,7 @@ def _run_on_host(node: Node, arrays: list[Any]) -> list[Any]:
         return _address(scratch[0])
 
     call.run(inputs, bounds, Memory(
-        [_address(a) for a in arrays], [_address(a) for a in outputs], ctypes.memmove, workspace,
+        [_address(a) for a in arrays], [_address(a) for a in outputs], _copy, workspace,
         time.perf_counter))
     if not call.size_outputs:
         return outputs

@@ -1,0 +1,4 @@
+"""``import cuda.nvrtc``: see `tactician.compat.nvrtc`."""
+
+from tactician.compat.nvrtc import *  # noqa: F403
+from tactician.compat.nvrtc import __all__ as __all__

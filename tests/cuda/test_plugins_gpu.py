@@ -320,7 +320,7 @@ def test_failures_name_the_layer(driver, monkeypatch):
         return layer
 
     engine = build(make)
-    with pytest.raises(ExecutionError, match="the broken one.*out of order"):
+    with pytest.raises(ExecutionError, match=r"the broken one.*out of order"):
         go(engine, driver, X)
 
 

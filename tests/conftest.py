@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["api_usage"]  # notes which members of the API tests use
+
 os.environ.setdefault("TACTICIAN_CHECK", "1")  # passes keep their contracts
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # peers don't fight over cores with other workers
 

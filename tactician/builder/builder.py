@@ -8,13 +8,19 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
-from ..network.enums import DeviceType, NetworkDefinitionCreationFlag, TensorLocation
-from ..network.enums_build import BuilderFlag, ErrorCodeTRT
+from ..network.enums import (
+    DeviceType,
+    LayerType,
+    NetworkDefinitionCreationFlag,
+    TensorLocation,
+)
+from ..network.enums_build import BuilderFlag, ErrorCodeTRT, MemoryPoolType, PreviewFeature
 from ..network.network import INetworkDefinition
 from ..network.values import IHostMemory
 from ..plan.check import check_program
 from ..plan.format import write_plan
 from ..plan.program import Program
+from ..plan.strip import without_weights
 from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
@@ -29,7 +35,7 @@ from .rebuild import UsedTimings, keep_network
 from .settings import BuildSettings
 from .target import why_no_gpu
 
-# Flags that the CPU target can't honour, with what happens instead.
+# Flags that can't be honoured, with what happens instead.
 _UNHONOURED = {
     BuilderFlag.GPU_FALLBACK: "there is no DLA to fall back from",
     BuilderFlag.SPARSE_WEIGHTS: "kernels don't use structured sparsity",
@@ -39,10 +45,8 @@ _UNHONOURED = {
     BuilderFlag.DISABLE_COMPILATION_CACHE: "code is compiled once per build anyhow",
     BuilderFlag.WEIGHT_STREAMING: "weights lie in host memory, where kernels read them",
     BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
-    BuilderFlag.REJECT_EMPTY_ALGORITHMS: "there is no algorithm selection",
-    BuilderFlag.STRICT_NANS: "kernels are chosen without regard to it; Winograd convolutions may "
-    "spread a NaN or infinity over a tile",
-    BuilderFlag.STRIP_PLAN: "the plan holds its weights",
+    BuilderFlag.DISTRIBUTIVE_INDEPENDENCE: "kernels are chosen without regard to it",
+    BuilderFlag.ENABLE_TACTIC_HEURISTIC: "builder_optimization_level says how much is timed",
     BuilderFlag.DEBUG: "values are not checked after each step; mark tensors with mark_debug",
 }
 _ONE_CPU = "there is one device, the CPU"
@@ -60,6 +64,18 @@ _UNUSED = {  # settings that are kept and change nothing
     "plugins_to_serialize": "plans keep the state of their plugins, not their code",
     "remote_auto_tuning_config": "kernels are timed on this machine",
     "build_route": "there is one way to build",
+}
+_NO_DLA = "there is no DLA"
+_OWN_LIMITS = "kernels keep to what the device has"
+_UNUSED_POOLS = {
+    MemoryPoolType.DLA_MANAGED_SRAM: _NO_DLA, MemoryPoolType.DLA_LOCAL_DRAM: _NO_DLA,
+    MemoryPoolType.DLA_GLOBAL_DRAM: _NO_DLA, MemoryPoolType.TACTIC_DRAM: _OWN_LIMITS,
+    MemoryPoolType.TACTIC_SHARED_MEMORY: _OWN_LIMITS,
+}  # fmt: skip
+_UNUSED_FEATURES = {
+    PreviewFeature.MULTIDEVICE_RUNTIME_10_16: "engines run on one device",
+    PreviewFeature.FASTER_DYNAMIC_SHAPES_0805: "all shapes are built alike",
+    PreviewFeature.DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805: "use set_tactic_sources",
 }
 _SHOWN = 10
 
@@ -269,8 +285,10 @@ class Builder(LegacyBuilder):
             v.name: "host" for v in (*graph.inputs, *graph.outputs)
             if v.meta.get("location") == host
         }
+        program.settings["aliases"] = _aliases(network)
         program.settings["debug_tensors"] = tuple(debug)
         program.settings["workspace"] = settings.workspace
+        program.settings["unfused_debug"] = network._unfused_debug
         if program.target == "cpu":
             equip(program)
         graph.outputs = graph.outputs[: len(graph.outputs) - len(added)]
@@ -279,7 +297,16 @@ class Builder(LegacyBuilder):
             only = settings.refit == "individual"
             marked = frozenset(network._refittable) if only else None
             keep_network(program, graph, settings, timings, marked)
+        if settings.strip_weights:
+            program = self._strip(program)
         return program, report
+
+    def _strip(self, program: Program) -> Program:
+        if not program.weights:
+            log.warning("STRIP_PLAN has no effect: the network has no weights that could be given "
+                        "again", self._logger)
+            return program
+        return without_weights(program)
 
     def _batch_of(self, network: INetworkDefinition) -> int:
         return self.max_batch_size if network.has_implicit_batch_dimension else 0
@@ -310,9 +337,16 @@ class Builder(LegacyBuilder):
                 "set_device_type has no effect: all layers run on config.default_device_type",
                 self._logger,
             )
-        if config.algorithm_selector is not None:
-            log.warning("the algorithm selector is not asked: the builder chooses by time; edit "
-                        "the timing cache to choose otherwise", self._logger)
+        for pool, reason in _UNUSED_POOLS.items():
+            if config.get_memory_pool_limit(pool) != defaults.get_memory_pool_limit(pool):
+                log.warning(f"set_memory_pool_limit({pool}) has no effect: {reason}", self._logger)
+        for feature, reason in _UNUSED_FEATURES.items():
+            if config.get_preview_feature(feature):
+                log.warning(f"{feature} has no effect: {reason}", self._logger)
+        for i, profile in enumerate(config._profiles):
+            if profile.extra_memory_target != 1.0:
+                log.warning(f"extra_memory_target of profile {i} has no effect: contexts take the "
+                            "memory that their shapes need", self._logger)
 
     def _tell(self, program: Program, report: Any, seconds: float) -> None:
         """The log's summary of a build; layers without native code are named."""
@@ -360,6 +394,18 @@ class Progress:
         """Finishes phases that an error or a stop left open."""
         for phase in list(self._open):
             self._finish(phase)
+
+
+def _aliases(network: INetworkDefinition) -> dict[str, str]:
+    """Outputs that are updated caches, with the inputs that hold these."""
+    graph, out = network.graph, {}
+    for layer in network._layers:
+        if layer.type == LayerType.KV_CACHE_UPDATE and layer._outputs:
+            cache, updated = layer._inputs[0], layer._outputs[0]
+            if any(cache is v for v in graph.inputs) and any(updated is v for v in graph.outputs):
+                assert cache is not None
+                out[updated.name] = cache.name
+    return out
 
 
 def _isa() -> Any:

@@ -26,6 +26,7 @@ from ..support.errors import BuildError, RefusedError
 from ..tactics.kernel import Kernel
 from ..tactics.tactic import tactics_for
 from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
+from .algorithms import Selection
 from .control import emit_assertion, emit_control, why_not_native
 from .debug import graph_dumper, show_program, show_source
 from .precision import apply_precisions, apply_ranges
@@ -96,8 +97,7 @@ def compile_network(
     apply_precisions(graph, settings, device, report.trace, dump, takes)
     verify(graph)
     _tell(progress, "Optimizing the graph", 1, 1)
-    if settings.timing_cache is None:
-        settings = replace(settings, timing_cache={})  # equal regions are measured once
+    settings = _with_cache(settings)
     row_major: set[Node] = set()
     given_up: set[str] = set()
     while True:
@@ -107,8 +107,10 @@ def compile_network(
             fusion = lay_out(graph, fusion, device, row_major)
         report.regions, report.reference = len(fusion.regions), []
         try:
+            selection = _selection(graph, settings)
             _Compiler(
-                graph, fusion, program, device, settings, report, progress, row_major, given_up
+                graph, fusion, program, device, settings, report, progress, row_major, given_up,
+                selection,
             ).run()
             break
         except _NotChannelsLast as e:
@@ -122,9 +124,23 @@ def compile_network(
             _leave_whole(graph)
         except _CodeFailed as e:
             log.verbose(f"other kernels are chosen: {e}", settings.logger)
-    _complete(program, settings, device)
+    _complete(program, settings, device, selection)
     show_program(program, time.perf_counter() - began)
     return program, report
+
+
+def _with_cache(settings: BuildSettings) -> BuildSettings:
+    """With a cache for this build at least: equal regions are measured once."""
+    return settings if settings.timing_cache is not None else replace(settings, timing_cache={})
+
+
+def _selection(graph: Graph, settings: BuildSettings) -> Selection | None:
+    if settings.algorithm_selector is None:
+        return None
+    profile = settings.profiles[0] if settings.profiles else None
+    return Selection(
+        settings.algorithm_selector, settings.reject_empty_algorithms, graph.symbols, profile
+    )
 
 
 def _leave_whole(graph: Graph) -> None:
@@ -134,8 +150,12 @@ def _leave_whole(graph: Graph) -> None:
             node.meta["whole"] = True
 
 
-def _complete(program: Program, settings: BuildSettings, device: Any) -> None:
-    """Notes what the program was built for."""
+def _complete(
+    program: Program, settings: BuildSettings, device: Any, selection: Selection | None
+) -> None:
+    """Notes what the program was built for, and tells the selector what it has."""
+    if selection is not None:
+        selection.report()
     program.profiles = [Profile(dict(p.shapes), dict(p.values)) for p in settings.profiles] or [
         Profile({})
     ]
@@ -212,7 +232,7 @@ class _Compiler:
     def __init__(
         self, graph: Graph, fusion: Fusion, program: Program, device: Any,
         settings: BuildSettings, report: BuildReport, progress: Progress | None,
-        row_major: set[Node], given_up: set[str],
+        row_major: set[Node], given_up: set[str], selection: Selection | None,
     ):
         self.fusion = fusion
         self.row_major = row_major
@@ -232,8 +252,12 @@ class _Compiler:
                 most=settings.max_num_tactics,
                 error_on_miss=settings.error_on_cache_miss,
                 env=tuning_sizes(graph, settings),
+                workspace=settings.workspace,
+                exact=settings.strict_nans,
+                select=None if selection is None else selection.select,
             ),
         )
+        self.selection = selection
         self.code: dict[str, Future[bytes]] = {}
         self.given_up = given_up
 
@@ -323,6 +347,8 @@ class _Compiler:
         if choice.kernel is not None:
             symbol = self.add_code(choice.kernel)
             show_source(region.name, choice.kernel)
+            if self.selection is not None:
+                self.selection.took(region, choice.tactic, choice.candidate)
             info = {**_layer_info(region), **choice.info}
             self.scheduler.kernel(region, choice.kernel, symbol, info)
         elif (
@@ -362,7 +388,13 @@ class _Compiler:
 
     def _choose(self, region: Region) -> Choice:
         try:
-            return self.tuner.choose(region)
+            choice = self.tuner.choose(region)
+            if self.settings.editable_cache and "times_us" in choice.info:
+                log.verbose(
+                    f"layer {region.name!r}: timing cache key {self.tuner.key(region)}, "
+                    f"chosen {choice.tactic}({choice.candidate})", self.settings.logger
+                )
+            return choice
         except CacheMiss as e:
             raise BuildError(f"{e} (ERROR_ON_TIMING_CACHE_MISS is set)") from None
 
@@ -482,7 +514,9 @@ def _check(graph: Graph) -> None:
 def _layer_info(region: Region) -> dict[str, Any]:
     layers = [x for n in region.nodes for x in n.meta.get("layers", (n.name or n.op,))]
     sources = [n.source for n in region.nodes if n.source]
-    return {
+    metadata = dict.fromkeys(n.meta["metadata"] for n in region.nodes if n.meta.get("metadata"))
+    more = {"Metadata": ", ".join(metadata)} if metadata else {}
+    return more | {
         "layers": list(dict.fromkeys(layers)),
         "ops": [n.op for n in region.nodes],
         "sources": list(dict.fromkeys(sources)),
@@ -499,6 +533,7 @@ def _reported(settings: BuildSettings) -> dict[str, Any]:
         "version_compatible": settings.version_compatible,
         "hardware_compatible": settings.hardware_compatible,
         "verbosity": settings.verbosity,
+        "hardware_level": settings.hardware_level,
         "max_batch_size": settings.max_batch_size,
         "tactic_sources": None if settings.tactic_sources is None
         else sorted(settings.tactic_sources),

@@ -43,7 +43,7 @@ _PRECISIONS = {
 class IBuilderConfig:
     """Settings of a build. Made by `Builder.create_builder_config`.
 
-    What the CPU target can't honour is accepted, so that programs run, and `Builder` logs it.
+    What can't be honoured is accepted, so that programs run, and `Builder` logs it.
 
     Attributes:
         flags: Bits of `BuilderFlag`.
@@ -155,7 +155,8 @@ class IBuilderConfig:
         return bool(self.quantization_flags >> int(flag) & 1)
 
     def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None:
-        """Switches a preview feature; none concerns the CPU target."""
+        """Switches a preview feature. Plugins may always alias inputs, profiles share inputs, and
+        memory follows shapes, whether these are on or not; the builder logs what has no effect."""
         (self._preview.add if enable else self._preview.discard)(PreviewFeature(feature))
 
     def get_preview_feature(self, feature: PreviewFeature) -> bool:
@@ -315,8 +316,12 @@ class IBuilderConfig:
                 ProfilingVerbosity.NONE: "none", ProfilingVerbosity.DETAILED: "detailed",
             }.get(self.profiling_verbosity, "names"),
             "debug": on(BuilderFlag.DEBUG),
+            "editable_cache": on(BuilderFlag.EDITABLE_TIMING_CACHE),
             "progress": self.progress_monitor,
             "calibrator": self.int8_calibrator,
+            "algorithm_selector": self.algorithm_selector,
+            "reject_empty_algorithms": on(BuilderFlag.REJECT_EMPTY_ALGORITHMS),
+            "hardware_level": self.hardware_compatibility_level.name,
         }  # fmt: skip
         if self.num_threads:
             more["threads"] = self.num_threads

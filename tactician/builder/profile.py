@@ -17,7 +17,8 @@ class IOptimizationProfile:
     `Builder.create_optimization_profile`.
 
     Attributes:
-        extra_memory_target: Kept and without effect: memory is taken as shapes need it.
+        extra_memory_target: Without effect, which the builder logs: contexts take the memory
+            that their shapes need.
     """
 
     extra_memory_target: float

@@ -15,6 +15,8 @@ import numpy as np
 
 from ..ir.graph import Graph, Value
 from ..plan.program import Program
+from ..plan.strip import stripped, weights_name
+from ..support.errors import BuildError
 from ..targets.cpu.native import equip
 from .compile import compile_network
 from .debug_tensors import expose, hide
@@ -25,11 +27,11 @@ Array = np.ndarray[Any, Any]
 # Build settings that a later build of the same network repeats.
 _KEPT = (
     "tf32", "strongly_typed", "precision_constraints", "optimization_level", "max_num_tactics",
-    "workspace", "threads", "refit", "version_compatible", "hardware_compatible", "strict_nans",
-    "verbosity", "max_batch_size",
+    "workspace", "threads", "refit", "version_compatible", "hardware_compatible", "hardware_level",
+    "strict_nans", "verbosity", "max_batch_size",
 )  # fmt: skip
 # Settings of a program that its compiler doesn't set.
-_CARRIED = ("locations", "debug_tensors", "workspace")
+_CARRIED = ("locations", "aliases", "debug_tensors", "workspace", "unfused_debug")
 
 
 class UsedTimings(MutableMapping[str, Any]):
@@ -84,13 +86,29 @@ def refittable(graph: Graph) -> dict[str, Refittable]:
         for v in node.present_inputs():
             if v.const is None or not (v.dtype.is_float or v.dtype.bits <= 8):
                 continue
-            name = str(v.meta.get("weights_name") or v.name)
+            name = weights_name(v)
             if seen.setdefault(name, v) is not v:
                 out.pop(name, None)  # two constants of one name: neither can be meant
                 continue
             role = str(v.meta.get("weights_role", "any"))
-            out.setdefault(name, Refittable(v, node.name, role))
+            out.setdefault(name, Refittable(v, v.meta.get("weights_layer", node.name), role))
     return out
+
+
+def plain_constants(graph: Graph) -> None:
+    """Turns ``constant`` nodes into constant values, as other weights are; outputs stay."""
+    for node in list(graph.nodes):
+        kept = node.op == "constant" and (
+            node.output.meta.get("debug") or any(o is node.output for o in graph.outputs))
+        if node.op != "constant" or kept:
+            continue
+        given = node.meta.get("weights_name")
+        v = graph.constant(np.asarray(node.attrs.value), str(given or f"{node.name}.weights"))
+        v.meta.update(weights_role="weights", weights_layer=node.name)
+        if given:
+            v.meta["weights_name"] = given
+        graph.replace_uses(node.output, v)
+        graph.remove(node)
 
 
 def keep_network(
@@ -104,6 +122,7 @@ def keep_network(
         timings: The timing cache of that build.
         marked: Names of weights that may be replaced; None: all.
     """
+    plain_constants(graph)
     program.network = graph
     program.settings["rebuild"] = {
         **{name: getattr(settings, name) for name in _KEPT},
@@ -115,8 +134,18 @@ def keep_network(
     if settings.refit != "none":
         program.weights = {
             name: (w.layer, w.role) for name, w in refittable(graph).items()
-            if marked is None or name in marked
+            if (name in marked if marked is not None else is_finite(w.value))
         }
+
+
+def is_finite(v: Value) -> bool:
+    """Whether weights have only finite numbers. Constants with infinities (masks) are what the
+    network is, and nobody would give them anew."""
+    array = v.const
+    assert array is not None
+    return not v.dtype.is_float or v.dtype.bits < 16 or bool(
+        np.isfinite(array if v.dtype.bits > 16 else array.astype(np.float32)).all()
+    )
 
 
 def rebuild(
@@ -130,9 +159,14 @@ def rebuild(
         threads: Threads to use; None: as before.
 
     Raises:
-        BuildError: If the network can't be built here.
+        BuildError: If the network can't be built here, or weights are missing.
     """
     assert program.network is not None
+    missing = stripped(program).keys() - (weights or {}).keys()
+    if missing:
+        raise BuildError(
+            f"the plan holds no weights; give all of them: {', '.join(sorted(missing))} are missing"
+        )
     graph, twin = program.network.clone()
     named = refittable(program.network)
     for name, array in (weights or {}).items():

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..network.enums import TensorLocation, WeightsRole, from_ir
 from ..network.values import Weights, weights_array
+from ..plan.strip import stripped
 from ..runtime.engine import ICudaEngine
 from ..runtime.report import Reporter
 from ..runtime.streams import stream_of
@@ -81,11 +82,14 @@ class Refitter(Reporter):
         return [w.layer for w in known], [_ROLES.get(w.role, WeightsRole.ANY) for w in known]
 
     def get_missing_weights(self) -> list[str]:
-        """[]: any subset of the weights may be replaced."""
-        return []
+        """Names of weights that must still be set: those that a stripped plan lacks. Of other
+        engines any subset of the weights may be replaced."""
+        return [n for n in stripped(self._engine._program) if n not in self._new]
 
     def get_missing(self) -> tuple[list[str], list[WeightsRole]]:
-        return [], []
+        """Layer and role of the weights that must still be set."""
+        known = [self._known[n] for n in self.get_missing_weights()]
+        return [w.layer for w in known], [_ROLES.get(w.role, WeightsRole.ANY) for w in known]
 
     def get_weights_prototype(self, weights_name: str) -> Weights:
         """Type and count that new weights must have, as zeros; empty for unknown names."""

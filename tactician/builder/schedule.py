@@ -291,7 +291,7 @@ class Scheduler:
         for v, out in self.copies:
             self.copy(self.tensor(v), out, f"output {v.name}")
         self.program.checks = collect_checks(self.graph)
-        canonical_symbols(self.program)
+        bounds = data_bounds(self.graph, canonical_symbols(self.program))
         sizes = [d for t in self.program.tensors for d in (*t.shape, *t.content, t.offset)]
         sizes += [
             d for s in self.program.steps for d in (*s.dims, *s.grid, s.work, s.scratch, s.counters)
@@ -301,8 +301,12 @@ class Scheduler:
             c for c in self.program.checks if (D.symbols(c.a) | D.symbols(c.b)) <= set(used)
         ]
         self.program.symbols = {
-            n: symbols.get(n, SymbolInfo(n, "data", "", 0)) for n in sorted(used)
+            n: symbols.get(n) or SymbolInfo(n, "data", "", 0, upper=bounds.get(n))
+            for n in sorted(used)
         }
+        for info in self.program.symbols.values():
+            if info.upper is not None and not D.symbols(info.upper) <= set(used):
+                info.upper = None
         plan_static(self.program)
 
 
@@ -327,9 +331,29 @@ def collect_checks(graph: Graph) -> list[Check]:
     return list(found.values())
 
 
-def canonical_symbols(program: Program) -> None:
+def data_bounds(graph: Graph, names: Mapping[str, D.DimLike]) -> dict[str, D.DimLike]:
+    """Largest values of sizes that depend on data, where ops know them.
+
+    Args:
+        names: From `canonical_symbols`.
+    """
+    out: dict[str, D.DimLike] = {}
+    for node in graph.nodes:
+        for old, upper in node.meta.get("data_dims", {}).items():
+            if upper is not None and old in names:
+                out[str(names[old])] = D.substitute(upper, names)
+        for body in node.subgraphs:
+            out |= data_bounds(body, names)
+    return out
+
+
+def canonical_symbols(program: Program) -> dict[str, D.DimLike]:
     """Renames data-dependent symbols by order of appearance, so that equal networks give equal
-    plans whatever was built before in the process."""
+    plans whatever was built before in the process.
+
+    Returns:
+        The new symbols by old names.
+    """
     names: dict[str, D.DimLike] = {}
     for t in program.tensors:
         for d in (*t.shape, *t.content, t.offset):
@@ -337,7 +361,7 @@ def canonical_symbols(program: Program) -> None:
                 if s.startswith("%"):
                     names.setdefault(s, D.sym(f"%{len(names)}"))
     if not names:
-        return
+        return names
 
     def renamed(dims: tuple[D.DimLike, ...]) -> tuple[D.DimLike, ...]:
         return tuple(D.substitute(d, names) for d in dims)
@@ -354,6 +378,7 @@ def canonical_symbols(program: Program) -> None:
     for node in program.nodes.nodes:
         for v in (*node.present_inputs(), *node.outputs):
             v.shape = renamed(v.dims)
+    return names
 
 
 def plan_static(program: Program) -> None:

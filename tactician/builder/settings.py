@@ -69,7 +69,8 @@ class BuildSettings:
         timing_cache: Text key to entry, read and added to by the autotuner. An entry is a dict
             of JSON values. None: do not reuse or keep timings.
         error_on_cache_miss: Fail the build rather than time anything.
-        workspace: Most bytes of scratch memory an engine may take.
+        workspace: Most bytes of scratch memory that a kernel may take; those that need more are
+            left out.
         threads: Most threads that kernels are tuned for and engines use; 0 means all cores.
         tactic_sources: Names of sources that may offer tactics; None means all.
         refit: Whether weights can be replaced later: ``none``, ``all``, ``individual`` (those
@@ -77,13 +78,17 @@ class BuildSettings:
         strip_weights: Leave refittable weights out of the plan.
         version_compatible: The plan also carries its network and can rebuild itself.
         hardware_compatible: Code must run on other CPUs of the family (baseline ISA).
-        strict_nans: Keep NaN and infinity semantics exactly.
+        strict_nans: Leave out kernels that may spread a NaN or an infinity (Winograd).
         sparse_weights: Tactics may use structured sparsity.
         verbosity: What the engine keeps for inspection.
         debug: Check values while timing and after every step.
+        editable_cache: Log under which key of the timing cache each choice stands.
         progress: ``IProgressMonitor`` or None.
         logger: ``ILogger``; the builder's messages go there.
         calibrator: ``IInt8Calibrator`` or None.
+        algorithm_selector: ``IAlgorithmSelector`` or None.
+        reject_empty_algorithms: Fail the build where the selector leaves nothing.
+        hardware_level: Name of the `HardwareCompatibilityLevel` asked for.
         max_batch_size: For implicit-batch networks only: the most rows of the batch.
     """
 
@@ -112,7 +117,11 @@ class BuildSettings:
     sparse_weights: bool = False
     verbosity: Literal["none", "names", "detailed"] = "names"
     debug: bool = False
+    editable_cache: bool = False
     progress: Any = None
     logger: Any = None
     calibrator: Any = None
+    algorithm_selector: Any = None
+    reject_empty_algorithms: bool = False
+    hardware_level: str = "NONE"
     max_batch_size: int = 1

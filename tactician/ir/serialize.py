@@ -6,6 +6,7 @@ themselves; tuples become arrays; the rest is an object with one tag::
     {"t": "f16"}                 element type          {"d": "n + 1"}      dimension
     {"f": "inf"}                 non-finite float      {"m": [[k, v], …]}  dict, in order
     {"a": [blob, "f32", [2, 3]]} numpy array           {"o": [[…], [2]]}   object array
+    {"b": [blob, "f32", [2, 3]]} one element broadcast to a shape
     {"l": [1, 2]}                list
     {"r": [name, {…}]}           record (dataclass) that the decoder was told of
 
@@ -135,6 +136,9 @@ class Encoder:
             return {"o": [[self.value(e) for e in a.reshape(-1)], list(a.shape)]}
         if not a.dtype.isnative:
             a = a.astype(a.dtype.newbyteorder("="))
+        if a.size > 1 and not any(a.strides):
+            one = np.array(a.reshape(-1)[0], a.dtype)
+            return {"b": [self.blobs.add(one), dtype(a.dtype).name, list(a.shape)]}
         return {"a": [self.blobs.add(a), dtype(a.dtype).name, list(a.shape)]}
 
     def record(self, x: Any) -> dict[str, Json]:
@@ -311,6 +315,10 @@ class Decoder:
             )
         return np.frombuffer(data, np.uint8).view(kind.np).reshape(shape)
 
+    def _broadcast(self, x: Json) -> Array:
+        number, name, shape = x
+        return np.broadcast_to(self._array([number, name, []]), tuple(shape))
+
     def _objects(self, x: Json) -> Array:
         elements, shape = x
         out = np.empty(len(elements), dtype=object)
@@ -329,6 +337,7 @@ class Decoder:
         "l": lambda self, x: [self.value(e) for e in x],
         "m": lambda self, x: {self.value(k): self.value(v) for k, v in x},
         "a": _array,
+        "b": _broadcast,
         "o": _objects,
         "r": _record,
     }

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..memory.arena import alignment_for
 from ..network.enums_build import ExecutionContextAllocationStrategy
 from ..network.values import Dims, as_int
 from ..support.errors import ExecutionError, UsageError
@@ -368,18 +367,16 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         allocator = getattr(self._engine._runtime, "_allocator", None)
         if allocator is None:
             return self._core.memory(nbytes)
-        alignment = alignment_for(self._core.program.target)
-        address = allocator.allocate(nbytes, alignment, 0)
-        if not address or int(address) % alignment:
-            raise ExecutionError(
-                f"the allocator gave {address!r} for {nbytes} bytes; it must give an address "
-                f"that is a multiple of {alignment}"
-            )
-        self._borrowed.append((allocator, int(address)))
-        return None, int(address)
+        return None, self._borrow(allocator, nbytes)
 
     def _get_ready(self) -> Schedule | None:
         """The schedule, with everything a run needs checked; None if something is missing."""
+        if self._engine._lacks_weights:
+            self._fail(
+                f"the plan of {self._engine.name!r} was stripped of its weights; give them with "
+                "Refitter or OnnxParserRefitter before running", STATE
+            )
+            return None
         schedule = self._schedule()
         if schedule is None or (self._checked and not self._allocators):
             return schedule
@@ -398,6 +395,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         schedule.allocate = {
             i: ask for i in self._allocators if schedule.layout.nbytes[i] < 0
         }
+        schedule.temporary = self._temporary and weakly(self._take_temporary)
         self._checked = True
         return schedule
 

@@ -13,6 +13,7 @@ from ..network.enums_build import ProfilingVerbosity
 from ..network.values import Dims, as_int
 from ..support.errors import ExecutionError, UsageError
 from .buffers import Array
+from .report import Kept
 from .streams import event_of, stream_of
 
 
@@ -25,17 +26,16 @@ class ContextOptions:
             does for the last one.
         debug_sync: Wait after every step, so that errors name their layer (GPUs; elsewhere they
             do anyhow).
-        nvtx_verbosity, persistent_cache_limit: Kept and without effect on the CPU.
-        temporary_allocator: Kept; memory found while running comes from the system.
+        nvtx_verbosity, persistent_cache_limit: Without effect, which is logged.
+        temporary_allocator: Gives the memory of tensors whose sizes a run finds, on the CPU.
         unfused_tensors_debug_state: Whether debug tensors that weren't fused away are shown.
     """
 
     name: str
     enqueue_emits_profile: bool
     debug_sync: bool
-    nvtx_verbosity: ProfilingVerbosity
-    persistent_cache_limit: int
-    temporary_allocator: Any
+    nvtx_verbosity = Kept(ProfilingVerbosity.LAYER_NAMES_ONLY, "there are no NVTX ranges")
+    persistent_cache_limit = Kept(0, "no cache is set aside")
 
     # of IExecutionContext
     _core: Any
@@ -60,9 +60,7 @@ class ContextOptions:
         self.name = ""
         self.enqueue_emits_profile = True
         self.debug_sync = False
-        self.nvtx_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
-        self.persistent_cache_limit = 0
-        self.temporary_allocator = None
+        self._temporary: Any = None
         self._profiler: Any = None
         self._times: list[float] = []
         self._allocators: dict[int, Any] = {}
@@ -206,6 +204,41 @@ class ContextOptions:
                     known.learn(n, value)
         return known
 
+    # --- memory of allocators -------------------------------------------------------------
+
+    @property
+    def temporary_allocator(self) -> Any:
+        """`IGpuAllocator` for tensors whose sizes a run finds, or None for the system's memory."""
+        return self._temporary
+
+    @temporary_allocator.setter
+    def temporary_allocator(self, allocator: Any) -> None:
+        if allocator is not None and self._core.on_gpu:
+            self._warn("IExecutionContext.temporary_allocator has no effect on a GPU: its memory "
+                       "comes from the driver's pool")
+        self._temporary = allocator
+        self._schedules.clear()
+        self._invalidate()
+
+    def _take_temporary(self, nbytes: int) -> int:
+        return self._borrow(self._temporary, max(nbytes, 1))
+
+    def _borrow(self, allocator: Any, nbytes: int) -> int:
+        """Memory from a program's allocator, which gets it back when the context ends.
+
+        Raises:
+            ExecutionError: If it gives none, or at a wrong alignment.
+        """
+        alignment = alignment_for(self._core.program.target)
+        address = allocator.allocate(nbytes, alignment, 0)
+        if not address or int(address) % alignment:
+            raise ExecutionError(
+                f"the allocator gave {address!r} for {nbytes} bytes; it must give an address "
+                f"that is a multiple of {alignment}"
+            )
+        self._borrowed.append((allocator, int(address)))
+        return int(address)
+
     # --- debug tensors --------------------------------------------------------------------
 
     def set_debug_listener(self, listener: Any) -> bool:
@@ -239,14 +272,21 @@ class ContextOptions:
 
     @unfused_tensors_debug_state.setter
     def unfused_tensors_debug_state(self, flag: bool) -> None:
-        self._unfused_debug = flag
-        self._invalidate()
+        self.set_unfused_tensors_debug_state(flag)
 
     def get_unfused_tensors_debug_state(self) -> bool:
         return self._unfused_debug
 
     def set_unfused_tensors_debug_state(self, flag: bool) -> bool:
-        self.unfused_tensors_debug_state = flag
+        """Shows the listener every tensor that fusion left. The network must have been built with
+        `INetworkDefinition.mark_unfused_tensors_as_debug_tensors`."""
+        if flag and not self._core.program.settings.get("unfused_debug"):
+            return self._fail(
+                "unfused_tensors_debug_state: the network was built without "
+                "mark_unfused_tensors_as_debug_tensors()"
+            )
+        self._unfused_debug = bool(flag)
+        self._invalidate()
         return True
 
     def _watched(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..plan.program import CONST, Program
+from ..plan.strip import stripped
 from ..support.errors import PlanError
 from .buffers import Array, aligned_block, aligned_copy
 from .layout import Extents, Layout, ProgramInfo, bind_inputs, make_layout
@@ -51,7 +52,7 @@ class EngineCore:
             self.gpu = GpuProgram(program)
             self.host_tensors = self._host_tensors()
         self.constants: list[Array] = [
-            c if self.gpu else aligned_copy(c) for c in program.constants
+            c if self.gpu or stripped(program) else aligned_copy(c) for c in program.constants
         ]
         self.constant_address = [int(c.ctypes.data) for c in self.constants]
         symbols = sorted({s.symbol for s in program.steps if s.kind == "kernel"})

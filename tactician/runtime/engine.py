@@ -16,15 +16,17 @@ from ..network.enums_build import (
     HardwareCompatibilityLevel,
     ProfilingVerbosity,
     SerializationFlag,
+    TacticSource,
 )
 from ..network.values import Dims, IHostMemory
 from ..plan.format import write_plan
 from ..plan.program import Program
+from ..plan.strip import stripped, without_weights
 from ..support.errors import ExecutionError
 from .config import IRuntimeConfig, ISerializationConfig
 from .core import EngineCore
 from .engine_legacy import BindingsApi
-from .report import Reporter
+from .report import Kept, Reporter
 
 _STATIC = ExecutionContextAllocationStrategy.STATIC
 
@@ -72,12 +74,13 @@ class ICudaEngine(BindingsApi, Reporter):
     Any number of contexts and threads may use one engine; they share its weights and code.
 
     Attributes:
-        weight_streaming_budget, weight_streaming_budget_v2: Kept and without effect: weights lie
-            in host memory, where kernels read them.
+        weight_streaming_budget, weight_streaming_budget_v2: Without effect, which is logged.
     """
 
-    weight_streaming_budget: int
-    weight_streaming_budget_v2: int
+    weight_streaming_budget = Kept(0, "weights lie where kernels read them and are never streamed")
+    weight_streaming_budget_v2 = Kept(
+        0, "weights lie where kernels read them and are never streamed"
+    )
 
     def __init__(self, program: Program, *, plan: bytes | None = None, logger: Any = None,
                  runtime: Any = None, threads: int = 0):
@@ -87,10 +90,9 @@ class ICudaEngine(BindingsApi, Reporter):
         self._runtime = runtime
         self._threads = threads
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lacks_weights = bool(stripped(program))
         self._io = io_tensors(program)
         self._by_name = {t.name: t for t in self._io}
-        self.weight_streaming_budget = 0
-        self.weight_streaming_budget_v2 = 0
 
     def __enter__(self) -> ICudaEngine:
         return self
@@ -104,6 +106,7 @@ class ICudaEngine(BindingsApi, Reporter):
     def _replace(self, program: Program) -> None:
         """Takes another program of the same network: what refitting does."""
         self._core = EngineCore(program, self._threads)
+        self._lacks_weights = bool(stripped(program))
         self._plan = None
         self._io = io_tensors(program)
         self._by_name = {t.name: t for t in self._io}
@@ -184,9 +187,10 @@ class ICudaEngine(BindingsApi, Reporter):
         return -1
 
     def get_aliased_input_tensor(self, name: str) -> str:
-        """The input that an output shares its memory with; "" as none does."""
+        """The input whose memory an output is meant to share: the cache that a KV cache update
+        updates. Bind both to one address; "" for other tensors."""
         self._find(name, "get_aliased_input_tensor")
-        return ""
+        return str(self._program.settings.get("aliases", {}).get(name, ""))
 
     def is_debug_tensor(self, name: str) -> bool:
         """Whether the network marked the tensor for debugging."""
@@ -278,10 +282,18 @@ class ICudaEngine(BindingsApi, Reporter):
         return ISerializationConfig()
 
     def serialize_with_config(self, config: ISerializationConfig) -> IHostMemory:
-        """The plan; flags that tactician's plans don't know are logged."""
-        if config.get_flag(SerializationFlag.EXCLUDE_WEIGHTS):
-            self._warn("EXCLUDE_WEIGHTS has no effect: the plan holds its weights")
-        return self.serialize()
+        """The plan, without weights if `SerializationFlag.EXCLUDE_WEIGHTS` is set.
+
+        Plans of engines that can be refitted stay so, with ``INCLUDE_REFIT`` or without; none has
+        a lean runtime in it.
+        """
+        if not config.get_flag(SerializationFlag.EXCLUDE_WEIGHTS):
+            return self.serialize()
+        if not self.refittable:
+            self._warn("EXCLUDE_WEIGHTS has no effect: the engine can't be refitted, so it holds "
+                       "its weights; build it with BuilderFlag.REFIT or STRIP_PLAN")
+            return self.serialize()
+        return IHostMemory(bytes(write_plan(without_weights(self._program))))
 
     # --- facts ----------------------------------------------------------------------------
 
@@ -335,8 +347,7 @@ class ICudaEngine(BindingsApi, Reporter):
     @property
     def hardware_compatibility_level(self) -> HardwareCompatibilityLevel:
         """Whether code was restricted to the family's baseline."""
-        wide = self._program.settings.get("hardware_compatible")
-        return HardwareCompatibilityLevel.AMPERE_PLUS if wide else HardwareCompatibilityLevel.NONE
+        return HardwareCompatibilityLevel[self._program.settings.get("hardware_level", "NONE")]
 
     @property
     def profiling_verbosity(self) -> ProfilingVerbosity:
@@ -348,7 +359,8 @@ class ICudaEngine(BindingsApi, Reporter):
     @property
     def tactic_sources(self) -> int:
         """Bits of the tactic sources the build could use."""
-        return int(self._program.settings.get("tactic_sources", 0))
+        names = self._program.settings.get("tactic_sources")
+        return sum(1 << int(s) for s in TacticSource if names is None or s.name in names)
 
     @property
     def num_aux_streams(self) -> int:
@@ -372,8 +384,11 @@ class ICudaEngine(BindingsApi, Reporter):
         return 0
 
     def get_engine_stat(self, stat: EngineStat) -> int:
-        """Bytes of weights, in all or left out of the plan (0)."""
-        return self._core.weights_size if stat == EngineStat.TOTAL_WEIGHTS_SIZE else 0
+        """Bytes of weights: in all, or of those that a stripped plan lacks. The former counts
+        constants as kernels use them, the latter as the network has them."""
+        if stat == EngineStat.TOTAL_WEIGHTS_SIZE:
+            return self._core.weights_size
+        return sum(stripped(self._program).values())
 
     def __repr__(self) -> str:
         ins = ", ".join(f"{t.name}{list(t.shape)}" for t in self._io if t.is_input)

@@ -13,6 +13,29 @@ FAILED = ErrorCodeTRT.FAILED_EXECUTION
 PLAN = ErrorCodeTRT.INVALID_CONFIG
 
 
+class Kept:
+    """A setting that reads back and changes nothing, which the log says when it is set.
+
+    Args:
+        default: Its first value, which is set silently.
+        why: Why it changes nothing.
+    """
+
+    def __init__(self, default: Any, why: str):
+        self.default, self.why = default, why
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, obj: Any, owner: type | None = None) -> Any:
+        return self if obj is None else vars(obj).get(self.name, self.default)
+
+    def __set__(self, obj: Any, value: Any) -> None:
+        vars(obj)[self.name] = value
+        if value != self.default:
+            obj._warn(f"{type(obj).__name__}.{self.name} has no effect: {self.why}")
+
+
 class Reporter:
     """Base of objects with a logger and an ``error_recorder``.
 

@@ -8,17 +8,22 @@ import time
 from importlib import import_module
 from typing import Any
 
-from ..network.enums_build import SeekPosition, TempfileControlFlag
+from ..network.enums_build import (
+    DLAWorkspaceAllocationStrategy,
+    SeekPosition,
+    TempfileControlFlag,
+)
 from ..plan.container import MAGIC
 from ..plan.format import read_plan
 from ..support import logger as log
 from ..support.errors import PlanError, TacticianError
 from .core import check_device
 from .engine import ICudaEngine
-from .report import PLAN, Reporter
+from .report import PLAN, Kept, Reporter
 
 _CHUNK = 1 << 20
 _HEADER = 128
+_FILES = sum(1 << int(f) for f in TempfileControlFlag)
 
 
 class Runtime(Reporter):
@@ -28,33 +33,28 @@ class Runtime(Reporter):
         logger: `ILogger` for messages of the runtime and its engines.
 
     Attributes:
-        DLA_core: -1: there is no DLA.
+        DLA_core: -1. Like the other settings below it changes nothing, which is logged.
         max_threads: Threads that engines loaded from now on use; 0: as their plan says.
-        temporary_directory: Kept; the runtime writes no temporary files.
-        tempfile_control_flags: Kept for the same reason.
-        engine_host_code_allowed: Kept; plans of the CPU target are host code.
-        dla_workspace_allocation_strategy: Kept; there is no DLA.
+        temporary_directory, tempfile_control_flags: The runtime writes no temporary files.
+        dla_workspace_allocation_strategy: There is no DLA.
+        engine_host_code_allowed: Whether plans with machine code of the CPU are loaded; unlike
+            TensorRT's it is true at first, since all plans for the CPU have some.
     """
 
-    DLA_core: int
+    DLA_core = Kept(-1, "there is no DLA")
+    temporary_directory = Kept(None, "the runtime writes no temporary files")
+    tempfile_control_flags = Kept(_FILES, "the runtime writes no temporary files")
+    dla_workspace_allocation_strategy = Kept(
+        DLAWorkspaceAllocationStrategy.SHARED_STATIC, "there is no DLA"
+    )
     max_threads: int
-    temporary_directory: str | None
-    tempfile_control_flags: int
     engine_host_code_allowed: bool
-    dla_workspace_allocation_strategy: Any
 
     def __init__(self, logger: Any):
         self._log_to = log.set_active(logger)
         self._allocator: Any = None
-        self.DLA_core = -1
         self.max_threads = 0
-        self.temporary_directory = None
-        self.tempfile_control_flags = (
-            1 << int(TempfileControlFlag.ALLOW_IN_MEMORY_FILES)
-            | 1 << int(TempfileControlFlag.ALLOW_TEMPORARY_FILES)
-        )
         self.engine_host_code_allowed = True
-        self.dla_workspace_allocation_strategy = 0
 
     def __enter__(self) -> Runtime:
         return self
@@ -126,6 +126,10 @@ class Runtime(Reporter):
 
     def _load(self, plan: Any) -> ICudaEngine:
         program = read_plan(plan)
+        if program.target == "cpu" and not self.engine_host_code_allowed:
+            raise PlanError(
+                "the plan holds machine code of the CPU, and engine_host_code_allowed is False"
+            )
         kept: Any = plan
         try:
             check_device(program)

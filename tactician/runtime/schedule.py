@@ -67,12 +67,14 @@ class Schedule:
         self.shapes = list(layout.shapes)
         self._known = layout.known
         self.allocate: dict[int, Allocate] = {}
+        self.temporary: Callable[[int], int] | None = None  # bytes -> address
         self.ticks: Array | None = None
         self._address = self._base_addresses(arena)
         self._arrays: dict[int, Array] = {}
         self._todo_tensors: list[int] = []
         self._todo_steps: list[int] = []
         self._held: dict[int, Array] = {}
+        self._lent: dict[int, tuple[int, int]] = {}  # from the program's allocator: address, bytes
         self._scratch = np.empty(0, np.uint8)
         self._scratch_stride = 0
         self._records: list[tuple[str, int]] = []
@@ -388,6 +390,12 @@ class Schedule:
 
     def _keep_result(self, t: int, result: Array) -> None:
         """Makes a result the memory of a tensor whose size it decides."""
+        if self.temporary is not None:
+            self._hold(t, result.nbytes)
+            mine = array_at(self._address[t], result.shape, self._program.tensors[t].dtype.np)
+            mine[...] = result
+            self._arrays[t] = mine
+            return
         own = result.base is None and result.flags.c_contiguous
         if not own or result.ctypes.data % 64:
             block = aligned_block(result.nbytes).view(self._program.tensors[t].dtype.np)
@@ -463,6 +471,14 @@ class Schedule:
 
     def _hold(self, t: int, nbytes: int) -> None:
         """Memory for a tensor whose size was found while running; it is kept for later runs."""
+        if self.temporary is not None:
+            address, room = self._lent.get(t, (0, -1))
+            if room < nbytes:
+                address = self.temporary(nbytes)
+                self._lent[t] = address, nbytes
+            self._address[t] = address
+            self._patch(t)
+            return
         block = self._held.get(t)
         if block is None or block.nbytes < nbytes or block.dtype != np.uint8:
             block = self._held[t] = aligned_block(max(nbytes + nbytes // 4, 64))

@@ -8,7 +8,7 @@ so equal regions are measured once and a build with the same cache makes the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,6 +167,27 @@ def storage_of(v: Value, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return whole
 
 
+@dataclass(frozen=True)
+class Option:
+    """A correct candidate, for a `Select` function.
+
+    Attributes:
+        tactic, candidate: Names.
+        seconds: Its time; 0 if it was not timed.
+        workspace: Bytes of scratch memory.
+    """
+
+    tactic: str
+    candidate: str
+    seconds: float
+    workspace: int
+
+
+Select = Callable[[Region, Sequence[Option]], "Sequence[int] | None"]
+"""Given a region and its correct candidates in the order of trial, gives the numbers of those that
+may be used, or None for any."""
+
+
 @dataclass
 class TunerSettings:
     """The part of the build settings that concerns choosing.
@@ -179,6 +200,9 @@ class TunerSettings:
         most: Most candidates timed per region; -1 leaves that to the level.
         error_on_miss: Raise instead of timing.
         env: Symbol values the kernels are tuned for.
+        workspace: Most bytes of scratch memory that a kernel may use, or None.
+        exact: Leave out tactics that are approximate: they may spread a NaN or an infinity.
+        select: Asked which of a region's candidates may be used; see `Select`.
         seconds: Time spent on measuring one candidate.
     """
 
@@ -188,6 +212,9 @@ class TunerSettings:
     most: int = -1
     error_on_miss: bool = False
     env: Mapping[str, int] = field(default_factory=dict)
+    workspace: int | None = None
+    exact: bool = False
+    select: Select | None = None
     seconds: float = 0.004
 
 
@@ -231,7 +258,7 @@ class Tuner:
             if region.anchor is not None and get(region.anchor.op).kind is Kind.CONTROL:
                 continue
             options, rejected = self._options(region)
-            key = self._key(region)
+            key = self.key(region)
             if not options or key in seen or self._cached(key, options) is not None:
                 continue
             seen.add(key)
@@ -250,9 +277,10 @@ class Tuner:
         options, rejected = self._options(region)
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
-        if self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3):
+        untimed = self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3)
+        if untimed and self.settings.select is None:
             return self._first(region, options, rejected)
-        key = self._key(region)
+        key = self.key(region)
         kernels: dict[str, Kernel] = {}
         times = self._cached(key, options)
         if times is None and not self.device.can_time:
@@ -287,6 +315,9 @@ class Tuner:
         rejected: dict[str, str] = {}
         per_tactic = self._breadth(region)
         for tactic in tactics_for(self.device.target):
+            if self.settings.exact and tactic.approximate:
+                rejected[tactic.name] = "NaN and infinity are to be kept where they are"
+                continue
             on = self.settings.sources
             if on is not None and tactic.source and tactic.source not in on:
                 rejected[tactic.name] = f"tactic source {tactic.source} is off"
@@ -317,7 +348,8 @@ class Tuner:
         seconds = self.device.floor_seconds(flops, moved, dtype)
         return self.device.breadth(self.settings.level, seconds)
 
-    def _key(self, region: Region) -> str:
+    def key(self, region: Region) -> str:
+        """The region's key in the timing cache."""
         text = signature(region)
         used = {s for v in (*region.inputs, *region.outputs) for d in v.dims
                 for s in D.symbols(d)}
@@ -405,11 +437,44 @@ class Tuner:
         except RefusedError as e:
             rejected[label] = str(e)
             return None
-        reason = self.device.refuses(kernel)
+        reason = self.device.refuses(kernel) or self._too_large(kernel)
         if reason is not None:
             rejected[label] = reason
             return None
         return kernel
+
+    def _too_large(self, kernel: Kernel) -> str | None:
+        need, most = self._workspace(kernel), self.settings.workspace
+        if most is None or need <= most:
+            return None
+        return f"it needs {need} bytes of workspace, the limit is {most}"
+
+    def _workspace(self, kernel: Kernel) -> int:
+        """Scratch memory of all threads, or on the device."""
+        env = self.settings.env
+        if kernel.launch is not None:
+            return D.evaluate(kernel.launch.workspace, env)
+        return D.evaluate(kernel.scratch, env) * max(int(getattr(self.device, "threads", 1)), 1)
+
+    def _selected(
+        self, region: Region, valid: list[tuple[float, Tactic, Hashable]],
+        rejected: dict[str, str], kernels: dict[str, Kernel],
+    ) -> list[tuple[float, Tactic, Hashable]]:
+        """The candidates that `TunerSettings.select` leaves."""
+        if self.settings.select is None or not valid:
+            return valid
+        options, usable = [], []
+        for x, tactic, candidate in valid:
+            label = _label(tactic, candidate)
+            kernel = kernels.get(label) or self._built(region, tactic, candidate, rejected)
+            if kernel is not None:
+                kernels[label] = kernel
+                usable.append((x, tactic, candidate))
+                options.append(
+                    Option(tactic.name, str(candidate), x / 1e6, self._workspace(kernel))
+                )
+        chosen = self.settings.select(region, options)
+        return usable if chosen is None else [usable[i] for i in chosen]
 
     def _winner(
         self, region: Region, options: list[tuple[Tactic, Hashable]],
@@ -417,6 +482,7 @@ class Tuner:
     ) -> Choice:
         good = [(times.get(_label(t, c)), t, c) for t, c in options]
         valid = [(x, t, c) for x, t, c in good if x is not None]
+        valid = self._selected(region, valid, rejected, kernels)
         while valid:
             best = min(x for x, _, _ in valid)
             chosen = next(v for v in valid if v[0] <= best * _TIE_BAND)

@@ -1,5 +1,7 @@
 """Engines that carry their network: other weights, other machines."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from networks import B1, W1, Log, conv_relu, conv_relu_numpy
@@ -110,7 +112,6 @@ def test_version_compatible_plans_rebuild_themselves(log):
 def test_refit_from_another_model(log, tmp_path):
     """`OnnxParserRefitter` gives an engine the weights of a retrained model."""
     onnx = pytest.importorskip("onnx")
-    from pathlib import Path
 
     from onnx import numpy_helper
 
@@ -139,3 +140,102 @@ def test_refit_from_another_model(log, tmp_path):
     fresh = trt.build(tmp_path / "new.onnx", level=0, logger=log)(x)
     for key, value in fresh.items():
         np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)
+
+
+class TestStrippedPlans:
+    """STRIP_PLAN leaves out what a refitter can give again."""
+
+    def test_weights_are_left_out_and_given_again(self, log):
+        full, plan = plan_with(log, "REFIT"), plan_with(log, "STRIP_PLAN")
+        assert W1.tobytes() in bytes(full) and W1.tobytes() not in bytes(plan)
+        assert B1.tobytes() not in bytes(plan)
+        engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+        assert engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) == W1.nbytes + B1.nbytes
+        context = engine.create_execution_context()
+        y = np.zeros((1, 4, 4, 4), np.float32)
+        assert not context.execute_v2([X.ctypes.data, y.ctypes.data])
+        assert "stripped of its weights" in log.errors and not y.any()
+        refitter = trt.Refitter(engine, log)
+        assert sorted(refitter.get_missing_weights()) == ["B", "W"]
+        assert set(zip(*refitter.get_missing(), strict=True)) == {
+            ("conv", trt.WeightsRole.KERNEL), ("conv", trt.WeightsRole.BIAS)}
+        assert refitter.set_named_weights("W", W1)
+        assert refitter.get_missing_weights() == ["B"]
+        assert not refitter.refit_cuda_engine() and "B are missing" in log.errors
+        assert refitter.set_named_weights("B", B1) and refitter.get_missing() == ([], [])
+        assert refitter.refit_cuda_engine()
+        np.testing.assert_allclose(run(context), conv_relu_numpy(X), rtol=1e-4, atol=1e-4)
+        assert engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) == 0
+
+    def test_engines_write_plans_without_weights(self, log):
+        engine = trt.Runtime(log).deserialize_cuda_engine(plan_with(log, "REFIT"))
+        config = engine.create_serialization_config()
+        assert config.set_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+        plan = engine.serialize_with_config(config)
+        assert W1.tobytes() not in bytes(plan) and W1.tobytes() in bytes(engine.serialize())
+        again = trt.Runtime(log).deserialize_cuda_engine(plan)
+        refitter = trt.Refitter(again, log)
+        assert refitter.set_named_weights("W", W1) and refitter.set_named_weights("B", B1)
+        assert refitter.refit_cuda_engine(), log.errors
+        got = run(again.create_execution_context())
+        np.testing.assert_allclose(got, conv_relu_numpy(X), rtol=1e-4, atol=1e-4)
+        assert config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+        assert config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+        assert engine.serialize_with_config(config) == engine.serialize()
+        fixed = trt.Runtime(log).deserialize_cuda_engine(plan_with(log))
+        config.set_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+        assert fixed.serialize_with_config(config) == fixed.serialize()
+        assert "can't be refitted, so it holds its weights" in log.warnings
+
+    def test_a_model_fills_its_plan(self, log):
+        source = Path(trt.__file__).parent / "data" / "lenet_digits.onnx"
+        plans = {}
+        for flag in (None, trt.BuilderFlag.STRIP_PLAN):
+            builder = trt.Builder(log)
+            network, config = builder.create_network(1), builder.create_builder_config()
+            assert trt.OnnxParser(network, log).parse_from_file(str(source))
+            config.builder_optimization_level = 0
+            profile = builder.create_optimization_profile()
+            profile.set_shape(network.get_input(0).name, *[(1, 1, 28, 28)] * 3)
+            config.add_optimization_profile(profile)
+            if flag is not None:
+                config.set_flag(flag)
+            plans[flag] = builder.build_serialized_network(network, config)
+        full, bare = plans.values()
+        assert len(bare) < len(full) / 4
+        engine = trt.Runtime(log).deserialize_cuda_engine(bare)
+        refitter = trt.Refitter(engine, log)
+        assert trt.OnnxParserRefitter(refitter, log).refit_from_file(str(source)), log.errors
+        assert refitter.refit_cuda_engine()
+        x = np.random.default_rng(0).random((1, 1, 28, 28), np.float32)
+        want = trt.Engine(trt.Runtime(log).deserialize_cuda_engine(full))(x)
+        for name, value in trt.Engine(engine)(x).items():
+            np.testing.assert_array_equal(value, want[name])
+
+    def test_constants_and_masks(self, log):
+        """Constant layers have weights, too; what isn't finite is no weight."""
+        builder = trt.Builder(log)
+        network, config = builder.create_network(1), builder.create_builder_config()
+        weights = np.arange(6, dtype=np.float32).reshape(2, 3)
+        mask = np.array([0, -np.inf, 0], np.float32)
+        x = network.add_input("x", trt.float32, (2, 3))
+        k = network.add_constant((2, 3), weights)
+        m = network.add_constant((1, 3), mask)
+        network.set_weights_name(weights, "K")
+        network.set_weights_name(mask, "M")
+        y = network.add_elementwise(x, k.get_output(0), trt.ElementWiseOperation.SUM)
+        y = network.add_elementwise(y.get_output(0), m.get_output(0), trt.ElementWiseOperation.SUM)
+        network.mark_output(y.get_output(0))
+        config.builder_optimization_level = 0
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        engine = builder.build_engine_with_config(network, config)
+        refitter = trt.Refitter(engine, log)
+        assert refitter.get_all() == ([k.name], [trt.WeightsRole.CONSTANT])
+        assert refitter.get_weights_location("K") == trt.TensorLocation.HOST
+        assert refitter.set_weights(k.name, trt.WeightsRole.CONSTANT, weights * 10)
+        assert refitter.unset_named_weights("K") and refitter.get_missing_weights() == ["K"]
+        assert refitter.set_weights(k.name, trt.WeightsRole.CONSTANT, weights * 10)
+        assert refitter.refit_cuda_engine(), log.errors
+        a, b = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+        assert engine.create_execution_context().execute_v2([a.ctypes.data, b.ctypes.data])
+        np.testing.assert_array_equal(b, 1 + weights * 10 + mask)

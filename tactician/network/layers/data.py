@@ -10,6 +10,7 @@ import numpy as np
 from ...ir import dtypes as T
 from ...ir.graph import Value
 from ...ops import OpError
+from ...support import logger as log
 from ..core import NetworkCore
 from ..enums import (
     BoundingBoxFormat,
@@ -161,6 +162,15 @@ class INonZeroLayer(ILayer):
         return [_indices(e, e.value("non_zero", self._x()), self.indices_type)]
 
 
+class BoxLimit(Attr):
+    """How many boxes selection should look at."""
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        super().__set__(layer, value)
+        log.warning(f"layer {layer.name!r}: topk_box_limit has no effect: all boxes are looked at",
+                    layer._net._logger)
+
+
 class INMSLayer(ILayer):
     """Non-maximum suppression: selected [batch, class, box] indices, and how many there are.
 
@@ -169,7 +179,7 @@ class INMSLayer(ILayer):
 
     Attributes:
         bounding_box_format: How boxes are given.
-        topk_box_limit: Kept, not needed: all boxes are looked at.
+        topk_box_limit: Without effect, which is logged: all boxes are looked at.
         indices_type: INT32 or INT64.
     """
 
@@ -177,7 +187,7 @@ class INMSLayer(ILayer):
     _title = "NMS"
     _default_outputs = 2
     bounding_box_format = Attr(BoundingBoxFormat, "How boxes are given.")
-    topk_box_limit = Attr(as_int, "Kept, not needed: all boxes are looked at.")
+    topk_box_limit = BoxLimit(as_int, "Without effect, which is logged: all boxes are looked at.")
     indices_type = Attr(DataType, "Element type of the indices.")
 
     def _max_inputs(self) -> int:

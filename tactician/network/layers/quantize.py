@@ -53,6 +53,12 @@ class _QuantizeBase(ILayer):
         if sizes:
             if len(sizes) != x.rank:
                 raise OpError(f"block_shape {sizes} needs one size per dimension of {x!r}")
+            if scale.rank == x.rank:
+                for d, n, b in zip(x.dims, scale.dims, sizes, strict=True):
+                    count = 1 if b == -1 else D.ceil_div(d, max(b, 1))
+                    if D.is_static(count, n) and count != n:
+                        raise OpError(f"{x!r} in blocks of {sizes} does not have the {scale.dims}"
+                                      f" blocks of its scale {scale!r}")
             blocked = [i for i, b in enumerate(sizes) if b > 1]
             return (sizes[blocked[0]], blocked[0]) if len(blocked) == 1 else (0, -1)
         if scale.rank < 2 or scale.rank != x.rank:

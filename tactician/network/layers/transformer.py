@@ -81,7 +81,10 @@ class IAttentionOutputLayer(IAttentionBoundaryLayer):
             raise OpError(f"it needs [batch, heads, length, size], got {q!r}, {k!r}, {v!r}")
         normalize = s["norm_op"] is AttentionNormalizationOp.SOFTMAX
         causal, lens = self._causal(e, k)
-        operands = (q, k, v, self._optional(_MASK), None, None, lens)
+        mask = self._optional(_MASK)
+        if causal and self._in(_QUERY_LENGTHS) is not None:
+            causal, mask = False, self._aligned_mask(e, q, k, lens, mask)
+        operands = (q, k, v, mask, None, None, lens)
         if self._in(_QUANTIZE_SCALE) is None:
             return [e.value("attention", *operands, scale=1.0, causal=causal, normalize=normalize)]
         if q.dims[1] != k.dims[1]:
@@ -109,6 +112,26 @@ class IAttentionOutputLayer(IAttentionBoundaryLayer):
             length = e.value("gather", shape, e.ints([2]), axis=0, batch_dims=0)
             lens = e.value("expand", length, batch)
         return True, lens
+
+    def _aligned_mask(self, e: Emitter, q: Value, k: Value, lens: Value | None,
+                      mask: Value | None) -> Value:
+        """What queries see if both they and keys have lengths: the last valid query sees the last
+        valid key."""
+        if lens is None:
+            raise OpError("a causal mask with query lengths is aligned LOWER_RIGHT; set causal_kind"
+                          " to that")
+        apart = e.value("binary", e.value("cast", lens, to=T.i64),
+                        e.value("cast", self._x(_QUERY_LENGTHS), to=T.i64), fn="sub")
+        apart = e.value("reshape", apart, e.ints([-1, 1, 1, 1]), zero_copies=False)
+        rows = e.value("unsqueeze", counting(e, q, 2), e.ints([1]))
+        columns = counting(e, k, 2)
+        last = e.value("binary", rows, apart, fn="add")
+        seen = e.value("binary", columns, last, fn="le")
+        if mask is None:
+            return seen
+        if mask.dtype.kind == "b":
+            return e.value("binary", seen, mask, fn="and")
+        return e.value("select", seen, mask, e.const(np.asarray(-np.inf, mask.dtype.np)))
 
 
 class IAttention:
@@ -283,30 +306,56 @@ class IKVCacheUpdateLayer(ILayer):
         cache, new, start = self._x(0), self._x(1), self._x(2)
         if self.update_form is not AttentionIOForm.PADDED_BHND:
             raise OpError("the form PACKED_NHD is not supported; pad sequences to PADDED_BHND")
-        if self._in(3) is not None:
-            raise OpError("update_lengths are not supported; slice the update to its length")
         if cache.rank != 4 or new.rank != 4 or start.rank != 1:
             raise OpError(f"it needs cache and update [batch, heads, length, size] and indices"
                           f" [batch], got {cache!r}, {new!r}, {start!r}")
-        shape = e.value("shape", new)
-        length = e.value("reshape", e.value("gather", shape, e.ints([2]), axis=0, batch_dims=0),
-                         e.const(np.zeros(0, np.int64)), zero_copies=False)
-        steps = e.value("range", length_start(e), length, length_step(e))
-        steps = e.value("reshape", steps, e.ints([1, 1, -1, 1]), zero_copies=False)
-        base = e.value("reshape", e.value("cast", start, to=T.i64), e.ints([-1, 1, 1, 1]),
-                       zero_copies=False)
-        at = e.value("expand", e.value("binary", base, steps, fn="add"), shape)
+        base = _per_batch(e, start)
+        if self._in(3) is not None:
+            return [self._of_lengths(e, cache, new, base, _per_batch(e, self._x(3)))]
+        steps = e.value("reshape", counting(e, new, 2), e.ints([1, 1, -1, 1]), zero_copies=False)
+        at = e.value("expand", e.value("binary", base, steps, fn="add"), e.value("shape", new))
         return [e.value("scatter_elements", cache, at, new, axis=2, reduction="none")]
 
+    @staticmethod
+    def _of_lengths(e: Emitter, cache: Value, new: Value, base: Value, lengths: Value) -> Value:
+        """Each entry of the cache from the update where that covers it."""
+        places = e.value("reshape", counting(e, cache, 2), e.ints([1, 1, -1, 1]),
+                         zero_copies=False)
+        source = e.value("binary", places, base, fn="sub")
+        zero = e.const(np.zeros((), np.int64))
+        covered = e.value("binary", e.value("binary", source, zero, fn="ge"),
+                          e.value("binary", source, lengths, fn="lt"), fn="and")
+        last = e.value("binary", length_of(e, new, 2), e.const(np.ones((), np.int64)), fn="sub")
+        inside = e.value("binary", e.value("binary", source, zero, fn="max"), last, fn="min")
+        at = e.value("expand", inside, e.value("shape", cache))
+        moved = e.value("gather_elements", new, at, axis=2)
+        return e.value("select", covered, moved, cache)
 
-def length_start(e: Emitter) -> Value:
-    """The scalar 0."""
-    return e.const(np.zeros((), np.int64))
+
+def _per_batch(e: Emitter, x: Value) -> Value:
+    """Integers [batch] as [batch, 1, 1, 1]."""
+    return e.value("reshape", e.value("cast", x, to=T.i64), e.ints([-1, 1, 1, 1]),
+                   zero_copies=False)
 
 
-def length_step(e: Emitter) -> Value:
-    """The scalar 1."""
-    return e.const(np.ones((), np.int64))
+def length_of(e: Emitter, x: Value, axis: int) -> Value:
+    """The size of a dimension, as a scalar."""
+    size = e.value("gather", e.value("shape", x), e.ints([axis]), axis=0, batch_dims=0)
+    return e.value("reshape", size, e.const(np.zeros(0, np.int64)), zero_copies=False)
+
+
+def counting(e: Emitter, x: Value, axis: int) -> Value:
+    """0, 1, 2 … up to the size of a dimension."""
+    return e.value("range", e.const(np.zeros((), np.int64)), length_of(e, x, axis),
+                   e.const(np.ones((), np.int64)))
+
+
+class Unquantized(Attr):
+    """An attribute about quantizing activations, which is not done."""
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        super().__set__(layer, value)
+        layer._no_quantization()
 
 
 class IMoELayer(ILayer):
@@ -319,8 +368,8 @@ class IMoELayer(ILayer):
         activation_type: SILU or NONE.
         swiglu_param_alpha, swiglu_param_beta, swiglu_param_limit: ``g * sigmoid(alpha * g) *
             (u + beta)``, with g at most and u within the limit.
-        quantization_to_type, quantization_block_shape, dyn_q_output_scale_type: Kept; experts
-            compute in the weights' type.
+        quantization_to_type, quantization_block_shape, dyn_q_output_scale_type: Without effect,
+            which is logged; experts compute in the weights' type.
     """
 
     _layer_type = LayerType.MOE
@@ -330,9 +379,9 @@ class IMoELayer(ILayer):
     swiglu_param_alpha = Attr(float, "Factor inside the sigmoid.")
     swiglu_param_beta = Attr(float, "Added to the up projection.")
     swiglu_param_limit = Attr(float, "Bound of gate and up projection.")
-    quantization_to_type = Attr(DataType, "Kept.")
-    quantization_block_shape = Attr(dims_attr, "Kept.")
-    dyn_q_output_scale_type = Attr(DataType, "Kept.")
+    quantization_to_type = Unquantized(DataType, "Without effect, which is logged.")
+    quantization_block_shape = Unquantized(dims_attr, "Without effect, which is logged.")
+    dyn_q_output_scale_type = Unquantized(DataType, "Without effect, which is logged.")
 
     def _max_inputs(self) -> int:
         return 8

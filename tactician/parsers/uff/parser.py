@@ -70,11 +70,15 @@ class UffParser:
     uff_required_version_minor = 6
     uff_required_version_patch = 9
 
+    plugin_namespace: str
+    plugin_factory: IUffPluginFactory | None
+    plugin_factory_ext: IUffPluginFactoryExt | None
+    error_recorder: Any
+
     def __init__(self) -> None:
         self.plugin_namespace = ""
-        self.plugin_factory: IUffPluginFactory | None = None
-        self.plugin_factory_ext: IUffPluginFactoryExt | None = None
-        self.error_recorder: Any = None
+        self.plugin_factory = self.plugin_factory_ext = None
+        self.error_recorder = None
         self._inputs: dict[str, tuple[tuple[int, ...], UffInputOrder]] = {}
         self._outputs: list[str] = []
         self._errors: list[ParserError] = []

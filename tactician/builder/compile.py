@@ -439,7 +439,7 @@ def lay_out(graph: Graph, fusion: Fusion, device: Any, row_major: set[Node]) -> 
 
     if row_major or not any(t.joins for t in known):
         return fusion
-    return join_pairs(fusion, pair, head)
+    return join_pairs(fusion, pair, head, graph.outputs)
 
 
 def as_loops(region: Region) -> Region | None:

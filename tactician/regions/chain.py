@@ -3,7 +3,7 @@ used while it is still in registers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ..ir.graph import Value
 from .fuse import Fusion
@@ -13,16 +13,20 @@ Takes = Callable[[Region, Region], bool]
 """Whether a kernel can do two regions, the second of which reads the first's result."""
 
 
-def join_pairs(fusion: Fusion, takes: Takes, heads: Takes) -> Fusion:
+def join_pairs(
+    fusion: Fusion, takes: Takes, heads: Takes, keep: Collection[Value] = ()
+) -> Fusion:
     """Replaces regions by regions with `Region.parts`, in place.
 
     Args:
         takes: Asked for regions of which the second reads constants besides. The first's result
-            is still written, since others may read it.
+            is still written, since others may read it; but if the first has no anchor, only if
+            others do.
         heads: Asked then for regions whose result only the next reads, a pair perhaps. It is not
             written at all.
+        keep: Values that are read elsewhere: results of the graph.
     """
-    fusion.regions = _pairs(fusion.regions, takes)
+    fusion.regions = _pairs(fusion.regions, takes, {*keep, *fusion.bases()})
     fusion.regions = _headed(fusion.regions, heads)
     return fusion
 
@@ -35,7 +39,7 @@ def _readers(regions: list[Region]) -> dict[Value, list[Region]]:
     return found
 
 
-def _pairs(regions: list[Region], takes: Takes) -> list[Region]:
+def _pairs(regions: list[Region], takes: Takes, keep: set[Value]) -> list[Region]:
     """Pairs run where the first did: the second needs nothing that is computed later."""
     readers = _readers(regions)
     joined: set[Region] = set()
@@ -44,13 +48,16 @@ def _pairs(regions: list[Region], takes: Takes) -> list[Region]:
         if first in joined:
             continue
         second = None
-        if first.anchor is not None and len(first.outputs) == 1:
+        if len(first.outputs) == 1 and not first.parts:
             (y,) = first.outputs
             second = next((r for r in readers.get(y, ()) if r not in joined
                            and _follows(first, r) and takes(first, r)), None)  # fmt: skip
         if second is not None:
             joined.add(second)
-            first = _together(first, second, [*first.outputs, *second.outputs])
+            (y,) = first.outputs
+            needed = first.anchor is not None or y in keep or readers[y] != [second]
+            outputs = [*first.outputs, *second.outputs] if needed else second.outputs
+            first = _together(first, second, outputs)
         out.append(first)
     return out
 
@@ -88,7 +95,7 @@ def _follows(first: Region, second: Region) -> bool:
 def _together(first: Region, second: Region, outputs: list[Value]) -> Region:
     made = set(first.outputs)
     return Region(
-        [*first.nodes, *second.nodes], first.anchor,
+        [*first.nodes, *second.nodes], first.anchor or second.anchor,
         inputs=list(dict.fromkeys(
             [*first.inputs, *(v for v in second.inputs if v not in made)])),
         outputs=list(outputs), physical={**first.physical, **second.physical},

@@ -20,7 +20,9 @@ from .region import Region, is_slice, pitch
 def signature(region: Region) -> str:
     """Canonical text of a region."""
     if region.parts:
-        return "\nthen\n".join(map(signature, region.parts))
+        made = [v for p in region.leaves() for v in p.outputs]
+        kept = [k for k, v in enumerate(made) if v in region.outputs]
+        return "\nthen\n".join(map(signature, region.parts)) + f"\nwrites {kept}"
     numbers: dict[Value, int] = {}
     lines: list[str] = []
 

@@ -323,8 +323,9 @@ class Tuner:
                 rejected[tactic.name] = f"tactic source {tactic.source} is off"
                 continue
             if region.parts:
-                if not tactic.joins:
-                    rejected[tactic.name] = "one layer at a time"
+                reason = tactic.refuse(region, self.device) if tactic.joins else "one layer"
+                if reason is not None:
+                    rejected[tactic.name] = reason
                     continue
                 found = list(tactic.candidates(region, self.device))[:per_tactic]
                 options.extend((tactic, c) for c in found)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 # One module per group of tactics; `register_tactic` in them makes these known.
 TACTICS = (
     "pointwise", "reduction", "loops", "selection", "recurrent", "scan",
-    "gemm", "conv", "pair", "depthwise", "attention", "quantized", "norm",
+    "gemm", "conv", "pair", "norm_gemm", "depthwise", "attention", "quantized", "norm",
     "tactics",
     "cudnn", "cudnn_attention", "cublaslt",
 )

@@ -291,7 +291,7 @@ def kernel_of(product: Product, t: Tile, device: Any, frame: Frame, symbol: str)
     )
 
 
-def _refuse(region: Region, device: Any) -> str | None:
+def refuse(region: Region, device: Any) -> str | None:
     """Why no product kernel can do the region."""
     node = region.anchor
     if node is None or node.op not in ("matmul", "int_matmul"):
@@ -318,7 +318,7 @@ class Gemm(Tactic):
     priority = 50
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        return _refuse(region, device)
+        return refuse(region, device)
 
     def candidates(self, region: Region, device: Any) -> Sequence[Tile]:
         assert region.anchor is not None
@@ -332,14 +332,20 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     """Tiles worth timing, the likely best first."""
     assert region.anchor is not None
     p = matrix.problem(region.anchor)
-    w = work_of(region, p, device.tf32)
-    options = cost.product_tiles(w, device.gpu)
+    found = options(region, p, device)
     if _sums_beside(region):  # a split has no place for them
-        options = [t for t in options if t.split == 1]
+        found = [t for t in found if t.split == 1]
+    return cost.best(found, work_of(region, p, device.tf32), device.gpu)
+
+
+def options(region: Region, p: matrix.Problem, device: Any) -> list[Tile]:
+    """All tiles that a product may want."""
+    w = work_of(region, p, device.tf32)
+    found = cost.product_tiles(w, device.gpu)
     heavy = 2.0 * w.m * w.n * w.k * w.batch > DESCRIPTOR_FLOPS
     if device.arch >= 90 and heavy and _describable(p):
-        options = [*cost.hopper_tiles(w), *options]
-    return cost.best(options, w, device.gpu)
+        found = [*cost.hopper_tiles(w), *found]
+    return found
 
 
 def _sums_beside(region: Region) -> bool:
@@ -450,7 +456,7 @@ class Gemv(Tactic):
     priority = 55
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        why = _refuse(region, device)
+        why = refuse(region, device)
         if why is not None:
             return why
         node = region.anchor

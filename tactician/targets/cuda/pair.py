@@ -258,7 +258,11 @@ class Pair(Tactic):
         )
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        return "one layer"
+        if not region.parts:
+            return "one layer"
+        if any(p.anchor is None or p.anchor.op != "convolution" for p in region.leaves()):
+            return "not convolutions"
+        return None
 
     def candidates(self, region: Region, device: Any) -> Sequence[Tile]:
         leaves = [convolution_of(p) for p in region.leaves()]

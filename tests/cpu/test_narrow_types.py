@@ -11,7 +11,7 @@ from tactician.ops import emit
 from tactician.ops.interpreter import run_graph
 from tactician.runtime.easy import Engine
 from tactician.runtime.engine import ICudaEngine
-from tactician.targets.cpu.native import walker_code
+from tactician.targets.cpu.native import equip
 
 RNG = np.random.default_rng(0)
 EDGES = [0, -0.0, np.inf, -np.inf, np.nan, 448, 464, 465, 479, 480, -464.01, 57344, 61440, 61439,
@@ -30,7 +30,7 @@ def native(make, x):
     want = run_graph(g, [x])
     program, report = compile_network(g, BuildSettings(optimization_level=0))
     assert not report.reference
-    program.walker = walker_code()
+    equip(program)
     return list(Engine(ICudaEngine(program))(x=x).values()), want
 
 

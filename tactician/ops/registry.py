@@ -195,6 +195,8 @@ def infer_node(node: Node) -> bool:
     On failure outputs lose their shapes and ``node.error`` says why.
     """
     decl = get(node.op)
+    for note in ("assumptions", "data_dims"):  # of other inputs or attributes, perhaps
+        node.meta.pop(note, None)
     try:
         untyped = next((v for v in node.present_inputs() if v.shape is None), None)
         if untyped is not None:

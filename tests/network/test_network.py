@@ -377,3 +377,16 @@ def test_argument_names_match_the_inventory():
         if not want <= have:
             wrong.append((method, want - have))
     assert not wrong
+
+
+def test_a_shape_tensor_replaces_the_shape_and_what_it_assumed():
+    net = network()
+    x = net.add_input("x", trt.float32, (-1, 3))
+    shuffle = net.add_shuffle(x)
+    shuffle.reshape_dims = (1, 3, 1)  # holds for one size only
+    sizes = net.add_concatenation([
+        net.add_shape(x).get_output(0), const(net, np.int64([1]))]).get_output(0)
+    shuffle.set_input(1, sizes)
+    net.mark_output(shuffle.get_output(0))
+    (node,) = [n for n in net.graph.nodes if n.op == "reshape"]
+    assert not node.meta.get("assumptions") and shuffle.get_output(0).shape == (-1, 3, 1)

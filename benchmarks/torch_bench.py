@@ -5,7 +5,9 @@
 All run in one process, in turns, on the same arguments; results are compared first. Every line of
 the table is the median of single calls; the last one has geometric means of the ratios. With
 ``--device cuda --half`` everything runs on a GPU in FP16. ``--build`` times conversion and build at
-level 0 instead, in a process of its own for each network.
+level 0 instead, in a process of its own for each network. ``--engines FOLDER`` keeps engines there;
+``--prepare`` makes them (and fills Inductor's own cache) without timing, so that a later run only
+measures.
 """
 
 from __future__ import annotations
@@ -58,10 +60,26 @@ def median(times: list[float]) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def made(name: str, module: Any, args: Any, options: Any) -> Any:
+    """The engine, from the folder if it is there."""
+    from tactician.torch import TRTModule, torch2trt
+
+    file = options.engines and options.engines / (
+        f"{name}-{options.batch}-{options.level}-{options.threads}-{options.device}.pth")
+    if file and file.exists():
+        engine = TRTModule()
+        engine.load_state_dict(torch.load(file))
+        return engine
+    engine = torch2trt(module, args, optimization_level=options.level, threads=options.threads,
+                       fp16_mode=options.half, keep_network=False)
+    if file:
+        options.engines.mkdir(parents=True, exist_ok=True)
+        torch.save(engine.state_dict(), file)
+    return engine
+
+
 def measure(name: str, options: Any) -> dict[str, Any]:
     """Times of one network, in milliseconds."""
-    from tactician.torch import torch2trt
-
     real = not options.small
     module, args = NETWORKS[name].module(real), NETWORKS[name].call(options.batch, real)
     if options.half:
@@ -75,14 +93,17 @@ def measure(name: str, options: Any) -> dict[str, Any]:
     with torch.inference_mode():
         want = module(*args)
     start = time.perf_counter()
-    engine = torch2trt(module, args, optimization_level=options.level, threads=options.threads,
-                       fp16_mode=options.half, keep_network=False)
+    engine = made(name, module, args, options)
     out["built in s"] = round(time.perf_counter() - start, 1)
     out["error"] = error(engine(*args), want)
     contenders = {"tactician": engine, "eager": module}
     if not options.no_compile:
         torch._dynamo.reset()
         contenders["inductor"] = torch.compile(module, mode=options.mode)
+    if options.prepare:
+        with torch.inference_mode():
+            out["calls"] = [k for k, call in contenders.items() if call(*args) is not None]
+        return out
     times: dict[str, list[float]] = {k: [] for k in contenders}
     with torch.inference_mode():
         for _ in range(options.rounds):
@@ -124,6 +145,8 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--build", action="store_true", help="time conversion and build instead")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--engines", type=Path, help="folder to keep engines in")
+    parser.add_argument("--prepare", action="store_true", help="build and compile, time nothing")
     parser.add_argument("--json", type=Path, help="append results to this file, one a line")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -141,7 +164,7 @@ def main() -> None:
         else:
             row = measure(name, options)
             for peer in ("eager", "inductor"):
-                if peer in row:
+                if peer in row and not options.prepare:
                     row[f"over {peer}"] = round(row[peer] / row["tactician"], 2)
         rows.append(row)
         print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}"

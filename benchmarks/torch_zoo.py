@@ -342,9 +342,11 @@ class Gpt2Step(nn.Module):
         self.cache = package.DynamicCache
 
     def forward(self, ids, past):
-        held = self.cache.from_legacy_cache(past)
+        held = self.cache()
+        for i, (keys, values) in enumerate(past):
+            held.update(keys, values, i)
         out = self.inner(input_ids=ids, past_key_values=held, use_cache=True)
-        return out.logits, out.past_key_values.to_legacy_cache()
+        return out.logits, tuple((x.keys, x.values) for x in out.past_key_values.layers)
 
 
 def step(n: int, real: bool) -> tuple[Any, ...]:

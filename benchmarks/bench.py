@@ -7,10 +7,10 @@ alternating, so that what disturbs the machine disturbs all of them. Reported ar
 the median latency of a call, how many times as long as tactician each other runtime takes
 (medians), the peak memory of a process that loads the model and runs it once, and of tactician
 how long the build took, the plan's size, and its rate as a share of what the cores could do. A
-model is an ONNX file or the name of a network in zoo.py. Without models, the shipped LeNet and
-the pretrained models kept beside the checkout are measured. A model's inputs are the `in::NAME`
-arrays of MODEL.onnx.npz if that is there, else random. Peers: onnxruntime; OpenVINO where
-installed; torch where peers.py has the model.
+model is an ONNX file or the name of a network in zoo.py or zoo_int8.py. Without models, the
+shipped LeNet and the pretrained models kept beside the checkout are measured. A model's inputs are
+the `in::NAME` arrays of MODEL.onnx.npz if that is there, else random. Peers: onnxruntime; OpenVINO
+where installed; torch where peers.py has the model.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import onnx
 import peak
 import peers
 import zoo
+import zoo_int8
 
 import tactician
 from tactician.cli.building import Options, open_engine
@@ -57,10 +58,11 @@ def find_models() -> list[Path]:
 
 def located(model: str, folder: Path) -> Path:
     """The file of a model; a network of zoo.py is written into `folder` first."""
-    if model not in zoo.MODELS:
+    made = zoo.MODELS | zoo_int8.models(zoo.MODELS)
+    if model not in made:
         return Path(model)
     path = folder / f"{model}.onnx"
-    onnx.save(zoo.MODELS[model](), path)
+    onnx.save(made[model](), path)
     return path
 
 
@@ -171,7 +173,7 @@ def flops_of(engine: tactician.ICudaEngine) -> int:
 
 def share_of_peak(result: dict[str, Any], machine: dict[str, Any]) -> float:
     """FP32 operations per second of the best run over what all threads could do; 0: unknown.
-    Above 1 where Winograd's algorithm saves multiplications."""
+    Above 1 where Winograd's algorithm saves multiplications, or integers are multiplied."""
     threads = machine["threads"] or os.cpu_count() or 1
     could = machine["peak"]["gflops_per_core"] * 1e9 * threads
     best = result["microseconds"]["tactician"]["best"] / 1e6
@@ -210,7 +212,7 @@ def show(results: dict[str, dict[str, Any]], machine: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("models", nargs="*", help="ONNX files, or names of zoo.py")
+    parser.add_argument("models", nargs="*", help="ONNX files, or networks of the zoo")
     parser.add_argument("--threads", "-t", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn")

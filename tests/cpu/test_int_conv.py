@@ -12,6 +12,7 @@ from tactician.ir import dims as D
 from tactician.ops import evaluate
 from tactician.runtime.core import EngineCore
 from tactician.runtime.schedule import Schedule
+from tactician.targets.cpu import int_winograd
 from tactician.targets.cpu.int_conv import IntContraction
 from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.toolchain import toolchain
@@ -199,8 +200,36 @@ def test_requantized(dynamic, residual):
 @pytest.mark.parametrize("size, dynamic", [((12, 17), ()), ((9, 8), (0, 2, 3)), ((5, 31), ())])
 def test_winograd(monkeypatch, x_type, size, dynamic):
     monkeypatch.setattr(IntContraction, "refuse", lambda *_: "switched off")
+    monkeypatch.setitem(int_winograd._SPEED, "dot", 1.0)  # dot products are faster than it
     check_conv((2, 40, *size), (33, 40, 3, 3), x_type, zero=-3 if x_type == "i8" else 100,
                dynamic=dynamic, pre=(1, 1), post=(1, 1), tail="u8", tactic="int_winograd")
+
+
+@pytest.mark.parametrize("k", [16, 40, 64, 65])
+@pytest.mark.parametrize("first, last", [("u8", "u8"), ("i8", "u8"), ("u8", "i8")])
+@pytest.mark.parametrize("low", [0, 17])
+def test_quantized_before_the_sum(k, first, last, low):
+    """Results that are quantized, dequantized, added and quantized again, as exporters write it:
+    rounding and saturation of both quantizations count."""
+    g = Graph("t")
+    x = g.add_input("x", "u8", (1, 8, 5, 9))
+    y = emit(g, "int_conv", [x, g.constant(ints((k, 8, 1, 1), "i8"))], "conv").output
+    scale = g.constant((RNG.random(k) * 1e-3 + 1e-4).astype("f4"))
+    y = emit(g, "dequantize", [y, scale], axis=1).output
+    y = emit(g, "binary", [y, g.constant(ints((1, k, 1, 1)).astype("f4"))], fn="add").output
+    zeros = [g.constant(np.array(z, LIMITS[t][2])) for z, t in ((low, first), (low + 3, last))]
+    step = g.constant(np.float32(0.7))
+    y = emit(g, "quantize", [y, step, zeros[0]]).output
+    y = emit(g, "dequantize", [y, step, zeros[0]]).output
+    r = g.add_input("r", "u8", y.dims)
+    real = emit(g, "dequantize", [r, g.constant(np.float32(0.5)), g.constant(np.uint8(9))]).output
+    y = emit(g, "activation", [emit(g, "binary", [y, real], fn="add").output], fn="relu").output
+    g.outputs = [emit(g, "quantize", [y, g.constant(np.float32(1.1)), zeros[1]]).output]
+    feeds = {"x": ints(x.dims), "r": ints(r.dims)}
+    (got,), tactics = run(g, feeds)
+    assert tactics == {"int_dot"}
+    gap = np.abs(got.astype(int) - expected(g, feeds)[0].astype(int))
+    assert gap.max() <= 1 and (gap > 0).mean() < 1e-2
 
 
 # --- matrix products ------------------------------------------------------------------------

@@ -335,6 +335,11 @@ def emit_store(em: Emitter, value: Value, at: A.Linear, register: ir.Value) -> N
 def _masked_store(em: Emitter, raw: ir.Value, target: ir.Value, size: int) -> None:
     assert em.mask is not None
     b, t = em.builder, raw.type
+    if isinstance(em.mask, ir.Constant) and [bool(m.constant) for m in em.mask.constant] == [
+        k == 0 for k in range(t.count)
+    ]:  # LLVM makes a store of the wider type of it where the lanes have just been narrowed
+        b.store(b.extract_element(raw, I32(0)), target, align=size)
+        return
     name = f"llvm.masked.store.{V.type_suffix(t)}.p0"
     fn = V.declare(b.module, name, ir.VoidType(), [t, V.PTR, I32, em.mask.type])
     b.call(fn, [raw, target, I32(size), em.mask])

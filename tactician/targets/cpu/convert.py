@@ -78,7 +78,7 @@ def _round_bf16(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     name, width = _bf16_rounding(b)
     n = V.lanes(x.type)
     if name is not None and n and n % width == 0:
-        parts = [_slice(b, x, k, width) for k in range(0, n, width)]
+        parts = [V.part(b, x, k, width) for k in range(0, n, width)]
         fn = V.declare(b.module, name, ir.VectorType(V.BF16, width), [parts[0].type])
         half = ir.VectorType(I16, width)
         return V.concat(b, [b.bitcast(b.call(fn, [p]), half) for p in parts])
@@ -95,13 +95,6 @@ def _bf16_rounding(b: ir.IRBuilder) -> tuple[str | None, int]:
     """The instruction that rounds a vector, if the kernel's module is for a CPU that has it."""
     isa = getattr(b.module, "isa", None)
     return (None, 0) if isa is None else (isa.intrinsic("round_bf16"), isa.lanes(32))
-
-
-def _slice(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
-    if count == x.type.count:
-        return x
-    index = ir.Constant(ir.VectorType(I32, count), [I32(first + k) for k in range(count)])
-    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), index)
 
 
 def limits(dt: DType) -> tuple[int, int]:

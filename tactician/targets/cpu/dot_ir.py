@@ -52,13 +52,14 @@ class DotMicroKernel:
         self.group_bytes = tile.nr * dot.weight_bytes
         self.tap_bytes = self.groups * self.group_bytes
 
-    def build(self, zero: Zero | None, store: Store) -> None:
+    def build(self, zero: Zero | None, store: Store, before: Any = None) -> None:
         """Emits the body.
 
         Args:
             zero: Loads the input's zero point, as it counts in registers, from the kernel's
                 arguments; None if the packed weights allow for it.
             store: Writes the tile.
+            before: Emits what comes before the products (from this object and a builder).
         """
         b = ir.IRBuilder(self.fn.append_basic_block("entry"))
         start = []
@@ -68,6 +69,8 @@ class DotMicroKernel:
         if zero is not None:
             scale = V.splat(b, zero(b, self.args), self.tile.lanes)
             start = [b.mul(x, scale) for x in start]
+        if before is not None:
+            before(self, b)
         w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
         acc = self._taps(b, 0, self.x, w, start * self.mr, None)
         store(self, b, acc)  # type: ignore[arg-type]

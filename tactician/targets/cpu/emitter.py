@@ -255,7 +255,8 @@ class Emitter:
                 x, zero = quantized
                 z = None if zero is None else self._emit(zero)
                 signed = zero is not None and zero.dtype.kind == "i"
-                return requantize.emit(self.builder, self._emit(x), z, signed, e.dtype)
+                small = requantize.small(x)
+                return requantize.emit(self.builder, self._emit(x), z, signed, e.dtype, small)
             x = self._emit(e.x)
             return convert.cast(self.builder, x, e.x.dtype, e.dtype, e.saturate)
         if isinstance(e, E.Select):

@@ -7,7 +7,7 @@ Floor per layer: ``pixels * K * C * taps`` products at the rate of the CPU's bes
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,10 @@ def _choices(region: Region, device: Any) -> list[Dot]:
 
 def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     """Register tiles that fit the machine, most promising first."""
-    lanes = device.isa.lanes(32)
+    lanes = vector_lanes(p.k // p.groups if p.groups > 1 and not p.depthwise else 0, device)
     many = device.isa.vector_registers >= 32
     shapes = (
-        [(14, 2), (9, 3), (12, 2), (6, 4), (28, 1), (12, 1)] if many
+        [(6, 4), (8, 3), (7, 3), (12, 2), (14, 2), (5, 4), (4, 4), (12, 1)] if many
         else [(4, 2), (5, 2), (6, 1), (3, 4), (4, 3), (8, 1)]
     )  # fmt: skip
     width = p.axes[-1].out if not p.flat else p.images * D.product(a.out for a in p.axes)
@@ -124,13 +124,27 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     ]  # fmt: skip
 
 
+def vector_lanes(per_group: int, device: Any) -> int:
+    """Lanes of the widest vectors that groups of channels consist of (0: there is one group)."""
+    lanes = int(device.isa.lanes(32))
+    while per_group % lanes and lanes > 4:
+        lanes //= 2
+    return lanes
+
+
+def narrowed(isa: Any, lanes: int) -> Any:
+    """The CPU as one with vectors of so many 32-bit lanes."""
+    return replace(isa, vector_bits=32 * lanes)
+
+
 def _cost(p: IntProblem, width: int, mr: int, nv: int, lanes: int) -> float:
-    """Modelled cycles of a row of outputs, relative to other tiles."""
+    """Modelled cost of a row of outputs, relative to other tiles: products, of which too few
+    don't hide each other's latency, and what broadcasts keep from running at the same time."""
     blocks = -(-p.k // (nv * lanes))
     whole, rest = divmod(width, mr)
 
     def tile(m: int) -> float:
-        return max(m * nv, (m + nv) * 0.8, 4.0) + 0.5
+        return max(m * nv, 8.0) + 0.4 * m + 0.5
 
     return blocks * (whole * tile(mr) + (tile(rest) if rest else 0))
 
@@ -185,7 +199,7 @@ class DotBuilder(Builder):
         return kernel
 
     def _products(self, tile: IntTile, isa: Any) -> Products:
-        return Dot(tile.dot, tile.lanes, self.p.x_signed, isa)
+        return Dot(tile.dot, tile.lanes, self.p.x_signed, narrowed(isa, tile.lanes))
 
     def _starts(self) -> np.ndarray[Any, Any]:
         """What the sums of each channel start from, or are to be multiplied with the zero point
@@ -238,8 +252,15 @@ class DotBuilder(Builder):
             run = p.axes[-1].window if p.merged else 0
             mk = DotMicroKernel(self.module, p.shape, t, self.dot, mr, channels, name, run)
         zero = None if self.zero_arg < 0 else self._zero_point
-        mk.build(zero, lambda m, b, acc: self._store(m, b, acc, channels))
+        mk.build(zero, lambda m, b, acc: self._store(m, b, acc, channels), self._before)
         return mk
+
+    def _before(self, m: Any, b: ir.IRBuilder) -> None:
+        """What the epilogue will read beside the sums comes nearer while they are made."""
+        self.epilogue.enter(b, m.args)
+        em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
+        for i in range(m.mr):
+            self.epilogue.touch(em, b.add(m.pixel[-1], I64(i)), m.k, self.t.nr)
 
     def _store(self, m: Any, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue, on all vectors of a pixel at once where they are full: narrowing to

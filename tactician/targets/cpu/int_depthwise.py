@@ -44,7 +44,7 @@ class DepthwiseMicroKernel(DotMicroKernel):
         self.ft = ir.VectorType(F32, tile.lanes)
         self.fma = V.declare(module, f"llvm.fma.v{tile.lanes}f32", self.ft, [self.ft] * 3)
 
-    def build(self, zero: Any, store: Store) -> None:
+    def build(self, zero: Any, store: Store, before: Any = None) -> None:
         """See `DotMicroKernel.build`."""
         b = ir.IRBuilder(self.fn.append_basic_block("entry"))
         lanes = self.tile.lanes

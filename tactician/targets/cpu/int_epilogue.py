@@ -2,7 +2,8 @@
 quantization made shorter, and its emission.
 
 ``quantize(relu(dequantize(acc, s) + bias), q)`` becomes ``acc * (s / q) + bias / q`` with constants
-divided when the kernel is built; the activation goes where the result's limits do its work.
+divided when the kernel is built; the activation goes where the result's limits do its work. What
+is quantized and dequantized on the way (before a residual is added) is rounded among floats.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 
 from ...ir import expr as E
-from ...ir.dtypes import f32
+from ...ir.dtypes import f32, i8, i32, u8
 from ...ir.graph import Value
 from . import convert, requantize
 from . import vecmath as V
@@ -21,10 +23,17 @@ from .conv_common import Epilogue, own_or_by_channel
 from .vecmath import F32, I32, I64
 
 Array = np.ndarray[Any, Any]
+_LINE = 64  # bytes of a cache line
+_NO_FRACTION = 1.5 * 2.0**23
 
 
 class Finish:
     """What happens to the sums of a region.
+
+    Args:
+        stage: The region's stage.
+        sums: What it loads the sums from.
+        most: What no sum exceeds in magnitude.
 
     Attributes:
         stage: The region's stage, rewritten; None if there is none.
@@ -34,19 +43,21 @@ class Finish:
         variant: What the code depends on beside the region's signature.
     """
 
-    def __init__(self, stage: E.Stage | None, sums: Value):
-        self.source, self.floats = sums, False
+    def __init__(self, stage: E.Stage | None, sums: Value, most: float):
+        self.source, self.floats, self.most = sums, False, most
         self.constants: dict[Value, Array] = {}
-        self._made: dict[tuple[Value, float], Value] = {}
+        self._made: dict[tuple[Value, float, float], Value] = {}
         self.stage = stage
         if stage is None:
             self.variant = ""
             return
-        e = self._requantized(stage.expr)
-        e = _reciprocals(stage.expr) if e is None else e
-        e = self._as_floats(e)
+        e = self._as_floats(stage.expr)
+        e = E.rewrite(e, self._round_trip)
+        done = self._requantized(e)
+        e = _reciprocals(e) if done is None else done
         self.stage = E.Stage(stage.out, stage.vars, e)
-        self.variant = f"{len(self.constants)} {len(E.walk(e))}"
+        small = [requantize.small(x) for x in E.walk(e) if x.dtype is f32]
+        self.variant = f"{len(self.constants)} {''.join('ny'[s] for s in small)}"
 
     def values(self) -> list[Value]:
         """What the stage reads from memory."""
@@ -57,60 +68,100 @@ class Finish:
 
     def _requantized(self, e: E.Expr) -> E.Expr | None:
         """The expression with the division by the result's scale moved into constants."""
-        found = requantize.match(e) if isinstance(e, E.Cast) else None
+        found = self._unrounded(e)
         if found is None:
             return None
-        x, zero = found
-        if not isinstance(x, E.Binary) or x.fn != "div" or x.b.dtype is not f32:
-            return None
-        q = _known(x.b)
-        if q is None or not (q > 0 and np.isfinite(1 / q)):
-            return None
-        y = self._scaled(x.a, 1 / q)
-        if y is None:
-            return None
-        low = convert.limits(e.dtype)[0]
-        least = 0 if zero is None else _known(zero)
-        if least == low and isinstance(y, E.Binary) and y.fn == "max" and _is_zero(y.b):
-            y = y.a  # saturation does it
-        y = E.rewrite(y, _clipped)
-        rounded: E.Expr = E.unary("round", y)
         assert isinstance(e, E.Cast)
+        y, least, most = found
+        y = E.rewrite(_without_limits(y, least, most), _clipped)
+        rounded: E.Expr = E.unary("round", y)
         if isinstance(e.x, E.Binary):
             other = e.x.b if isinstance(e.x.a, E.Unary) and e.x.a.fn == "round" else e.x.a
             rounded = E.add(rounded, other)
         return E.cast(rounded, e.dtype, True)
 
-    def _scaled(self, e: E.Expr, r: float) -> E.Expr | None:
-        """``e * r`` with no more operations than ``e``; None where that can't be."""
-        if isinstance(e, E.Const) and e.dtype is f32:
-            return E.const(float(np.float32(float(e.value) * r)), f32)
-        if isinstance(e, E.Load) and e.dtype is f32 and e.value.const is not None:
-            if e.guard is not None or e.value.const.size > 1 << 16:
-                return None
-            return E.Load(e.dtype, self._constant(e.value, r), e.index, None, None)
-        if not isinstance(e, E.Binary):
+    def _unrounded(self, e: E.Expr) -> tuple[E.Expr, float, float] | None:
+        """What a quantization rounds, divided by the scale, and the limits of the result; None
+        where scale or zero point are not known yet."""
+        found = requantize.match(e) if isinstance(e, E.Cast) else None
+        if found is None:
             return None
-        if e.fn == "mul":
-            for one, other in ((e.b, e.a), (e.a, e.b)):
-                if isinstance(one, (E.Const, E.Load)):
-                    y = self._scaled(one, r)
-                    if y is not None:
-                        return E.mul(other, y)
+        x, zero = found
+        point = 0.0 if zero is None else _known(zero)
+        if point is None or not isinstance(x, E.Binary) or x.fn != "div" or x.dtype is not f32:
             return None
-        if e.fn in ("add", "sub", "max", "min"):
-            a = self._scaled(e.a, r)
-            b = None if a is None else self._scaled(e.b, r)
-            return None if a is None or b is None else E.binary(e.fn, a, b)
-        return None
+        q = _known(x.b)
+        if q is None or not (q > 0 and np.isfinite(1 / q)):
+            return None
+        low, high = convert.limits(e.dtype)
+        return self._times(x.a, 1 / q), low - point, high - point
 
-    def _constant(self, v: Value, r: float) -> Value:
-        if (v, r) not in self._made:
-            made = self._made[v, r] = Value(f"{v.name} scaled", v.dtype, v.dims)
+    def _round_trip(self, e: E.Expr) -> E.Expr | None:
+        """Numbers that are quantized on the way and dequantized again, without leaving floats."""
+        if not isinstance(e, E.Cast) or e.dtype is not f32 or e.x.dtype.is_float:
+            return None
+        x, offset = _shifted(e.x)
+        found = self._unrounded(x)
+        if found is None:
+            return None
+        y, least, most = found
+        y = _without_limits(y, least, most)
+        y = E.binary("min", E.binary("max", y, E.const(least, f32)), E.const(most, f32))
+        # adding and subtracting this leaves no room for fractions
+        room = E.const(_NO_FRACTION, f32)
+        y = E.sub(E.add(E.rewrite(y, _clipped), room), room)
+        offset += (convert.limits(x.dtype)[0] - least)
+        return y if offset == 0 else E.add(y, E.const(offset, f32))
+
+    def _times(self, e: E.Expr, r: float) -> E.Expr:
+        """``e * r``, with few operations."""
+        if isinstance(e, E.Const):
+            return E.const(float(np.float32(float(e.value) * r)), f32)
+        if _is_sum(e):
+            return self._sum(e, r)
+        if isinstance(e, E.Binary):
+            if e.fn == "mul":
+                for one, other in ((e.b, e.a), (e.a, e.b)):
+                    if isinstance(one, E.Const):
+                        return self._times(other, float(one.value) * r)
+                for one, other in ((e.b, e.a), (e.a, e.b)):
+                    if _is_table(one):
+                        return E.mul(other, self._times(one, r))
+            if e.fn in ("max", "min") and r > 0:
+                return E.binary(e.fn, self._times(e.a, r), self._times(e.b, r))
+        if _is_table(e):
+            assert isinstance(e, E.Load)
+            return E.Load(e.dtype, self._constant(e.value, r, 0.0), e.index, None, None)
+        return e if r == 1 else E.mul(e, E.const(float(np.float32(r)), f32))
+
+    def _sum(self, e: E.Expr, r: float) -> E.Expr:
+        """A sum's terms times ``r``; the known ones first, so that each of the others is one
+        multiply-add."""
+        terms: list[tuple[E.Expr, float]] = []
+        known = _terms(e, r, terms)
+        table = next((t for t in terms if _is_table(t[0])), None)
+        total: E.Expr | None = None
+        if table is not None:
+            terms.remove(table)
+            load = table[0]
+            assert isinstance(load, E.Load)
+            made = self._constant(load.value, table[1], known)
+            total = E.Load(f32, made, load.index, None, None)
+        elif known:
+            total = E.const(float(np.float32(known)), f32)
+        for x, c in terms:
+            y = self._times(x, c)
+            total = y if total is None else E.add(y, total)
+        return E.const(0.0, f32) if total is None else total
+
+    def _constant(self, v: Value, r: float, plus: float) -> Value:
+        if (v, r, plus) not in self._made:
+            made = self._made[v, r, plus] = Value(f"{v.name} scaled", v.dtype, v.dims)
             assert v.const is not None
-            scaled = (np.asarray(v.const, np.float64) * r).astype(np.float32)
+            scaled = (np.asarray(v.const, np.float64) * r + plus).astype(np.float32)
             self.constants[made] = np.ascontiguousarray(scaled)
-        return self._made[v, r]
+            made.meta["limits"] = (float(scaled.min()), float(scaled.max()))
+        return self._made[v, r, plus]
 
     def _as_floats(self, e: E.Expr) -> E.Expr:
         """Sums that are only read to become f32 can be f32 from the start."""
@@ -121,6 +172,7 @@ class Finish:
         ):
             return e
         floats = Value(f"{source.name} as f32", f32, source.dims)
+        floats.meta["limits"] = (-self.most, self.most)
 
         def changed(x: E.Expr) -> E.Expr | None:
             if isinstance(x, E.Cast) and _loads(x.x, source):
@@ -132,12 +184,74 @@ class Finish:
         return E.rewrite(e, changed)
 
 
+def _is_sum(e: E.Expr) -> bool:
+    if isinstance(e, E.Binary) and e.fn in ("add", "sub") and e.dtype is f32:
+        return not _makes_whole(e)
+    return isinstance(e, E.Cast) and e.dtype is f32 and e.x.dtype is i32 and _shifted(e.x)[1] != 0
+
+
+def _makes_whole(e: E.Expr) -> bool:
+    """Whether an expression is the subtraction that ends a rounding."""
+    return isinstance(e, E.Binary) and isinstance(e.b, E.Const) and e.b.value == _NO_FRACTION
+
+
+def _terms(e: E.Expr, r: float, out: list[tuple[E.Expr, float]]) -> float:
+    """Takes a sum times ``r`` apart: appends the terms with their factors; the known part."""
+    if isinstance(e, E.Const):
+        return float(e.value) * r
+    if isinstance(e, E.Cast) and _is_sum(e):
+        x, offset = _shifted(e.x)
+        out.append((E.cast(x, f32), r))
+        return offset * r
+    if isinstance(e, E.Binary) and _is_sum(e):
+        left = _terms(e.a, r, out)
+        return left + _terms(e.b, r if e.fn == "add" else -r, out)
+    if isinstance(e, E.Binary) and e.fn == "mul":
+        for one, other in ((e.b, e.a), (e.a, e.b)):
+            if isinstance(one, E.Const):
+                return _terms(other, float(one.value) * r, out)
+    out.append((e, r))
+    return 0.0
+
+
+def _shifted(e: E.Expr) -> tuple[E.Expr, float]:
+    """An integer expression as a narrower one and what is added to that."""
+    if isinstance(e, E.Cast) and e.dtype is i32 and e.x.dtype in (i8, u8):
+        return e.x, 0.0
+    if isinstance(e, E.Binary) and e.fn == "sub" and e.dtype is i32:
+        point = _known(e.b)
+        if point is not None:
+            x, offset = _shifted(e.a)
+            return x, offset - point
+    return e, 0.0
+
+
+def _is_table(e: E.Expr) -> bool:
+    """Whether an expression reads constants that are few enough to be made anew."""
+    return (
+        isinstance(e, E.Load) and e.dtype is f32 and e.guard is None
+        and e.value.const is not None and 0 < e.value.const.size <= 1 << 16
+    )
+
+
+def _without_limits(e: E.Expr, least: float, most: float) -> E.Expr:
+    """Without the outer limits that saturation at ``least`` and ``most`` sets anyway."""
+    while isinstance(e, E.Binary) and e.fn in ("max", "min") and isinstance(e.b, E.Const):
+        limit = float(e.b.value)
+        if not (limit <= least if e.fn == "max" else limit >= most):
+            break
+        e = e.a
+    return e
+
+
 def _loads(e: E.Expr, v: Value) -> bool:
     return isinstance(e, E.Load) and e.value is v
 
 
 def _known(e: E.Expr) -> float | None:
     """The value of an expression that is one known number."""
+    if isinstance(e, E.Cast) and e.x.dtype.is_int:
+        return _known(e.x)
     if isinstance(e, E.Const):
         return float(e.value)
     if isinstance(e, E.Load) and e.value.const is not None and e.value.const.size == 1:
@@ -151,10 +265,6 @@ def _clipped(e: E.Expr) -> E.Expr | None:
     if not isinstance(e, E.Binary) or e.fn not in ("max", "min") or not isinstance(e.b, E.Const):
         return None
     return E.select(E.compare("gt" if e.fn == "max" else "lt", e.a, e.b), e.a, e.b)
-
-
-def _is_zero(e: E.Expr) -> bool:
-    return isinstance(e, E.Const) and float(e.value) == 0.0
 
 
 def _reciprocals(e: E.Expr) -> E.Expr:
@@ -192,6 +302,31 @@ class IntEpilogue(Epilogue):
         elif is_float and not self.floats:
             sums = b.fptosi(V.unary(b, "round", sums), V.like(sums.type, I32))
         super().store(em, x, k, sums, count)
+
+
+    def touch(self, em: Any, x: Any, k: Any, count: int) -> None:
+        """Prefetches ``count`` channels of a pixel of what the stage reads at its own place."""
+        own = [
+            ld for ld in E.loads(self.stage.expr)
+            if ld.value is not self.source and ld.guard is None and ld.value.const is None
+            and len(ld.index) == len(self.stage.vars)
+            and all(i is v for i, v in zip(ld.index, self.stage.vars, strict=True))
+        ]
+        channel = self._channel()
+        if not own or channel is None:
+            return
+        b = em.builder
+        em.push(b)
+        self._bind_pixel(em, x)
+        em.bind(channel, k)
+        fn = V.declare(b.module, "llvm.prefetch.p0", ir.VoidType(), [V.PTR, I32, I32, I32])
+        for load in own:
+            flat = em.lowerer.lower(load)
+            at = em.address(flat.value, em.linear(flat.at))
+            for byte in range(0, count * load.dtype.size, _LINE):
+                line = b.gep(at, [I64(byte)], source_etype=V.I8)
+                b.call(fn, [line, I32(0), I32(3), I32(1)])
+        em.pop()
 
 
 class RowEpilogue(IntEpilogue):

@@ -22,7 +22,7 @@ from .int_epilogue import Finish, IntEpilogue, RowEpilogue
 
 Array = np.ndarray[Any, Any]
 _FEW = 4  # up to so many channels, neighbouring taps of a row are read as one run
-
+_LEAST_LANES = 4  # groups of channels may consist of vectors as short as this
 _MOST_TAPS = 256  # of a depthwise window, whose sums are to be exact in f32
 
 
@@ -63,8 +63,9 @@ def _unsuited_conv(node: Node, device: Any) -> str | None:
         return "the number of channels must be fixed"
     groups = node.attrs.groups
     per_group = int(w.dims[0]) // groups  # type: ignore[arg-type]
-    if groups > 1 and per_group % device.isa.lanes(32) and not is_depthwise(node):
-        return f"{per_group} channels per group are no multiple of {device.isa.lanes(32)}"
+    lanes = min(device.isa.lanes(32), _LEAST_LANES)
+    if groups > 1 and per_group % lanes and not is_depthwise(node):
+        return f"{per_group} channels per group are no multiple of {lanes}"
     axes = conv_axes(x.dims[2:], kernel_extents(w), node.attrs)
     if not all(isinstance(a.pre, int) for a in axes):
         return "the padding depends on a size known only at run time"
@@ -102,7 +103,7 @@ class IntProblem:
         self.x, self.w, self.y = x, w, node.outputs[0]
         self.x_signed = x.dtype.kind == "i"
         sums = region.physical.get(self.y, self.y)
-        self.finish = Finish(region.stages[-1] if region.stages else None, sums)
+        self.finish = Finish(region.stages[-1] if region.stages else None, sums, _most(w.const))
         self.stage = self.finish.stage
         self.out = region.outputs[0]
         self.x_zero: int | Value = 0
@@ -191,6 +192,12 @@ class IntProblem:
     def padded(self) -> bool:
         """Whether any tap may lie outside the input."""
         return any(a.pre != 0 or a.post != 0 for a in self.axes)
+
+
+def _most(w: Array) -> float:
+    """What no sum exceeds: both factors are differences of bytes."""
+    return 255.0 * 255.0 * w.size
+
 
 def epilogue(p: IntProblem, operands: Sequence[Any], sizes: Any) -> IntEpilogue:
     """Emits the region's stage on sums.

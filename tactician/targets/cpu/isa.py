@@ -105,8 +105,9 @@ class Isa:
         Args:
             operation: ``dot_u8s8`` and ``dot_s8s8`` (four products added to each s32),
                 ``madd_u8s8`` (two products in each s16, saturated), ``madd_s16`` (two products
-                in each s32), ``dot_bf16`` (two products added to each f32) or ``round_bf16``
-                (f32 to bf16).
+                in each s32), ``dot_bf16`` (two products added to each f32), ``round_bf16``
+                (f32 to bf16), ``pack_s32`` (two vectors of s32 saturated to s16, 128 bits of
+                either in turn), ``pack_s16_u8`` and ``pack_s16_s8`` (the same to bytes).
         """
         on = {f[1:] for f in self.features if f[0] == "+"}
         arch = "arm" if self.arch in ("aarch64", "arm64") else "x86"
@@ -235,6 +236,12 @@ _INTRINSICS: dict[tuple[str, str, int], tuple[tuple[str, str], ...]] = {
     ("x86", "madd_u8s8", 128): (("ssse3", "llvm.x86.ssse3.pmadd.ub.sw.128"),),
     ("x86", "madd_u8s8", 256): (("avx2", "llvm.x86.avx2.pmadd.ub.sw"),),
     ("x86", "madd_u8s8", 512): (("avx512bw", "llvm.x86.avx512.pmaddubs.w.512"),),
+    ("x86", "pack_s32", 256): (("avx2", "llvm.x86.avx2.packssdw"),),
+    ("x86", "pack_s32", 512): (("avx512bw", "llvm.x86.avx512.packssdw.512"),),
+    ("x86", "pack_s16_u8", 256): (("avx2", "llvm.x86.avx2.packuswb"),),
+    ("x86", "pack_s16_u8", 512): (("avx512bw", "llvm.x86.avx512.packuswb.512"),),
+    ("x86", "pack_s16_s8", 256): (("avx2", "llvm.x86.avx2.packsswb"),),
+    ("x86", "pack_s16_s8", 512): (("avx512bw", "llvm.x86.avx512.packsswb.512"),),
     ("arm", "dot_s8s8", 128): (("dotprod", "llvm.aarch64.neon.sdot.v4i32.v16i8"),),
     ("arm", "dot_bf16", 128): (("bf16", "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),),
     ("x86", "dot_u8s8", 512): (("avx512vnni", "llvm.x86.avx512.vpdpbusd.512"),),

@@ -1,10 +1,13 @@
 """Rounding floats to 8-bit integers: a few instructions for the chain that quantization is.
 
 ``saturate(round(x) + zero)`` on vectors becomes a conversion that rounds, then packs that saturate
-by themselves: no clamping in floats, no second rounding.
+by themselves: no clamping in floats, no second rounding. Where the numbers are known to be small
+(`limits`) nothing guards the conversion either.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from llvmlite import ir
 
@@ -12,9 +15,13 @@ from ...ir import dtypes as T
 from ...ir import expr as E
 from . import convert
 from . import vecmath as V
+from .affine import FlatLoad
 from .vecmath import I16, I32
 
 _HUGE = 1e6  # far beyond 16 bits, where conversions are still defined
+_FITS = 2.0**30  # numbers up to here are converted as they are
+
+Range = tuple[float, float]
 
 
 def match(e: E.Cast) -> tuple[E.Expr, E.Expr | None] | None:
@@ -43,26 +50,142 @@ def _integer(e: E.Expr) -> E.Expr | None:
     return None
 
 
+# --- how large numbers can be -----------------------------------------------------------------
+
+
+def small(e: E.Expr) -> bool:
+    """Whether a float is certainly no NaN and converts to an integer."""
+    found = limits(e)
+    return found is not None and found[0] >= -_FITS and found[1] <= _FITS
+
+
+def limits(e: E.Expr) -> Range | None:
+    """Least and greatest value an expression can have; None: nothing is known.
+
+    What a value holds is taken from its constant, from ``meta["limits"]``, or from its type.
+    """
+    if isinstance(e, E.Const):
+        return float(e.value), float(e.value)
+    if isinstance(e, (E.Load, FlatLoad)):
+        return None if e.guard is not None else _held(e)
+    if isinstance(e, E.Cast):
+        if e.saturate and e.dtype in (T.i8, T.u8):
+            return _bytes(e.dtype)
+        return limits(e.x) if e.dtype in (T.f32, T.i32) else None
+    if isinstance(e, E.Unary) and e.fn == "round":
+        return limits(e.x)
+    if isinstance(e, E.Select):
+        a, b = limits(e.a), limits(e.b)
+        return None if a is None or b is None else _chosen(e, a, b)
+    if isinstance(e, E.Binary) and e.fn in _RANGES:
+        a, b = limits(e.a), limits(e.b)
+        return None if a is None or b is None else _RANGES[e.fn](a, b)
+    return None
+
+
+def _held(e: E.Load | FlatLoad) -> Range | None:
+    v = e.value
+    if "limits" in v.meta:
+        low, high = v.meta["limits"]
+        return float(low), float(high)
+    if v.const is not None and v.const.size and v.const.dtype.kind in "fiu":
+        low, high = float(v.const.min()), float(v.const.max())
+        return (low, high) if low <= high else None  # a NaN is neither
+    return _bytes(v.dtype) if v.dtype in (T.i8, T.u8) else None
+
+
+def _bytes(dt: T.DType) -> Range:
+    low, high = convert.limits(dt)
+    return float(low), float(high)
+
+
+def _chosen(e: E.Select, a: Range, b: Range) -> Range:
+    c = e.cond
+    if isinstance(c, E.Binary) and c.a is e.a and c.b is e.b and c.fn in ("gt", "lt"):
+        return _RANGES["max" if c.fn == "gt" else "min"](a, b)
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _product(a: Range, b: Range) -> Range:
+    ends = [x * y for x in a for y in b]
+    return min(ends), max(ends)
+
+
+_RANGES: dict[str, Any] = {
+    "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "mul": _product,
+    "max": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
+    "min": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
+}
+
+
+# --- emission -----------------------------------------------------------------------------------
+
+
 def emit(
-    b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, signed: bool, to: T.DType
+    b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, signed: bool, to: T.DType,
+    small: bool = False,
 ) -> ir.Value:
-    """A vector of floats as quantized integers. ``signed`` tells how ``zero`` widens."""
+    """A vector of floats as quantized integers.
+
+    Args:
+        signed: How ``zero`` widens.
+        small: Whether the floats certainly convert to s32.
+    """
     n = V.lanes(x.type)
-    # a NaN stays one, becomes the least integer and saturates to the least result
-    top = V.const(x.type, _HUGE)
-    x = b.select(b.fcmp_ordered(">", x, top), top, x)
+    if not small:
+        # a NaN stays one, becomes the least integer and saturates to the least result
+        top = V.const(x.type, _HUGE)
+        x = b.select(b.fcmp_ordered(">", x, top), top, x)
     wide, half = V.with_lanes(I32, n), V.with_lanes(I16, n)
     name = f"llvm.lrint.{V.type_suffix(wide)}.{V.type_suffix(x.type)}"
     whole = b.call(V.declare(b.module, name, wide, [x.type]), [x])
+    if zero is not None and V.element(zero.type) != I16:
+        zero = (b.sext if signed else b.zext)(zero, V.like(zero.type, I16))
+    packed = _packed(b, whole, zero, to)
+    if packed is not None:
+        return packed
     short = b.trunc(_clamp(b, whole, -32768, 32767), half)
     if zero is not None:
-        z = zero if V.element(zero.type) == I16 else (b.sext if signed else b.zext)(
-            zero, V.like(zero.type, I16)
-        )
-        add = V.declare(b.module, f"llvm.sadd.sat.{V.type_suffix(half)}", half, [half, half])
-        short = b.call(add, [short, V.splat(b, z, n)])
+        short = _plus(b, short, zero)
     low, high = convert.limits(to)
     return b.trunc(_clamp(b, short, low, high), V.with_lanes(V.I8, n))
+
+
+def _plus(b: ir.IRBuilder, x: ir.Value, zero: ir.Value) -> ir.Value:
+    """Saturated sum of s16."""
+    name = f"llvm.sadd.sat.{V.type_suffix(x.type)}"
+    add = V.declare(b.module, name, x.type, [x.type, x.type])
+    return b.call(add, [x, V.splat(b, zero, V.lanes(x.type))])
+
+
+def _packed(b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, to: T.DType) -> ir.Value | None:
+    """Two or four vectors of s32 narrowed by the CPU's packs, which take turns between the
+    128-bit parts of their operands; one shuffle of 32-bit groups puts that right."""
+    isa = getattr(b.module, "isa", None)
+    lanes = 0 if isa is None else isa.lanes(32)
+    n = V.lanes(x.type)
+    names = [] if isa is None else [
+        isa.intrinsic("pack_s32"), isa.intrinsic("pack_s16_u8" if to is T.u8 else "pack_s16_s8")
+    ]
+    if None in names or not names or lanes < 8 or n not in (2 * lanes, 4 * lanes):
+        return None
+    if zero is not None and V.lanes(zero.type) > 1:
+        return None
+    quads, words, bytes_ = (V.with_lanes(t, k * lanes) for t, k in ((I32, 1), (I16, 2), (V.I8, 4)))
+    parts = [V.part(b, x, k, lanes) for k in range(0, n, lanes)]
+    first = V.declare(b.module, str(names[0]), words, [quads, quads])
+    halves = [b.call(first, parts[k : k + 2]) for k in range(0, len(parts), 2)]
+    if zero is not None:
+        halves = [_plus(b, h, zero) for h in halves]
+    second = V.declare(b.module, str(names[1]), bytes_, [words, words])
+    flat = b.bitcast(b.call(second, [halves[0], halves[-1]]), quads)
+    groups = lanes // 4  # 128-bit parts of a vector
+    index = [I32(4 * p + v) for v in range(len(parts)) for p in range(groups)]
+    mask = ir.Constant(ir.VectorType(I32, len(index)), index)
+    order = b.shuffle_vector(flat, ir.Constant(flat.type, ir.Undefined), mask)
+    return b.bitcast(order, V.with_lanes(V.I8, n))
 
 
 def _clamp(b: ir.IRBuilder, x: ir.Value, low: int, high: int) -> ir.Value:

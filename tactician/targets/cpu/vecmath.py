@@ -108,6 +108,14 @@ def concat(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     return parts[0]
 
 
+def part(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
+    """``count`` lanes of a vector from ``first`` on."""
+    if count == x.type.count:
+        return x
+    index = ir.Constant(ir.VectorType(I32, count), [I32(first + k) for k in range(count)])
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), index)
+
+
 def splat(b: ir.IRBuilder, x: ir.Value, n: int) -> ir.Value:
     """A scalar in ``n`` lanes (a vector, or ``n`` = 0, comes back as it is)."""
     if not n or lanes(x.type):

@@ -38,6 +38,7 @@ _CHECK_MATRIX_FLOPS = 4e8
 # Ops that round to a grid; results may be one step off.
 _ROUNDING = frozenset({"quantize", "dynamic_quantize", "dynamic_quantize_linear"})
 _ONE_STEP = Tolerance(0.0, 1.0)
+_ALIGNMENT = 64  # of tensors in plans and arenas: times of kernels depend on it
 UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
 
 
@@ -143,7 +144,7 @@ class Bench:
 
     def _argument(self, a: Value | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if not isinstance(a, Value):
-            return a
+            return aligned_copy(a)
         if a in self.arrays:
             return self.arrays[a]
         return _room(a, _concrete(a, self.env))  # the kernel's own memory
@@ -530,7 +531,7 @@ def _random_arrays(
     for physical in region.inputs:
         v = physical.meta.get("logical", physical)
         if v.const is not None:
-            arrays[v] = np.asarray(v.const, order="C")  # kernels get its address
+            arrays[v] = aligned_copy(np.asarray(v.const))  # kernels get its address
             continue
         if v in arrays:
             continue
@@ -557,6 +558,8 @@ def _random_arrays(
             apart = _room(physical, arrays[physical].shape)
             apart[...] = arrays[physical]
             arrays[physical] = apart
+        elif arrays[physical].ctypes.data % _ALIGNMENT:
+            arrays[physical] = aligned_copy(arrays[physical])
     for v in region.outputs:
         arrays[v] = _room(v, _concrete(v, env))
     return arrays
@@ -588,8 +591,27 @@ def _stored(v: Value, logical: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _room(v: Value, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Zeros laid out as the value is, in the middle of others if it is a slice."""
     if not is_slice(v):
-        return np.zeros(shape, v.dtype.np)
-    return np.zeros((*shape[:-1], int(pitch(v))), v.dtype.np)[..., : shape[-1]]  # type: ignore[arg-type]
+        return aligned_zeros(shape, v.dtype.np)
+    wide = aligned_zeros((*shape[:-1], int(pitch(v))), v.dtype.np)  # type: ignore[arg-type]
+    return wide[..., : shape[-1]]
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """Zeros that begin where the runtime would have them begin."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    # by way of a memoryview, so that this array is what slices of it name as their base
+    start = -raw.ctypes.data % _ALIGNMENT
+    return np.ndarray(shape, dtype, memoryview(raw), start)  # type: ignore[arg-type]
+
+
+def aligned_copy(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array, contiguous and aligned; itself if it is that already."""
+    if a.flags.c_contiguous and a.ctypes.data % _ALIGNMENT == 0:
+        return a
+    out = aligned_zeros(a.shape, a.dtype)
+    out[...] = a
+    return out
 
 
 def _expected(

@@ -125,7 +125,7 @@ def test_images_of_one_pixel(k, dynamic):
     check((13, 16, 1, 1), (k, 16, 1, 1), act="relu", residual=True, dynamic=dynamic)
 
 
-@pytest.mark.parametrize("k, groups", [(32, 2), (16, 2), (64, 4)])
+@pytest.mark.parametrize("k, groups", [(32, 2), (64, 2), (64, 4)])  # whole vectors a group
 def test_groups(k, groups):
     check((1, 12, 6, 7), (k, 12 // groups, 3, 3), groups=groups, pre=(1, 1), post=(1, 1))
 

@@ -510,7 +510,8 @@ def _when(g: Gen, cond: bool | ir.Value, body: Callable[[], None]) -> None:
 
 
 def register_tiles(isa: Isa, acc: DType) -> Sequence[tuple[int, int]]:
-    """Register tiles (rows, vectors) that fit the CPU's registers, best first."""
+    """Register tiles (rows, vectors) that fit the CPU's registers, best first: as few loads for
+    their multiply-adds as there can be without spilling."""
     if isa.vector_registers >= 32:
-        return ((14, 2), (8, 3), (12, 2), (6, 4)) if isa.masks else ((8, 3), (6, 4), (12, 2))
+        return ((8, 3), (6, 4), (12, 2))
     return ((6, 2), (4, 3))

@@ -25,7 +25,8 @@ from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
 from .isa import Isa
 
 _THREAD_FLOPS = 100_000  # some 3 µs of work: a spinning worker begins within half a µs
-_FLAT_TILES = 16  # tiles in a row of a flattened 1x1 convolution
+_FLAT_TILES = 16  # most tiles in a row of a flattened 1x1 convolution
+_ROW_PIXELS = 64  # about as many pixels are a work item otherwise
 
 
 _SOURCES = SourceCache()
@@ -58,33 +59,83 @@ class DirectConvolution(Tactic):
 def _tiles(p: Problem, device: Any) -> list[Tile]:
     """Register tiles that fit the machine, most promising first."""
     lanes = device.isa.lanes(32)
-    budget = 30 if device.isa.vector_registers >= 32 else 15
-    shapes = ((14, 2), (9, 3), (7, 4), (6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1))
+    shapes = _shapes(p, device.isa)
     fit = [
-        (mr, nv) for mr, nv in shapes
-        if mr * nv + nv <= budget and (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
+        (mr, nv) for mr, nv in shapes if (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
     ]
-    fit.sort(key=lambda s: _cycles(p, s[0], s[1], lanes))
-    width = p.axes[-1].out
-    rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
+    fit.sort(key=lambda s: cycles_of(p, s[0], s[1], device.isa))
     late = _late(p)
     choices = [(fit[0], late), (fit[0], not late), *((s, late) for s in fit[1:4])]
-    return [Tile(mr, nv, lanes, rows, first) for (mr, nv), first in choices]
+    return [
+        Tile(mr, nv, lanes, _rows_of(p, nv * lanes, device.threads, first), first)
+        for (mr, nv), first in choices
+    ]
 
 
-def _cycles(p: Problem, mr: int, nv: int, lanes: int) -> float:
-    """Modelled cost of a row of outputs: multiply-adds or loads, whichever is more, for whole
-    and partial tiles alike, with a penalty where too few sums hide the latency."""
+def _shapes(p: Problem, isa: Isa) -> list[tuple[int, int]]:
+    """Register tiles that leave room for the operands. Those that fill all 32 registers are not
+    among them, as LLVM then spills sums in the inner loop."""
+    if isa.vector_registers < 32:
+        return [(6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1)]
+    if p.shape.depthwise:
+        return [(14, 2), (9, 3), (7, 4), (6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1)]
+    return [
+        (6, 4), (8, 3), (5, 5), (4, 6), (5, 4), (4, 4), (12, 2), (8, 2), (6, 2), (4, 3), (4, 2),
+        (16, 1), (12, 1), (6, 1), (4, 1),
+    ]
+
+
+def cycles_of(p: Problem, mr: int, nv: int, isa: Isa) -> float:
+    """Modelled cycles of a row of outputs, per input channel and tap."""
     width = p.axes[-1].out
     width = width if isinstance(width, int) and not p.flat else 1 << 12
-    blocks = -(-p.k // (nv * lanes))
+    lanes = isa.lanes(32)
 
-    def tile(m: int) -> float:
-        loads = m * nv + nv if p.shape.depthwise else (m + 2 * nv) / 2
-        return max(m * nv, loads, 5.0)
+    def blocks_of(m: int) -> float:
+        blocks, rest = divmod(p.k, nv * lanes)
+        whole = tile_cycles(m, nv, isa, p.shape.depthwise)
+        last = tile_cycles(m, -(-rest // lanes), isa, p.shape.depthwise) if rest else 0.0
+        return blocks * whole + last
 
-    whole, rest = divmod(width, mr)
-    return blocks * (whole * (tile(mr) + 1) + (tile(rest) + 1 if rest else 0))
+    tiles, low, more = even_split(width, mr)
+    return more * blocks_of(low + 1) + (tiles - more) * blocks_of(low)
+
+
+def tile_cycles(m: int, nv: int, isa: Isa, depthwise: bool = False) -> float:
+    """Modelled cycles of a register tile per element of the inner dimension: two multiply-adds a
+    cycle, loads, or the latency of a sum, whichever is most. Loads of 512 bits, broadcasts among
+    them, were measured to come one a cycle, shorter ones two."""
+    loads = m * nv + nv if depthwise else m + nv
+    return max(m * nv / 2, loads / (1 if isa.vector_bits >= 512 else 2), 4.0) + 0.5
+
+
+def even_split(width: int, mr: int) -> tuple[int, int, int]:
+    """How a row is cut into tiles of at most ``mr`` pixels: their number, the pixels of the
+    short ones, and how many (the first) have one pixel more."""
+    tiles = max(1, -(-width // mr))
+    low, more = divmod(width, tiles)
+    return tiles, low, more
+
+
+def _rows_of(p: Problem, nr: int, threads: int, channels_first: bool) -> int:
+    """Rows of a work item: some 64 pixels, but so that all threads get about the same."""
+    rows, width = p.images * D.product(a.out for a in p.axes[:-1]), p.axes[-1].out
+    if p.flat or not isinstance(width, int):
+        return 1
+    most = max(1, _ROW_PIXELS // max(width, 1))
+    if not isinstance(rows, int) or threads == 1:
+        return most
+    blocks = -(-p.k // nr)
+
+    def busiest(n: int) -> int:
+        """Rows times blocks of the thread that has most."""
+        runs = -(-rows // n)
+        sizes = [min(n, rows - r * n) for r in range(runs)]
+        items = sizes * blocks if channels_first else [s for s in sizes for _ in range(blocks)]
+        ends = [len(items) * t // threads for t in range(threads + 1)]
+        return max(sum(items[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+
+    return min(range(most, 0, -1), key=busiest)
 
 
 def _tails(p: Problem, nv: int, lanes: int) -> range:
@@ -168,9 +219,20 @@ class Builder:
     def _row_count(self) -> D.DimLike:
         """Rows of pixels: of all images, or pieces of the one long row of a flat problem."""
         p = self.p
-        if p.flat:
-            return D.ceil_div(self._width(), self.t.mr * _FLAT_TILES)
-        return p.images * D.product(a.out for a in p.axes[:-1])
+        if not p.flat:
+            return p.images * D.product(a.out for a in p.axes[:-1])
+        width = self._width()
+        if not isinstance(width, int):
+            return D.ceil_div(width, self.t.mr * _FLAT_TILES)
+        tiles = even_split(width, self.t.mr)[0]
+        return D.ceil_div(tiles, self._run(tiles))
+
+    def _run(self, tiles: int) -> int:
+        """Tiles in a piece of a flat problem's row of so many: about equal pieces, of a number
+        that usual numbers of threads divide."""
+        pieces = -(-tiles // _FLAT_TILES)
+        pieces = -(-pieces // 4) * 4 if tiles >= 4 * _FLAT_TILES else -(-pieces // 2) * 2
+        return -(-tiles // pieces)
 
     def _row_blocks(self) -> D.DimLike:
         return D.ceil_div(self._row_count(), self.t.rows)
@@ -240,14 +302,49 @@ class Builder:
     def _rows(self, w: Any, k: Any, first: Any, last: Any, channels: int) -> None:
         b = self.b
         with Loop(b, first, last) as row:
-            if self.p.flat:
-                chunk = self.t.mr * _FLAT_TILES
-                start = b.mul(row.index, I64(chunk))
-                stop = least(b, b.add(start, I64(chunk)), self.width)
-                self._columns(w, k, channels, I64(0), [I64(0)] * (self.rank - 1), start, stop)
-            else:
+            if not self.p.flat:
                 image, outer = self._coordinates(row.index)
-                self._columns(w, k, channels, image, outer, I64(0), self.width)
+                self._row(w, k, channels, image, outer, row.index)
+            else:
+                self._row(w, k, channels, I64(0), [I64(0)] * (self.rank - 1), row.index)
+
+    def _row(
+        self, w: Any, k: Any, channels: int, image: Any, outer: list[Any], row: Any
+    ) -> None:
+        """The tiles of a row, or of a piece of a flat problem's row."""
+        b, width, mr = self.b, self._width(), self.t.mr
+        call = lambda n, x: self._call(n, channels, w, k, image, [*outer, x])  # noqa: E731
+        if isinstance(width, int):
+            tiles, low, more = even_split(width, mr)
+            start, stop = I64(0), I64(tiles)
+            if self.p.flat:
+                run = self._run(tiles)
+                start = b.mul(row, I64(run))
+                stop = least(b, b.add(start, I64(run)), I64(tiles))
+            self._even_tiles(call, start, stop, low, more)
+            return
+        start, stop = I64(0), self.width
+        if self.p.flat:
+            chunk = mr * _FLAT_TILES
+            start = b.mul(row, I64(chunk))
+            stop = least(b, b.add(start, I64(chunk)), self.width)
+        whole = b.add(start, b.mul(b.sdiv(b.sub(stop, start), I64(mr)), I64(mr)))
+        with Loop(b, start, whole, mr) as col:
+            call(mr, col.index)
+        if mr > 1:
+            with Loop(b, whole, stop) as col:
+                call(1, col.index)
+
+    def _even_tiles(self, call: Any, start: Any, stop: Any, low: int, more: int) -> None:
+        """Tiles ``start`` to ``stop`` of a row of which the first ``more`` have ``low + 1``
+        pixels and the others ``low``."""
+        b = self.b
+        if more:
+            with Loop(b, start, least(b, stop, I64(more))) as tile:
+                call(low + 1, b.mul(tile.index, I64(low + 1)))
+            start = b.select(b.icmp_signed(">", start, I64(more)), start, I64(more))
+        with Loop(b, start, stop) as tile:
+            call(low, b.add(b.mul(tile.index, I64(low)), I64(more)))
 
     def _coordinates(self, row: Any) -> tuple[Any, list[Any]]:
         """Image number and outer output coordinates of a row."""
@@ -257,24 +354,6 @@ class Builder:
             outer.insert(0, b.srem(row, n))
             row = b.sdiv(row, n)
         return row, outer
-
-    def _columns(
-        self, w: Any, k: Any, channels: int, image: Any, outer: list[Any], start: Any, stop: Any
-    ) -> None:
-        """Full tiles, then the rest of the row."""
-        b, mr = self.b, self.t.mr
-        whole = b.add(start, b.mul(b.sdiv(b.sub(stop, start), I64(mr)), I64(mr)))
-        call = lambda n, x: self._call(n, channels, w, k, image, [*outer, x])  # noqa: E731
-        with Loop(b, start, whole, mr) as col:
-            call(mr, col.index)
-        width = self._width()
-        if isinstance(width, int):
-            if width % mr:
-                with b.if_then(b.icmp_signed("<", whole, stop)):
-                    call(width % mr, whole)
-        elif mr > 1:
-            with Loop(b, whole, stop) as col:
-                call(1, col.index)
 
     def _call(
         self, mr: int, channels: int, w: Any, k: Any, image: Any, pixel: list[Any]

@@ -225,10 +225,13 @@ class MicroKernel:
         return _join(b, before, acc, new, join)
 
     def _short_row(self) -> bool:
-        """Whether the products of a row of the window are few enough to be written out."""
+        """Whether a row of the window is done at once: because channels are few, so that asking
+        for every tap what is inside would count, or lane by lane if its products are not too many
+        to be written out."""
         s = self.shape
-        c = 1 if s.depthwise else s.c
-        return c <= _WHOLE and s.window[-1] * c * self.mr * self.nv <= _MOST_PRODUCTS
+        if s.depthwise:
+            return s.window[-1] * self.mr * self.nv <= _MOST_PRODUCTS
+        return s.c <= _WHOLE
 
     def _whole_row(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any]) -> list[Any]:
         """All taps of a row of the window: together in the interior, one by one at borders."""
@@ -247,48 +250,55 @@ class MicroKernel:
         slow_end = b.block
         b.branch(join)
         b.position_at_end(yes)
-        fast = self._sliding(b, self._rows_apart(b, x, at, I64(s.x_pixel), 1)[0], w, acc)
+        fast = self._interior_row(b, x, at, w, acc)
         fast_end = b.block
         b.branch(join)
         b.position_at_end(join)
         return _merge(b, fast, fast_end, slow, slow_end)
 
+    def _interior_row(
+        self, b: ir.IRBuilder, x: Any, at: Any, w: Any, acc: list[Any]
+    ) -> list[Any]:
+        """All taps of a row of the window, none of which is outside. The taps of few channels
+        stay a loop: written out, inputs that several of them share would be kept in registers
+        that the sums need."""
+        s = self.shape
+        if s.depthwise:
+            return self._sliding(b, self._rows_apart(b, x, at, I64(s.x_pixel), 1)[0], w, acc)
+        with Loop(b, I64(0), I64(s.window[-1]), carried=acc) as loop:
+            place = b.add(at, b.mul(loop.index, I64(s.dilation[-1])))
+            weights = b.gep(w, [b.mul(loop.index, I64(s.c * self.tile.nr))], source_etype=F32)
+            rows = self._rows_apart(b, x, place, I64(s.x_pixel), s.stride[-1])
+            loop.next(self._channels(b, rows, weights, list(loop.carried)))
+        return list(loop.results)
+
     def _sliding(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any]) -> list[Any]:
-        """Products of a row of the window with the pixels at ``x``. Every input is read once and
-        multiplied at once for all the outputs that see it."""
+        """Products of a row of the window of a depthwise convolution with the pixels at ``x``.
+        Every input is read once and multiplied at once for all the outputs that see it."""
         s, t, acc = self.shape, self.tile, list(acc)
-        c = 1 if s.depthwise else s.c
         taps, step, apart = s.window[-1], s.stride[-1], s.dilation[-1]
-        blocks = [[j] for j in range(self.nv)] if s.depthwise else [list(range(self.nv))]
-        for block in blocks:
-            weights = {
-                (tap, u, j): self._weights(b, w, I64((tap * c + u) * t.nr), j)
-                for tap in range(taps) for u in range(c) for j in block
-            }
+        for j in range(self.nv):
+            weights = [self._weights(b, w, I64(tap * t.nr), j) for tap in range(taps)]
             for place in range((self.mr - 1) * step + (taps - 1) * apart + 1):
                 seen = [
                     ((place - tap * apart) // step, tap) for tap in range(taps)
                     if (place - tap * apart) % step == 0
                     and 0 <= (place - tap * apart) // step < self.mr
                 ]
-                for u in range(c if seen else 0):
-                    y = self._input(b, x, place, u, block[0])
-                    for i, tap in seen:
-                        for j in block:
-                            n = i * self.nv + j
-                            acc[n] = b.call(self.fma, [y, weights[tap, u, j], acc[n]])
+                if not seen:
+                    continue
+                y = self._input(b, x, place, j)
+                for i, tap in seen:
+                    n = i * self.nv + j
+                    acc[n] = b.call(self.fma, [y, weights[tap], acc[n]])
         return acc
 
-    def _input(self, b: ir.IRBuilder, x: Any, place: int, u: int, j: int) -> Any:
-        """Channel ``u`` of a pixel in all lanes; depthwise: its ``j``-th vector of channels."""
+    def _input(self, b: ir.IRBuilder, x: Any, place: int, j: int) -> Any:
+        """The ``j``-th vector of channels of a pixel of a depthwise convolution."""
         s, lanes = self.shape, self.tile.lanes
-        if s.depthwise:
-            at = b.gep(x, [I64(place * s.x_pixel + j * lanes)], source_etype=self.xt)
-            y = load_lanes(b, at, ir.VectorType(self.xt, lanes), self.channels - j * lanes)
-            return convert.from_memory(b, y, s.dtype)
-        at = b.gep(x, [I64(place * s.x_pixel + u * s.x_channel)], source_etype=self.xt)
-        y = convert.from_memory(b, b.load(at, align=s.dtype.size, typ=self.xt), s.dtype)
-        return splat(b, y, lanes)
+        at = b.gep(x, [I64(place * s.x_pixel + j * lanes)], source_etype=self.xt)
+        y = load_lanes(b, at, ir.VectorType(self.xt, lanes), self.channels - j * lanes)
+        return convert.from_memory(b, y, s.dtype)
 
     def _row_tap(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
         """One tap along the last dimension; ``at`` is the first pixel's position."""

@@ -22,6 +22,7 @@ from ...regions.signature import signature
 from ...tactics.kernel import Kernel, SourceCache
 from ...tactics.tactic import Tactic, register_tactic
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
+from .conv_direct import tile_cycles
 from .conv_ir import F32, I64, PTR, Loop
 from .winograd_ir import Parts, Winograd, scratch
 from .winograd_math import transforms
@@ -150,7 +151,7 @@ def _best(p: Problem, m: int, device: Any) -> tuple[float, Winograd]:
 def _registers(p: Problem, n: int, isa: Any) -> list[tuple[int, int]]:
     """Register tiles that fit the machine."""
     if isa.vector_registers >= 32:
-        shapes = [(14, 2), (12, 2), (10, 2), (9, 3), (8, 3), (7, 4), (6, 4), (5, 4), (4, 4)]
+        shapes = [(8, 3), (6, 4), (5, 5), (4, 6), (5, 4), (4, 4), (12, 2), (8, 2)]
     else:
         shapes = [(6, 2), (5, 2), (4, 2)]
     fits = [(min(mr, n), nv) for mr, nv in shapes if (nv - 1) * isa.lanes(32) < p.k]
@@ -165,7 +166,7 @@ def _cycles(p: Problem, w: Winograd, n: int, device: Any) -> float:
     squares = w.t * w.t
     tiles = min(w.tiles, n)
     whole, rest = divmod(tiles, w.mr)
-    row = lambda r: max(r * w.nv, (r + 2 * w.nv) / 2, 5) + 1  # noqa: E731
+    row = lambda r: 2 * tile_cycles(r, w.nv, device.isa)  # noqa: E731
     products = squares * p.c * group * (whole * row(w.mr) + (row(rest) if rest else 0))
     moved = tiles * squares * (p.c + group * w.nr) / w.lanes
     weights = 4 * squares * p.c * group * w.nr

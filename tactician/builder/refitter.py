@@ -57,6 +57,12 @@ class Refitter(Reporter):
         self._new: dict[str, Array] = {}
         self._given: dict[str, Weights] = {}
 
+    def __enter__(self) -> Refitter:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        return None
+
     def __del__(self) -> None:
         return None
 

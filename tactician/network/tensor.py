@@ -180,11 +180,15 @@ class ITensor:
 
     @property
     def broadcast_across_batch(self) -> bool:
-        """Implicit batch only: whether one copy of the tensor serves the whole batch."""
+        """Implicit batch only: whether one copy of the tensor should serve the whole batch. It
+        has no effect, which is logged."""
         return bool(self._v.meta.get("broadcast_across_batch", False))
 
     @broadcast_across_batch.setter
     def broadcast_across_batch(self, value: bool) -> None:
+        if value and self._net._off:
+            log.warning(f"tensor {self.name!r}: broadcast_across_batch has no effect: the engine"
+                        " reads one copy for each element of the batch", self._net._logger)
         self._v.meta["broadcast_across_batch"] = bool(value)
 
     def get_dimension_name(self, index: int) -> str | None:

@@ -35,6 +35,7 @@ class Dims:
 
     MAX_DIMS = 8
     _length: int | None = None
+    _types: tuple[str, ...] = ()
 
     def __init__(self, shape: Iterable[int] = (), *rest: int):
         if rest or not isinstance(shape, Iterable):
@@ -97,11 +98,11 @@ class Dims:
         return self._d.index(x)
 
     def get_type(self, i: int) -> Any:
-        """What dimension ``i`` means (version 7): always ``SPATIAL`` here."""
+        """What dimension ``i`` means (version 7)."""
         from .enums import DimensionType
 
         operator.getitem(self._d, i)
-        return DimensionType.SPATIAL
+        return DimensionType[self._types[i] if self._types else "SPATIAL"]
 
 
 class InvalidDims(Dims):
@@ -160,6 +161,8 @@ class Dims3(Dims):
 class DimsCHW(Dims3):
     """Channels, height, width (version 7)."""
 
+    _types = ("CHANNEL", "SPATIAL", "SPATIAL")
+
     c = _named(0, "Channels.")
     h = _named(1, "Height.")
     w = _named(2, "Width.")
@@ -173,6 +176,8 @@ class Dims4(Dims):
 
 class DimsNCHW(Dims4):
     """Batch, channels, height, width (version 7)."""
+
+    _types = ("INDEX", "CHANNEL", "SPATIAL", "SPATIAL")
 
     n = _named(0, "Batch.")
     c = _named(1, "Channels.")

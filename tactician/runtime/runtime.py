@@ -92,14 +92,16 @@ class Runtime(Reporter):
         return Runtime(self._log_to)
 
     def deserialize_cuda_engine(
-        self, serialized_engine: Any = None, *, stream_reader: Any = None,
-        stream_reader_v2: Any = None,
+        self, serialized_engine: Any = None, plugin_factory: Any = None, *,
+        stream_reader: Any = None, stream_reader_v2: Any = None,
     ) -> ICudaEngine | None:
         """Loads a plan.
 
         Args:
             serialized_engine: Bytes or another buffer (`IHostMemory`, ``memoryview``, ``mmap``),
                 or a stream reader. Read-only buffers are used in place and kept; others copied.
+            plugin_factory: `IPluginFactory` that makes plugins without a creator (up to version
+                7), or None.
             stream_reader, stream_reader_v2: `IStreamReader` or `IStreamReaderV2`.
 
         Returns:
@@ -115,7 +117,7 @@ class Runtime(Reporter):
         start = time.perf_counter()
         try:
             plan = self._bytes_of(source)
-            engine = self._load(plan)
+            engine = self._load(plan, plugin_factory)
         except TacticianError as e:
             self._fail(f"deserialize_cuda_engine: {e}", PLAN)
             raise
@@ -124,8 +126,12 @@ class Runtime(Reporter):
                  self._log_to)
         return engine
 
-    def _load(self, plan: Any) -> ICudaEngine:
+    def _load(self, plan: Any, plugin_factory: Any = None) -> ICudaEngine:
         program = read_plan(plan)
+        if plugin_factory is not None:
+            from ..network.plugins.runner import make_missing
+
+            make_missing(program.nodes, plugin_factory)
         if program.target == "cpu" and not self.engine_host_code_allowed:
             raise PlanError(
                 "the plan holds machine code of the CPU, and engine_host_code_allowed is False"

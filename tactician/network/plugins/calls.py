@@ -17,6 +17,7 @@ from ..enums import from_ir
 from ..enums_build import PluginCapabilityType
 from ..values import Dims
 from . import runner as r
+from .lifecycle import begin, resource_context
 
 Shape = tuple[int, ...]
 
@@ -112,11 +113,12 @@ class PluginCall:
         ins = [r._desc(s, from_ir(v.dtype))
                for s, v in zip(inputs, node.present_inputs(), strict=True)]
         outs = [r._desc(s, from_ir(v.dtype)) for s, v in zip(outputs, node.outputs, strict=True)]
-        size = self._tell(ins, outs)
+        size = self._tell(ins, outs, memory.device is not None)
         given, results = list(memory.inputs), list(memory.outputs)
         shared = self.aliases()
         for k, i in shared.items():
             nbytes = int(np.prod(outputs[k], dtype=np.int64)) * node.outputs[k].dtype.size
+            self._check_alias(k, i, nbytes, inputs)
             if results[k] != given[i]:
                 memory.copy(results[k], given[i], nbytes)
             given[i] = results[k]  # what it writes into its input is the output
@@ -133,11 +135,19 @@ class PluginCall:
             node.meta["plugin_tactic"] = self._fastest(tactics, enqueue, memory)
         enqueue()
 
-    def _tell(self, ins: list[Any], outs: list[Any]) -> int:
+    def _check_alias(self, k: int, i: int, nbytes: int, inputs: Sequence[Shape]) -> None:
+        sources = list(self.node.present_inputs())
+        fits = i < len(sources) and sources[i].dtype is self.node.outputs[k].dtype and (
+            int(np.prod(inputs[i], dtype=np.int64)) * sources[i].dtype.size == nbytes)
+        if not fits:
+            raise OpError(f"{self.node.describe()}: output {k} is to share the memory of input {i},"
+                          " but their types or sizes differ")
+
+    def _tell(self, ins: list[Any], outs: list[Any], on_device: bool) -> int:
         """Says the shapes if they are new; returns the bytes of workspace."""
         first = self._worker is None
         if first:
-            self._worker = self._start()
+            self._worker = self._start(on_device)
         shapes = [tuple(d.dims) for d in (*ins, *outs)]
         if shapes != self._told:
             self._told = shapes
@@ -152,15 +162,15 @@ class PluginCall:
                 self._size = int(self.plugin.get_workspace_size(ins, outs) or 0)
         return self._size
 
-    def _start(self) -> Any:
+    def _start(self, on_device: bool) -> Any:
         if not self.v3:
-            self.plugin.initialize()
+            begin(self.plugin, self.node, self, on_device)
             return self.plugin
-        worker = r.capability(self.plugin, PluginCapabilityType.RUNTIME)
+        runtime = r.capability(self.plugin, PluginCapabilityType.RUNTIME)
+        worker = runtime.attach_to_context(resource_context(on_device)) or runtime
         tactics = self.node.meta.get("plugin_tactics", ())
-        if tactics:
-            worker.set_tactic(int(self.node.meta.get("plugin_tactic", tactics[0])))
-        return worker.attach_to_context(None) or worker
+        worker.set_tactic(int(self.node.meta.get("plugin_tactic", tactics[0] if tactics else 0)))
+        return worker
 
     def _fastest(self, tactics: Sequence[int], enqueue: Callable[[], None],
                  memory: Memory) -> int:
@@ -225,7 +235,7 @@ class StaticCall:
                      for x in (list(node.present_inputs()), node.outputs)]
             r._configure_static(plugin, node, list(zip(inputs, types[0], strict=True)),
                                 list(zip(outputs, types[1], strict=True)))
-            plugin.initialize()
+            begin(plugin, node, self, memory.device is not None)
             self._ready = True
         work = memory.workspace(int(plugin.get_workspace_size(batch) or 0))
         status = plugin.execute_async(batch, list(memory.inputs), list(memory.outputs), work,

@@ -109,6 +109,19 @@ def restore(node: Node) -> Any:
     return plugin
 
 
+def make_missing(graph: Graph, factory: Any) -> None:
+    """Gives the plugins of a plan that have no creator to an `IPluginFactory`."""
+    for node in graph.nodes:
+        for body in node.subgraphs:
+            make_missing(body, factory)
+        a = node.attrs
+        if node.op == "plugin" and get_plugin_registry().get_creator(
+                a.plugin, a.version, a.namespace) is None:
+            plugin = factory.create_plugin(node.name, a.data.tobytes())
+            if plugin is not None:
+                node.meta["plugin"] = plugin
+
+
 def refresh(graph: Graph) -> None:
     """Configures the plugins of a graph and stores their state in its nodes, for the plan."""
     from dataclasses import replace
@@ -128,8 +141,9 @@ def _note_tactics(plugin: Any, node: Node) -> None:
     if is_v3(plugin):
         build = capability(plugin, PluginCapabilityType.BUILD)
         tactics = [int(t) for t in build.get_valid_tactics() or ()]
-        if any(t <= 0 for t in tactics):
-            raise OpError(f"tactics must be positive, got {tactics}")
+        if any(t <= 0 for t in tactics) or len(set(tactics)) != len(tactics):
+            raise OpError(f"{node.describe()}: tactics must be distinct positive numbers, got "
+                          f"{tactics}")
         if tactics:
             node.meta["plugin_tactics"] = tuple(tactics)
 
@@ -277,7 +291,8 @@ def _configure(plugin: Any, node: Node) -> None:
 def _configure_static(plugin: Any, node: Node, inputs: Any, outputs: Any) -> None:
     off = int(node.meta.get("implicit_batch", 0))
     ins, outs = ([Dims(s[off:]) for s, _ in x] for x in (inputs, outputs))
-    if isinstance(plugin, IPlugin) or hasattr(plugin, "configure"):
+    old = isinstance(plugin, IPlugin) or hasattr(plugin, "configure")
+    if old and not hasattr(plugin, "configure_with_format"):
         plugin.configure(ins, outs, 1)
     elif isinstance(plugin, IPluginV2) and hasattr(plugin, "configure_plugin"):
         none = [False] * len(inputs)

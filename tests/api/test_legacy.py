@@ -365,7 +365,7 @@ class TestCalibrators:
 
         first = Mine()
         assert first.get_algorithm() == algorithm and first.get_batch_size() == 8
-        y, net = build(first)
+        y, _ = build(first)
         assert first.left == -1 and b"x: " in first.cache
         want = f32(8, 16) @ f32(16, 8)
         assert 0 < abs(y - want).max() < 0.15 * abs(want).max()
@@ -379,7 +379,8 @@ class TestValues:
     def test_dimension_types(self):
         kind = trt.DimensionType
         chw, nchw = trt.DimsCHW(3, 4, 5), trt.DimsNCHW(2, 3, 4, 5)
-        assert (chw.c, chw.h, chw.w) == (3, 4, 5) and (nchw.n, nchw.c, nchw.h, nchw.w) == tuple(nchw)
+        assert (chw.c, chw.h, chw.w) == (3, 4, 5)
+        assert (nchw.n, nchw.c, nchw.h, nchw.w) == (2, 3, 4, 5)
         assert [chw.get_type(i) for i in range(3)] == [kind.CHANNEL, kind.SPATIAL, kind.SPATIAL]
         assert [nchw.get_type(i) for i in range(2)] == [kind.INDEX, kind.CHANNEL]
         assert trt.Dims((1, 2)).get_type(1) == kind.SPATIAL and kind.SEQUENCE != kind.SPATIAL

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ...ir.graph import Graph
+from ...network.enums import WeightsRole
 from ...network.enums_build import OnnxParserFlag
 from ...network.network import INetworkDefinition
 from ...network.tensor import ITensor
@@ -18,8 +19,20 @@ from .model import import_model
 from .parser_error import ParserError
 from .plugins import PluginFinder
 
-NodeIndices = list
-SubGraphCollection = list
+
+class NodeIndices(list[int]):
+    """Indices of the nodes of a subgraph: a list."""
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+
+class SubGraphCollection(list[tuple[NodeIndices, bool]]):
+    """Subgraphs, each with whether it is supported: a list."""
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
 
 _NO_EFFECT = {
     OnnxParserFlag.ENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA:
@@ -153,7 +166,7 @@ class OnnxParser:
 
     def supports_model(
         self, model: Any, path: str | None = None
-    ) -> tuple[bool, list[tuple[list[int], bool]]]:
+    ) -> tuple[bool, SubGraphCollection]:
         """Whether a model can be parsed, and which nodes.
 
         Returns:
@@ -161,7 +174,9 @@ class OnnxParser:
             they are supported).
         """
         supported = self.supports_model_v2(model, path)
-        return supported, [(list(nodes), ok) for nodes, ok in self._subgraphs]
+        return supported, SubGraphCollection(
+            (NodeIndices(nodes), ok) for nodes, ok in self._subgraphs
+        )
 
     def supports_model_v2(self, model: Any, path: str | None = None) -> bool:
         """Whether a model can be parsed; `num_subgraphs`, `is_subgraph_supported` and
@@ -265,15 +280,19 @@ class OnnxParser:
         """Plugin libraries that a version-compatible plan would need: none, plugins are Python."""
         return []
 
-    def get_refit_map(self) -> tuple[list[str], list[str], list[str]]:
+    def get_refit_map(self) -> tuple[list[str], list[str], list[WeightsRole]]:
         """TensorRT 7's list of refittable weights: (weight names, layer names, roles)."""
         names, layers, roles = [], [], []
+        kinds = {1: WeightsRole.KERNEL, 2: WeightsRole.BIAS}
         for node in self.network.graph.nodes:
+            contraction = node.op in ("convolution", "deconvolution", "matmul")
             for k, v in enumerate(node.inputs):
-                if v is not None and v.const is not None and "onnx_name" in v.meta:
-                    names.append(v.name)
-                    layers.append(node.name)
-                    roles.append("BIAS" if k == 2 else "KERNEL" if k == 1 else "CONSTANT")
+                if v is None or v.const is None or not (v.dtype.is_float or v.dtype.bits <= 8):
+                    continue
+                names.append(v.name)
+                layers.append(node.name)
+                roles.append(kinds.get(k, WeightsRole.CONSTANT) if contraction
+                             else WeightsRole.CONSTANT)
         return names, layers, roles
 
     def set_builder_config(self, config: Any) -> bool:

@@ -149,7 +149,8 @@ def is_finite(v: Value) -> bool:
 
 
 def rebuild(
-    program: Program, weights: Mapping[str, Array] | None = None, threads: int | None = None
+    program: Program, weights: Mapping[str, Array] | None = None, threads: int | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Program:
     """Builds a program's network again for this machine.
 
@@ -157,6 +158,7 @@ def rebuild(
         program: One that carries its network.
         weights: Weights to replace, of the old ones' types and shapes.
         threads: Threads to use; None: as before.
+        ranges: Dynamic ranges to replace, by tensor.
 
     Raises:
         BuildError: If the network can't be built here, or weights are missing.
@@ -171,6 +173,9 @@ def rebuild(
     named = refittable(program.network)
     for name, array in (weights or {}).items():
         twin[named[name].value].const = array
+    for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)):
+        if ranges and v.name in ranges:
+            v.meta["dynamic_range"] = ranges[v.name]
     given = dict(program.settings["rebuild"])
     timings = UsedTimings(given.pop("timings"))
     sources = given.pop("tactic_sources")

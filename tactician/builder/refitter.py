@@ -56,6 +56,7 @@ class Refitter(Reporter):
             )
         self._new: dict[str, Array] = {}
         self._given: dict[str, Weights] = {}
+        self._ranges: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> Refitter:
         return self
@@ -166,13 +167,12 @@ class Refitter(Reporter):
             False (and an error is logged) if the network can't be built again.
         """
         try:
-            program = rebuild(self._engine._program, self._new)
+            program = rebuild(self._engine._program, self._new, ranges=self._ranges)
             self._engine._replace(program)
         except TacticianError as e:
             return self._fail(f"refit_cuda_engine: {e}")
         log.info(f"Refitted {len(self._new)} weights of {self._engine.name!r}", self._log_to)
-        self._new.clear()
-        self._given.clear()
+        self.release_refit_resources()
         return True
 
     def refit_cuda_engine_async(self, stream_handle: int) -> bool:
@@ -186,9 +186,10 @@ class Refitter(Reporter):
         return self.refit_cuda_engine()
 
     def release_refit_resources(self) -> None:
-        """Forgets weights that were set and not used."""
+        """Forgets weights and ranges that were set and not used."""
         self._new.clear()
         self._given.clear()
+        self._ranges.clear()
 
     def _find(self, name: str, what: str) -> Refittable | None:
         found = self._known.get(name)
@@ -199,12 +200,37 @@ class Refitter(Reporter):
     # --- dynamic ranges -------------------------------------------------------------------
 
     def set_dynamic_range(self, tensor_name: str, range: Any) -> bool:
-        """False: engines keep no dynamic ranges."""
-        return self._fail(f"set_dynamic_range: the engine has no dynamic range of {tensor_name!r}")
+        """Sets the range an INT8 tensor is quantized by; `refit_cuda_engine` makes the engine use
+        it.
+
+        Returns:
+            False (and an error is logged) if the tensor has no range in the engine, or the new
+            one is none.
+        """
+        if tensor_name not in self._ranged():
+            return self._fail(
+                f"set_dynamic_range: the engine has no dynamic range of {tensor_name!r}; "
+                "get_tensors_with_dynamic_range lists those that have"
+            )
+        low, high = (float(x) for x in range)
+        if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+            return self._fail(
+                f"set_dynamic_range: [{low}, {high}] is not a finite interval with min <= max"
+            )
+        self._ranges[tensor_name] = low, high
+        return True
 
     def get_dynamic_range(self, tensor_name: str) -> tuple[float, float]:
-        """(-1, -1): engines keep no dynamic ranges."""
-        return -1.0, -1.0
+        """The range of a tensor, as set or as built; (-1, -1) if it has none."""
+        found = self._ranges.get(tensor_name) or self._ranged().get(tensor_name, (-1.0, -1.0))
+        return found[0], found[1]
 
     def get_tensors_with_dynamic_range(self) -> list[str]:
-        return []
+        """Names of the tensors whose ranges can be replaced."""
+        return list(self._ranged())
+
+    def _ranged(self) -> dict[str, tuple[float, float]]:
+        network = self._engine._program.network
+        assert network is not None
+        values = [*network.inputs, *(v for n in network.nodes for v in n.outputs)]
+        return {v.name: v.meta["dynamic_range"] for v in values if "dynamic_range" in v.meta}

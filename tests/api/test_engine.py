@@ -467,12 +467,42 @@ class TestRefitter:
         assert refitter.refit_cuda_engine()
         assert np.isinf(trt.Engine(engine)(net.feeds)["y0"]).any()
 
-    def test_dynamic_ranges_are_not_part_of_engines(self):
-        net, engine, _ = self.build()
+    def test_dynamic_ranges(self):
+        """A smaller range clips; a larger one has coarser steps."""
+        def build(flag):
+            net = Net()
+            n = trt.MatrixOperation.NONE
+            x = net.input(4 * f32(8, 16), "x")
+            layer = net.network.add_matrix_multiply(x, n, net.const(f32(16, 8)), n)
+            y = layer.get_output(0)
+            if flag:
+                x.dynamic_range, y.dynamic_range = (-16, 16), (-64, 64)
+                net.config.set_flag(trt.BuilderFlag.INT8)
+            net.config.set_flag(trt.BuilderFlag.REFIT)
+            return net, net.engine(y)
+
+        net, engine = build(True)
         refitter = trt.Refitter(engine, net.log)
+        assert sorted(refitter.get_tensors_with_dynamic_range()) == ["x", "y0"]
+        assert refitter.get_dynamic_range("x") == (-16, 16)
+        want = 4 * f32(8, 16) @ f32(16, 8)
+
+        def error(limit):
+            assert refitter.set_dynamic_range("x", (-limit, limit))
+            assert refitter.get_dynamic_range("x") == (-limit, limit)
+            assert refitter.refit_cuda_engine(), net.log.errors
+            return abs(trt.Engine(engine)(net.feeds)["y0"] - want).max()
+
+        clipped = np.clip(4 * f32(8, 16), -1, 1) @ f32(16, 8)
+        assert error(16) < error(256)
+        assert error(1) == pytest.approx(abs(clipped - want).max(), rel=0.05)
+        assert not refitter.set_dynamic_range("x", (2, 1)) and "min <= max" in net.log.errors
+        assert not refitter.set_dynamic_range("none", (-1, 1))
+        plain, engine = build(False)
+        refitter = trt.Refitter(engine, plain.log)
         assert refitter.get_tensors_with_dynamic_range() == []
         assert not refitter.set_dynamic_range("x", (-1, 1))
-        assert "no dynamic range of 'x'" in net.log.errors
+        assert "no dynamic range of 'x'" in plain.log.errors
         assert refitter.get_dynamic_range("x") == (-1, -1)
 
 

@@ -53,6 +53,18 @@ def test_nan_and_numpy_scalars():
     assert through_json(np.int64(5))[0] == 5
 
 
+@pytest.mark.parametrize("dt", [f32, bf16, i64], ids=str)
+def test_repeated_elements_take_no_room(dt):
+    a = np.broadcast_to(np.ones((), dt.np), (100, 7))
+    blobs = BlobWriter()
+    text = json.dumps(Encoder(blobs).value(a))
+    assert sum(map(len, blobs.blobs)) == dt.size
+    back = Decoder(blobs.blobs, {}.__getitem__).value(json.loads(text))
+    assert back.shape == a.shape and back.dtype == a.dtype and (back == a).all()
+    with pytest.raises(SerializeError):
+        Decoder(blobs.blobs, {}.__getitem__).value({"b": [0, dt.name, [-1, 7]]})
+
+
 @pytest.mark.parametrize("dt", all_dtypes(), ids=str)
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
 def test_arrays_keep_type_shape_and_bytes(dt, shape):

@@ -165,10 +165,17 @@ class Usage:
                 done.add((home, member))
                 setattr(home, member, Stored(self, member))
             return
-        if (home, member) in done or home.__module__ == "builtins":
+        if (home, member) in done:
             return
         done.add((home, member))
-        type.__setattr__(home, member, self._recording(home, member, vars(home)[member]))
+        raw = vars(home)[member]
+        if home.__module__ == "builtins":  # a method of list
+            def method(self: Any, *args: Any) -> Any:
+                return raw(self, *args)
+
+            type.__setattr__(cls, member, self._function(method, member, lambda s, *a: type(s)))
+            return
+        type.__setattr__(home, member, self._recording(home, member, raw))
 
     def _recording(self, home: type, member: str, raw: Any) -> Any:
         if isinstance(raw, staticmethod):

@@ -165,3 +165,44 @@ def test_efficient_nms_options() -> None:
 def test_wrong_shapes_are_named(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exception, match="boxes"):
         run("EfficientNMS_TRT", {"max_output_boxes": I(5)}, X, X)
+
+
+def test_reorg_is_darknets() -> None:
+    """Element by element, as Darknet's ``reorg_cpu`` walks through the image."""
+    x = rng.standard_normal((2, 8, 4, 6)).astype(F)
+    (n, c, h, w), s = x.shape, 2
+    want, flat = np.zeros(x.size, F), x.reshape(-1)
+    for b in range(n):
+        for k in range(c):
+            for j in range(h):
+                for i in range(w):
+                    c2, offset = k % (c // (s * s)), k // (c // (s * s))
+                    w2, h2 = i * s + offset % s, j * s + offset // s
+                    want[i + w * (j + h * (k + c * b))] = flat[
+                        w2 + w * s * (h2 + h * s * (c2 + c // (s * s) * b))]
+    (y,) = run("Reorg_TRT", {"stride": 2}, x)
+    assert y.shape == (2, 32, 2, 3)
+    np.testing.assert_array_equal(y.reshape(-1), want)
+
+
+@pytest.mark.parametrize("name", ["GridAnchor_TRT", "GridAnchorRect_TRT"])
+def test_grid_anchors(name: str) -> None:
+    rect = name == "GridAnchorRect_TRT"
+    fields = {"numLayers": I([2]), "minSize": F([0.2]), "maxSize": F([0.8]),
+              "aspectRatios": F([1, 2, 0.5]), "variance": F([0.1, 0.1, 0.2, 0.2]),
+              "featureMapShapes": I([3, 2, 2, 1]) if rect else I([3, 2])}
+    first, second = run(name, fields)
+    grids = [(3, 2), (2, 1)] if rect else [(3, 3), (2, 2)]
+    for y, (h, w), priors in zip((first, second), grids, (
+            [(0.1, 1), (0.2, 2), (0.2, 0.5)],
+            [(0.8, 1), (0.8, 2), (0.8, 0.5), (0.8**0.5, 1)]), strict=True):
+        boxes = []
+        for j in range(h):
+            for i in range(w):
+                for size, ratio in priors:
+                    cx, cy = (i + 0.5) / w, (j + 0.5) / h
+                    bw, bh = size * ratio**0.5 / 2, size / ratio**0.5 / 2
+                    boxes += [cx - bw, cy - bh, cx + bw, cy + bh]
+        assert y.shape == (2, len(boxes), 1)
+        np.testing.assert_allclose(y[0, :, 0], boxes, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(y[1, :, 0], [0.1, 0.1, 0.2, 0.2] * (len(boxes) // 4))

@@ -64,6 +64,7 @@ class Kind:
         inputs: Element types of the inputs; those that are not named are FLOAT.
         compute: Arrays of the outputs from those of the inputs, where no ops do that.
         ignored: Fields that have no effect here; a warning says so where one is set.
+        count: Field that says how many outputs there are, all of the first type; "": as `types`.
     """
 
     fields: tuple[str, ...]
@@ -72,6 +73,11 @@ class Kind:
     inputs: tuple[DataType, ...] = ()
     compute: Callable[[Sequence[Array], Fields], Sequence[Array]] | None = None
     ignored: tuple[str, ...] = ()
+    count: str = ""
+
+    def outputs(self, fields: Fields) -> tuple[DataType, ...]:
+        """Element types of the outputs."""
+        return self.types[:1] * int(fields.one(self.count)) if self.count else self.types
 
     def input(self, index: int) -> DataType:
         """Element type of an input."""
@@ -91,7 +97,8 @@ class OpPlugin(IPluginV2DynamicExt):
     def __init__(self, name: str, fields: Fields):
         super().__init__()
         self.plugin_type, self.fields, self.kind = name, fields, KINDS[name]
-        self.num_outputs = len(self.kind.types)
+        self.types = self.kind.outputs(fields)
+        self.num_outputs = len(self.types)
         for field in self.kind.ignored:
             if np.any(fields.many(field) != 0):
                 log.warning(f"plugin {name}: field {field!r} has no effect on this target")
@@ -114,12 +121,12 @@ class OpPlugin(IPluginV2DynamicExt):
         return DimsExprs([IDimensionExpr(d) for d in g.outputs[output_index].dims])
 
     def get_output_datatype(self, index: int, input_types: Sequence[DataType]) -> DataType:
-        return self.kind.types[index]
+        return self.types[index]
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any],
                                     num_inputs: int) -> bool:
         kind = self.kind
-        want = kind.input(pos) if pos < num_inputs else kind.types[pos - num_inputs]
+        want = kind.input(pos) if pos < num_inputs else self.types[pos - num_inputs]
         return in_out[pos].type == want and in_out[pos].format == TensorFormat.LINEAR
 
     def enqueue(self, input_desc: Sequence[Any], output_desc: Sequence[Any],
@@ -131,7 +138,7 @@ class OpPlugin(IPluginV2DynamicExt):
             results = self.kind.compute(given, self.fields)
         else:
             results = run_graph(self.graph([x.shape for x in given]), given)
-        for r, p, d, t in zip(results, outputs, output_desc, self.kind.types, strict=True):
+        for r, p, d, t in zip(results, outputs, output_desc, self.types, strict=True):
             _view(p, tuple(d.dims), t)[...] = r
 
     def serialize(self) -> bytes:

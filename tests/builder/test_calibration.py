@@ -187,13 +187,13 @@ def test_keyword_spotting_loses_less_than_a_point(keywords, base):
 # --- how it is asked for --------------------------------------------------------------------------
 
 
-def two_convolutions(builder, ranges=(), strong=False):
+def two_convolutions(builder, ranges=(), strong=False, middle=16):
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag) if strong else 0)
     rng = np.random.default_rng(3)
     x = network.add_input("x", trt.float32, (1, 3, 12, 12))
-    w = [rng.standard_normal((4, c, 3, 3)).astype("f4") for c in (3, 4)]
-    y = network.add_convolution_nd(x, 4, (3, 3), w[0], np.ones(4, "f4"))
+    w = [rng.standard_normal(s).astype("f4") for s in ((middle, 3, 3, 3), (4, middle, 3, 3))]
+    y = network.add_convolution_nd(x, middle, (3, 3), w[0], np.ones(middle, "f4"))
     y.name = "first"
     y = network.add_activation(y.get_output(0), trt.ActivationType.RELU)
     y.get_output(0).name = "h"
@@ -220,6 +220,15 @@ def test_dynamic_ranges_quantize():
     assert ops(quantized).count("int_conv") == 2
     want, got = run(plain, X), run(quantized, X)
     assert 1e-4 < np.abs(got - want).max() / np.abs(want).max() < 0.03
+
+
+def test_inputs_that_little_work_is_done_with_stay_floats():
+    builder = trt.Builder(Log())
+    network = two_convolutions(builder, (4.0, 20.0), middle=4)
+    assert ops(engine(builder, network, configured(builder))).count("int_conv") == 1
+    network = two_convolutions(builder, (4.0, 20.0), middle=4)
+    network.get_layer(0).precision = trt.int8  # unless they are asked to
+    assert ops(engine(builder, network, configured(builder))).count("int_conv") == 2
 
 
 def test_a_cache_needs_no_batches():
@@ -315,7 +324,7 @@ def test_engines_that_carry_their_network_are_quantized_again():
     before = run(Engine(built), X)
     refitter = trt.Refitter(built, builder.logger)
     rng = np.random.default_rng(3)
-    w = rng.standard_normal((4, 3, 3, 3)).astype("f4")
+    w = rng.standard_normal((16, 3, 3, 3)).astype("f4")
     assert refitter.set_weights("first", trt.WeightsRole.KERNEL, trt.Weights(w * 0.5))
     assert refitter.refit_cuda_engine()
     after = Engine(built)

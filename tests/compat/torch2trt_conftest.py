@@ -57,6 +57,10 @@ if os.environ.get("TACTICIAN_CROSS_VALIDATE"):
         a, b, rtol=min(rtol, _limit), atol=min(atol, _limit), equal_nan=equal_nan)
 
 
+# torch2trt was written for the exporter that traces; newer torch takes another unless told so
+_export = torch.onnx.export
+torch.onnx.export = lambda *args, **kwargs: _export(*args, **{"dynamo": False, **kwargs})
+
 
 def _import_torchvision() -> None:
     """Declares the native operators of a torchvision whose native part is for another torch;

@@ -345,12 +345,9 @@ class _Compiler:
                 if second.kernel is not None:
                     region, choice = loops, second
         if choice.kernel is not None:
-            symbol = self.add_code(choice.kernel)
-            show_source(region.name, choice.kernel)
             if self.selection is not None:
                 self.selection.took(region, choice.tactic, choice.candidate)
-            info = {**_layer_info(region), **choice.info}
-            self.scheduler.kernel(region, choice.kernel, symbol, info)
+            self._kernels(region, choice.kernel, choice.info)
         elif (
             region.anchor is not None and region.anchor.op == "attention"
             and not region.anchor.meta.get("whole")
@@ -363,6 +360,19 @@ class _Compiler:
                 self._step(part)
         else:
             self._reference(region, choice.info)
+
+    def _kernels(self, region: Region, kernel: Kernel, chosen: dict[str, Any]) -> None:
+        """Adds the steps of a kernel and of those before it."""
+        info = {**_layer_info(region), **chosen}
+        part = {k: v for k, v in info.items() if not k.startswith("time")}
+        known = set(region.inputs)
+        for k in (*kernel.before, kernel):
+            symbol = self.add_code(k)
+            show_source(region.name, k)
+            own = info if k is kernel else {**part, "part": k.symbol}
+            self.scheduler.kernel(region, k, symbol, own, known)
+            if k.finds is not None:
+                self.scheduler.learn(region, k, {**part, "part": "learn"})
 
     def _faster_apart(self, pair: Region, together: Choice) -> bool:
         """Whether two kernels were timed faster than the one that does both."""

@@ -217,14 +217,23 @@ class Scheduler:
 
     # --- steps ---------------------------------------------------------------------------
 
-    def kernel(self, region: Region, kernel: Kernel, symbol: str, info: dict[str, Any]) -> None:
-        """Adds a kernel step."""
+    def kernel(
+        self, region: Region, kernel: Kernel, symbol: str, info: dict[str, Any],
+        known: set[Value] | None = None,
+    ) -> None:
+        """Adds a kernel step.
+
+        Args:
+            known: What the kernel may read; all else in its arguments it writes, and is added.
+        """
+        known = set(region.inputs) if known is None else known
         args = tuple(
             self.tensor(a) if isinstance(a, Value) else self._constant(a, f"{kernel.symbol}.packed")
             for a in kernel.args
         )
         values = [a for a in kernel.args if isinstance(a, Value)]
-        outs = set(values) - set(region.inputs)  # results, and memory of the kernel's own
+        outs = set(values) - known  # results, and memory of the kernel's own
+        known |= outs
         self.program.steps.append(
             Step(
                 "kernel",
@@ -243,6 +252,15 @@ class Scheduler:
                 counters=0 if kernel.launch is None else kernel.launch.counters,
                 info=info,
             )
+        )
+
+    def learn(self, region: Region, kernel: Kernel, info: dict[str, Any]) -> None:
+        """Adds the step in which the host reads the sizes that a kernel found."""
+        assert kernel.finds is not None
+        counts, sizes = kernel.finds
+        at = self.tensor(counts)
+        self.program.steps.append(
+            Step("learn", region.name, (at,), (), args=(at,), dims=sizes, info=info)
         )
 
     def reference(self, node: Node, info: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import dims as D
-from ..ir.dtypes import DType
+from ..ir.dtypes import DType, i64
 from ..ir.graph import SymbolInfo
 from ..support.errors import PlanError
 from .program import (
@@ -32,7 +32,7 @@ from .program import (
 
 KINDS = frozenset((INPUT, OUTPUT, CONST, ARENA, VIEW, DYNAMIC, SIZES))
 RELATIONS = frozenset(("eq", "le", "broadcast"))
-STEP_KINDS = frozenset(("kernel", "reference", "copy", "jump", "jump_if_zero"))
+STEP_KINDS = frozenset(("kernel", "reference", "copy", "jump", "jump_if_zero", "learn"))
 
 
 def check_program(program: Program) -> None:
@@ -144,12 +144,27 @@ def _check_step(program: Program, i: int, step: Step) -> None:
             _fail(f"{what} jumps to step {step.target!r} of {len(program.steps)}")
         if len(step.args) != (step.kind == "jump_if_zero"):
             _fail(f"{what} tests {len(step.args)} tensors")
+    elif step.kind == "learn":
+        _check_learn(program, step, what)
     elif step.kind == "copy" and len(step.args) != 2:
         _fail(f"{what} copies {len(step.args)} tensors")
     elif step.kind == "kernel" and not (step.symbol and program.code):
         _fail(f"{what} has no code")
     elif step.kind == "kernel" and program.target == "cuda" and not 1 <= len(step.grid) <= 3:
         _fail(f"{what} has a grid of {len(step.grid)} dimensions")
+
+
+def _check_learn(program: Program, step: Step, what: str) -> None:
+    if program.target != "cuda":
+        _fail(f"{what} reads sizes from a device")
+    if len(step.args) != 1 or program.tensors[step.args[0]].shape != (len(step.dims),):
+        _fail(f"{what} reads sizes from {len(step.args)} tensors of another length")
+    if program.tensors[step.args[0]].dtype is not i64:
+        _fail(f"{what} reads sizes that are no i64")
+    for d in step.dims:
+        known = program.symbols.get(str(d))
+        if known is None or known.kind != "data":
+            _fail(f"{what} reads {d}, which is no size that depends on data")
 
 
 def _ids(program: Program, ids: Iterable[Any], what: str, *, absent: bool = False) -> None:

@@ -54,7 +54,8 @@ class Step:
     Attributes:
         kind: ``kernel``; ``reference`` (a node evaluated in numpy through a callback);
             ``copy`` (args[0] to args[1], contiguous); ``jump`` (to step ``target``);
-            ``jump_if_zero`` (the same if the first byte of args[0] is zero).
+            ``jump_if_zero`` (the same if the first byte of args[0] is zero); ``learn`` (the
+            host reads args[0], i64: its elements are the sizes ``dims``; GPUs).
         name: Layers it does, for people.
         symbol: Kernel's function in `Program.code`.
         args: Tensor ids of the pointer arguments, in the kernel's order.

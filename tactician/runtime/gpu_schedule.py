@@ -100,6 +100,7 @@ class GpuSchedule(Schedule):
         self._capture_stream = 0
         self._can_capture = True
         self._byte: Array | None = None
+        self._found: Array | None = None
         self._events: list[int] = []
         self._plugins = DevicePlugins(self)
         super().__init__(core, layout, arena, keep, watched, watch)
@@ -363,6 +364,8 @@ class GpuSchedule(Schedule):
                 return self._record_of(step.target)
         elif step is not None and step.kind in ("kernel", "copy"):
             self._launch(i, self.stream)
+        elif step is not None and step.kind == "learn":
+            self._learn_sizes(i)
         elif step is not None:
             if not self._plugins.run(i):
                 self.host_steps += 1
@@ -370,6 +373,20 @@ class GpuSchedule(Schedule):
         elif self._watch is not None:
             self._watch(i, self.array(i))
         return k + 1
+
+    def _learn_sizes(self, i: int) -> None:
+        """Reads the sizes that a kernel found; what depends on them gets its memory now."""
+        step = self._program.steps[i]
+        nbytes = 8 * len(step.dims)
+        if self._found is None or self._found.nbytes < nbytes:
+            self._found = self.driver.pinned(max(nbytes, 64))
+        self.driver.download(int(self._found.ctypes.data), self._at(step.args[0]), nbytes,
+                             self.stream)
+        self.driver.synchronize(self.stream)
+        for d, n in zip(step.dims, self._found[:nbytes].view(np.int64).tolist(), strict=True):
+            if str(d) not in self._known.env:
+                self._known.learn(str(d), n)
+        self._settle()
 
     def _settle(self) -> bool:
         super()._settle()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.dims import DimLike
+from ..ir.dims import Dim, DimLike
 from ..ir.graph import Value
 
 
@@ -44,6 +44,11 @@ class Launch:
     workspace: DimLike = 0
     counters: DimLike = 0
 
+    @property
+    def cooperative(self) -> bool:
+        """Whether all blocks run at once, so that they may wait for each other."""
+        return ("launch_cooperative_grid", True) in self.options
+
 
 @dataclass
 class Kernel:
@@ -65,6 +70,10 @@ class Kernel:
         flops: Floating-point operations, for reports and the cost model (0: unknown).
         fast_math: Whether the optimizer may use relaxed floating-point semantics.
         launch: How a GPU runs it; None for other targets.
+        before: Kernels that run ahead of it, in order; what they leave for it is in values of
+            the kernel's own (GPUs).
+        finds: A value of i64 that this kernel writes, and the sizes that its elements are: the
+            host reads them before anything that depends on them runs (GPUs).
     """
 
     symbol: str
@@ -79,6 +88,8 @@ class Kernel:
     launch: Launch | None = None
     phase: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    before: tuple[Kernel, ...] = ()
+    finds: tuple[Value, tuple[Dim, ...]] | None = None
 
 
 class SourceCache:

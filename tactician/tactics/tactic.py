@@ -24,6 +24,8 @@ class Tactic:
         approximate: Whether results may have more rounding error than plain sums. Where numpy
             would take too long to check them, they are compared with another tactic's.
         joins: Whether it does regions with parts. Only such tactics are asked for them.
+        timed: Whether its kernels can be timed by themselves; those that need others before them,
+            or find sizes, can't. Regions that only such tactics do get the first candidate.
     """
 
     name: ClassVar[str]
@@ -32,6 +34,7 @@ class Tactic:
     priority: ClassVar[int] = 0
     approximate: ClassVar[bool] = False
     joins: ClassVar[bool] = False
+    timed: ClassVar[bool] = True
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
         """Whether it could do the region if operands were stored channels-last. Only tactics

@@ -262,6 +262,8 @@ class Tuner:
             key = self.key(region)
             if not options or key in seen or self._cached(key, options) is not None:
                 continue
+            if not all(t.timed for t, _ in options):
+                continue
             seen.add(key)
             for tactic, candidate in options:
                 kernel = self._built(region, tactic, candidate, rejected)
@@ -281,6 +283,9 @@ class Tuner:
         untimed = self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3)
         if untimed and self.settings.select is None:
             return self._first(region, options, rejected)
+        if not any(t.timed for t, _ in options):
+            return self._first(region, options, rejected)
+        options = [(t, c) for t, c in options if t.timed]
         key = self.key(region)
         kernels: dict[str, Kernel] = {}
         times = self._cached(key, options)

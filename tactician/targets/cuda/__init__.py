@@ -10,9 +10,8 @@ from importlib.util import find_spec
 
 # One module per group of tactics; `register_tactic` in them makes these known.
 TACTICS = (
-    "pointwise", "reduction", "loops", "selection", "recurrent", "scan",
-    "gemm", "conv", "pair", "norm_gemm", "depthwise", "attention", "quantized", "norm",
-    "tactics",
+    "loops", "gemm", "conv", "pair", "norm_gemm", "depthwise", "attention", "recurrence",
+    "topk", "cumulative", "scatter", "selection", "unique", "nms",
     "cudnn", "cudnn_attention", "cublaslt",
 )
 

@@ -235,10 +235,17 @@ class _Cell:
 def _run(
     cell: _Cell, x: Array, counts: Array, h: Array, c: Array, reverse: bool
 ) -> tuple[Array, Array, Array]:
-    """Steps through time; a sequence shorter than the batch's keeps its last state."""
-    steps = x.shape[0]
-    y = np.zeros((steps, *h.shape), x.dtype)
-    xw = x @ cell.w
+    """Steps through time."""
+    return run_steps(cell, x @ cell.w, counts, h, c, reverse)
+
+
+def run_steps(
+    cell: _Cell, xw: Array, counts: Array, h: Array, c: Array, reverse: bool
+) -> tuple[Array, Array, Array]:
+    """Steps through the inputs' products with the weights; a sequence shorter than the batch's
+    keeps its last state."""
+    steps = xw.shape[0]
+    y = np.zeros((steps, *h.shape), xw.dtype)
     for t in reversed(range(steps)) if reverse else range(steps):
         live = (t < counts)[:, None]
         h_new, c_new = cell.step(xw[t], h, c)

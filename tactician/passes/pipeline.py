@@ -23,6 +23,7 @@ from .precision import Constraints, PrecisionReport, choose_precisions
 from .quantize_contractions import QuantizeContractions
 from .quantized import is_quantized
 from .simplify import Simplify
+from .split_recurrent import SplitRecurrent
 from .subpixel import Subpixel
 
 
@@ -40,7 +41,8 @@ def optimize(
     graph.toposort()
     quantized = takes is not None and is_quantized(graph)
     fold = FoldConstants(weights=not quantized)
-    PassManager([DeadCode(), fold, Decompose(takes)]).run(graph, trace, dump)
+    split = [] if takes is None else [SplitRecurrent(takes)]
+    PassManager([DeadCode(), fold, *split, Decompose(takes)]).run(graph, trace, dump)
     BodyConstants().run(graph)
     if takes is not None and quantized:
         PassManager(

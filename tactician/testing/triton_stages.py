@@ -93,5 +93,6 @@ def launch_interpreted(
     pointers += [a.ctypes.data for a in (space, counters) if a.size]
     grid = [D.evaluate(d, env) for d in launch.grid]
     values = [*pointers, *(D.evaluate(d, env) for d in kernel.dims)]
-    interpret(kernel.source, kernel.symbol, launch.types, grid, values, kernel.symbol)
+    interpret(kernel.source, kernel.symbol, launch.types, grid, values, kernel.symbol,
+              together=launch.cooperative)
     assert not counters.any(), "the kernel's counters are not zero afterwards"

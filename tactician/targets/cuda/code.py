@@ -59,6 +59,11 @@ class Code:
     cooperative: bool = False
     library: str = ""
 
+    @property
+    def special(self) -> bool:
+        """Whether it is launched with attributes."""
+        return self.pdl or self.cooperative or self.cluster > 1
+
     def pack(self) -> bytes:
         """The blob; equal code gives equal bytes."""
         table = {**asdict(replace(self, body=b"")), "format": FORMAT}
@@ -114,6 +119,8 @@ def overlapped(kernel: Kernel) -> Kernel:
     launch = kernel.launch
     if launch is None or launch.library or ("launch_pdl", True) in launch.options:
         return kernel
+    if launch.cooperative:
+        return kernel  # its blocks must all run at once
     pattern = rf"(def {re.escape(kernel.symbol)}\([^)]*\):\n)(\s+)"
     waiting = r"\1\2tl.extra.cuda.gdc_launch_dependents()\n\2tl.extra.cuda.gdc_wait()\n\2"
     source, count = re.subn(pattern, waiting, kernel.source)
@@ -160,5 +167,6 @@ def text_code(kernel: Kernel) -> Code:
     assert kernel.launch is not None
     return Code(
         symbol_of(kernel), TEXT, kernel.source.encode(), entry=kernel.symbol,
-        types=kernel.launch.types, params=len(kernel.launch.types), **shared_of(kernel),
+        types=kernel.launch.types, params=len(kernel.launch.types),
+        cooperative=kernel.launch.cooperative, **shared_of(kernel),
     )

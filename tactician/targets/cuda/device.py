@@ -166,7 +166,8 @@ class CudaDevice(Device):
         values += [(-a % 16) + a for a in (workspace.ctypes.data,)] * shared["workspace"]
         values += [int(counters.ctypes.data)] * shared["counters"]
         values += [D.evaluate(d, env) for d in kernel.dims]
-        interpret(kernel.source, kernel.symbol, launch.types, grid, values, symbol_of(kernel))
+        interpret(kernel.source, kernel.symbol, launch.types, grid, values, symbol_of(kernel),
+                  together=launch.cooperative)
 
 
 def make_device(gpu: str = "", *, tf32: bool = True) -> CudaDevice:

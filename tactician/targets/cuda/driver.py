@@ -549,7 +549,7 @@ class _KernelCall(Call):
         places += [extra.ctypes.data + 16 + 8 * k for k in range(code.params - len(places))]
         self._params = np.array(places or [0], np.uint64)
         self._address = int(self._params.ctypes.data)
-        self._config = self._make_config() if code.pdl or code.cluster > 1 else None
+        self._config = self._make_config() if code.special else None
 
     def _make_config(self) -> Any:
         d, code = self._d, self._kernel.code
@@ -565,6 +565,11 @@ class _KernelCall(Call):
             a.id = ids.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
             a.value.clusterDim.x = code.cluster
             a.value.clusterDim.y = a.value.clusterDim.z = 1
+            attributes.append(a)
+        if code.cooperative:
+            a = d.CUlaunchAttribute()
+            a.id = ids.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            a.value.cooperative = 1
             attributes.append(a)
         config = d.CUlaunchConfig()
         config.blockDimX, config.blockDimY, config.blockDimZ = code.threads, 1, 1

@@ -117,7 +117,8 @@ class HostDriver(Driver):
             from .interpret import interpret
 
             text = code.body.decode()
-            interpret(text, code.entry, code.types, grid, (*args, *dims), code.symbol)
+            interpret(text, code.entry, code.types, grid, (*args, *dims), code.symbol,
+                      together=code.cooperative)
 
     # --- streams and events ---------------------------------------------------------------
 

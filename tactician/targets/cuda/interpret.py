@@ -87,6 +87,7 @@ class _Interpreter:
         module.InterpretedFunction.__call__ = call
         self._patch_dot()
         self._patch_splat()
+        self._patch_grid()
 
     def _patch_splat(self) -> None:
         """Results of comparisons are booleans that bear their operands' type; lets them stay
@@ -100,6 +101,52 @@ class _Interpreter:
             return plain(builder, ty, x)
 
         builder.create_splat = create_splat
+
+    def _patch_grid(self) -> None:
+        """Lets programs of a grid run at once, in threads: each knows its own place, and all
+        that wait for another (by atomics) give up when one has failed."""
+        builder = self.module.InterpreterBuilder
+        self.place, self.failed = threading.local(), threading.Event()
+        program_id, atomic = builder.create_get_program_id, builder.create_atomic_rmw
+
+        def create_get_program_id(builder: Any, axis: int) -> Any:
+            index = getattr(self.place, "index", None)
+            if index is None:
+                return program_id(builder, axis)
+            return self.module.TensorHandle(np.array([index[axis]], np.int32), self.tl.int32)
+
+        def create_atomic_rmw(builder: Any, *args: Any) -> Any:
+            if self.failed.is_set() and getattr(self.place, "index", None) is not None:
+                raise RuntimeError("another block failed")
+            return atomic(builder, *args)
+
+        builder.create_get_program_id = create_get_program_id
+        builder.create_atomic_rmw = create_atomic_rmw
+
+    def run_together(self, fn: Any, args: Sequence[Any], sizes: Sequence[int]) -> None:
+        """Runs all programs of a grid at once."""
+        errors: list[Exception] = []
+        self.failed.clear()
+
+        def one(index: tuple[int, ...]) -> None:
+            self.place.index = index
+            try:
+                with np.errstate(all="ignore"):
+                    fn(*args)
+            except Exception as e:
+                errors.append(e)
+                self.failed.set()
+
+        threads = [
+            threading.Thread(target=one, args=(index,), daemon=True)
+            for index in itertools.product(*map(range, sizes))
+        ]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        if errors:
+            raise errors[0]
 
     def _patch_dot(self) -> None:
         """Has `tl.dot` multiply bf16 and 8-bit floats as what they are, not as their bits."""
@@ -143,7 +190,7 @@ def _interpreter() -> _Interpreter:
 
 def interpret(
     source: str, symbol: str, types: Sequence[str], grid: Sequence[int], values: Sequence[int],
-    name: str = "kernel",
+    name: str = "kernel", together: bool = False,
 ) -> None:
     """Runs a Triton function over a grid.
 
@@ -152,6 +199,7 @@ def interpret(
         types: Triton types of its parameters.
         grid: Programs along x, y and z.
         values: Addresses and integers, one per parameter.
+        together: Whether programs wait for each other, so that all must run at once.
 
     Raises:
         ExecutionError: If it fails, naming the function.
@@ -166,6 +214,9 @@ def interpret(
                 sizes = (*grid, 1, 1, 1)[:3]
                 builder = it.module.interpreter_builder
                 builder.set_grid_dim(*sizes)
+                if together:
+                    it.run_together(fn, args, sizes)
+                    return
                 for index in itertools.product(*map(range, sizes)):
                     builder.set_grid_idx(*index)
                     fn(*args)

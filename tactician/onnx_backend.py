@@ -51,14 +51,20 @@ class BackendRep:
     Where a model takes axes or the like as inputs and they must be known to build it, the build
     waits for the first `run`, takes them from its arguments, and happens again whenever their
     values change.
+
+    Attributes:
+        engines: What was built so far.
     """
 
-    def __init__(self, model: Any, target: str, folder: str | None = None):
+    def __init__(
+        self, model: Any, target: str, folder: str | None = None, device: str = "cpu"
+    ):
         if target not in ("engine", "reference"):
             raise ValueError(f"target is {target!r}; expected engine or reference")
-        self.model, self.target, self.folder = model, target, folder
+        self.model, self.target, self.folder, self.device = model, target, folder, device
         self.names = input_names(model)
         self._built: dict[bytes, _Runnable] = {}
+        self.engines: list[Any] = []
         graph = Graph()
         problems = import_model(model, graph, folder, plugins=PluginFinder()).problems
         self.sizes = {s.source for s in graph.symbols.values() if s.kind == "value"}
@@ -79,8 +85,11 @@ class BackendRep:
         key = b"".join(k.encode() + str(a.shape).encode() + a.tobytes() for k, a in fixed.items())
         if key not in self._built:
             network = load_network(self.model, self.folder, fixed)
-            make = _interpreted if self.target == "reference" else _engine
-            self._built[key] = make(network)
+            if self.target == "reference":
+                self._built[key] = _interpreted(network)
+            else:
+                engine, self._built[key] = _engine(network, self.device)
+                self.engines.append(engine)
         return self._built[key]
 
 
@@ -95,18 +104,18 @@ def _interpreted(network: INetworkDefinition) -> _Runnable:
     return run
 
 
-def _engine(network: INetworkDefinition) -> _Runnable:
+def _engine(network: INetworkDefinition, device: str) -> tuple[Any, _Runnable]:
     from .builder import build
 
     names = [v.name for v in network.graph.outputs]
     needed = [v.name for v in network.graph.inputs]
-    engine = build(network, level=0)
+    engine = build(network, level=0, device=device, tf32=False)
 
     def run(feeds: dict[str, Array]) -> tuple[Any, ...]:
         results = engine({n: feeds[n] for n in needed})
         return tuple(results[n] for n in names)
 
-    return run
+    return engine, run
 
 
 def input_names(model: Any) -> list[str]:
@@ -133,14 +142,14 @@ def prepare(
 
     Args:
         model: The model.
-        device: ``CPU``.
+        device: ``CPU`` or ``CUDA``.
         target: ``engine`` or ``reference`` (default: ``TACTICIAN_ONNX_BACKEND``).
         folder: Where external data lies.
     """
     if not supports_device(device):
-        raise ValueError(f"device {device!r} is not supported; use CPU")
+        raise ValueError(f"device {device!r} is not supported or not there; use CPU")
     target = target or knobs.onnx_backend()
-    return BackendRep(model, target, folder)
+    return BackendRep(model, target, folder, "cpu" if _kind(device) == "CPU" else "gpu")
 
 
 def run_model(model: Any, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
@@ -172,7 +181,15 @@ def run_node(
 
 
 def supports_device(device: str) -> bool:
-    return device.split(":")[0].upper() == "CPU"
+    if _kind(device) == "CUDA":
+        from .targets.cuda.present import gpu_present
+
+        return bool(knobs.gpu()) or gpu_present()
+    return _kind(device) == "CPU"
+
+
+def _kind(device: str) -> str:
+    return device.split(":")[0].upper()
 
 
 def is_compatible(model: Any, device: str = "CPU", **_: Any) -> bool:

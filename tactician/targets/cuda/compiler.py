@@ -27,6 +27,12 @@ from .code import CUBIN, FORMAT, Code, shared_of, symbol_of
 
 TIMEOUT = 240.0  # seconds that one kernel may compile
 _CACHE_BYTES = 2 << 30
+# Runs a script without its folder on the path: modules beside it have names of the standard
+# library's (PYTHONSAFEPATH is known from Python 3.11 on only).
+_RUN = (
+    "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+    "runpy.run_path(sys.argv[1], run_name='__main__')"
+)
 
 
 class CompileError(RefusedError):
@@ -70,7 +76,7 @@ class Worker:
         env.pop("TRITON_INTERPRET", None)
         env["PYTHONSAFEPATH"] = "1"
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(Path(worker_file.__file__).resolve())],
+            [sys.executable, "-W", "ignore", "-c", _RUN, str(Path(worker_file.__file__).resolve())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
         )
 

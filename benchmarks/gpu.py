@@ -4,8 +4,9 @@
 
 Stages: ``check`` (small networks of every kind against onnxruntime on the CPU, streams, graphs,
 plans), ``resnet50:1,32,128``, ``bert_base:1,32``, ``vit_b16:1,32`` (FP16: outputs against
-onnxruntime in FP32, times by events, torch's eager mode in a CUDA graph as the peer, floors) and
-``shared`` (the models of ``--shared``). A stage that fails does not stop the others. A short table
+onnxruntime in FP32, times by events, torch's eager mode in a CUDA graph as the peer, floors),
+``shared`` (the models of ``--shared``) and ``onnx:150`` (ONNX's backend cases for so many seconds,
+see `gpu_onnx`). A stage that fails does not stop the others. A short table
 comes last; ``DIR/gpu.json`` holds everything. ``resnet50:1:overlap`` launches kernels before those
 ahead of them have ended. With ``TACTICIAN_GPU=interpreter`` or ``null`` the script runs without a
 GPU, as a rehearsal.
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -520,6 +522,18 @@ IS_HOST = os.environ.get("TACTICIAN_GPU", "").partition(":")[0] in ("interpreter
 IS_NULL = os.environ.get("TACTICIAN_GPU", "").partition(":")[0] == "null"
 
 
+def onnx_suite(args: argparse.Namespace, seconds: float) -> None:
+    """The backend suite, in a process that has not touched the GPU: it forks."""
+    script, out = Path(__file__).with_name("gpu_onnx.py"), Path(args.out, "onnx.json")
+    seconds = min(seconds, left(args) - 20)
+    command = [sys.executable, str(script), "--seconds", str(seconds), "--out", str(out)]
+    subprocess.run(command, check=True, timeout=seconds + 120)
+    found = json.loads(out.read_text())
+    for line in found["summary"]:
+        row(line)
+    RESULT["onnx"] = {k: found[k] for k in ("failed", "left", "host", "slowest")}
+
+
 def left(args: argparse.Namespace) -> float:
     return float(args.seconds) - (time.time() - START)
 
@@ -584,6 +598,8 @@ def main() -> None:
         if name == "check":
             attempt("check", lambda: check(args))
             attempt("runtime", lambda: runtime_parts(args))
+        elif name == "onnx":
+            attempt("onnx", lambda b=batches: onnx_suite(args, float(b or 150)))
         elif name == "shared":
             attempt("shared", lambda: shared_models(args))
         else:

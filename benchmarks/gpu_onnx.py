@@ -213,6 +213,7 @@ def main() -> None:
     print("slowest:", ", ".join(f"{n} {s:.1f} s" for s, n in tally.slowest))
     if args.out:
         data = {k: sorted(v) if isinstance(v, set) else v for k, v in vars(tally).items()}
+        data["summary"] = tally.lines()
         Path(args.out).write_text(json.dumps(data, indent=1))
 
 

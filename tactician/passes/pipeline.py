@@ -24,6 +24,7 @@ from .quantize_contractions import QuantizeContractions
 from .quantized import is_quantized
 from .simplify import Simplify
 from .split_recurrent import SplitRecurrent
+from .split_topk import SplitTopK
 from .subpixel import Subpixel
 
 
@@ -41,7 +42,7 @@ def optimize(
     graph.toposort()
     quantized = takes is not None and is_quantized(graph)
     fold = FoldConstants(weights=not quantized)
-    split = [] if takes is None else [SplitRecurrent(takes)]
+    split = [] if takes is None else [SplitRecurrent(takes), SplitTopK(takes)]
     PassManager([DeadCode(), fold, *split, Decompose(takes)]).run(graph, trace, dump)
     BodyConstants().run(graph)
     if takes is not None and quantized:

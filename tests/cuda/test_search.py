@@ -6,6 +6,11 @@ import pytest
 from search_kit import check, compile_for, kernel_of, node_of
 
 from tactician.ir import dims as D
+from tactician.ir.dtypes import dtype
+from tactician.ir.graph import Graph
+from tactician.ops import emit, evaluate
+from tactician.ops.interpreter import run_graph
+from tactician.passes import split_topk
 
 rng = np.random.default_rng(3)
 
@@ -191,3 +196,48 @@ def test_machine_code(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_machine_code_of_other_generations(name):
     compile_for(kernel_of(*TEXTS[name]()), (80, 100))
+
+
+# --- lengths that depend on data ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [
+    (np.int64(3), np.int64(20), np.int64(4)), (np.int32(9), np.int32(-4), np.int32(-3)),
+    (np.float32(0), np.float32(1), np.float32(0.3)), (np.int64(5), np.int64(2), np.int64(1)),
+])  # fmt: skip
+def test_range(numbers):
+    check("lengths", "range", [np.asarray(x) for x in numbers])
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_one_hot(axis):
+    onoff = np.array([2, 5], "f4")
+    check("lengths", "one_hot", [rng.integers(-3, 3, (4, 3)), i64(3), onoff], axis=axis)
+    floats = np.array([0, 1.5, -1, 2], "f4")
+    check("lengths", "one_hot", [floats, np.array([3.0], "f4"), onoff.astype("i4")], axis=axis % 2)
+
+
+@pytest.mark.parametrize("a, b", [("f4", "i4"), ("i2", "f2"), ("f8", "i8"), ("u1", "i1")])
+def test_bit_cast(a, b):
+    x = rng.integers(0, 90, (3, 5)).astype(a)
+    check("bits", "bit_cast", [x], to=dtype(np.dtype(b)))
+
+
+# --- long lines ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk_of_long_lines_is_cut(largest, monkeypatch):
+    monkeypatch.setattr(split_topk, "PIECE", 32)
+    graph = Graph()
+    x = graph.add_input("x", "f32", (2, 700))
+    out = emit(graph, "topk", [x, graph.constant(i64(5))], "k", largest=largest, axis=1)
+    graph.outputs = list(out.outputs)
+    assert split_topk.SplitTopK(lambda n: not split_topk.pieces_of(n)).run(graph)
+    longest = max(n.inputs[0].dims[-1] for n in graph.nodes if n.op == "topk")
+    assert longest <= 64 and sum(n.op == "topk" for n in graph.nodes) == 3
+    a = with_nans(2, 700)
+    values, places = run_graph(graph, [a])
+    node = node_of("topk", [a, i64(5)], (1,), largest=largest, axis=1)
+    for got, want in zip((values, places), evaluate(node, a, i64(5)), strict=True):
+        np.testing.assert_array_equal(got, want)

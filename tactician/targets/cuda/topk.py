@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...ir import dims as D
+from ...passes.split_topk import pieces_of
 from ...regions.region import Region
 from ...tactics.kernel import Kernel, Launch
 from ...tactics.tactic import Tactic, register_tactic
@@ -35,6 +36,8 @@ class TopKTactic(Tactic):
         assert x is not None
         if any(s.startswith("%") for s in D.symbols(out.dims[node.attrs.axis % x.rank])):
             return "k depends on data"
+        if pieces_of(node):
+            return "lines this long are cut first"
         if any(d == 0 for v in (x, out) for d in v.dims):
             return "there is nothing to compute"
         return refuse_types([x, out], device.arch)

@@ -255,13 +255,20 @@ class Scheduler:
         )
 
     def learn(self, region: Region, kernel: Kernel, info: dict[str, Any]) -> None:
-        """Adds the step in which the host reads the sizes that a kernel found."""
+        """Adds the step in which the host reads the sizes that a kernel found; results that are
+        views of the room it had are known from then on."""
         assert kernel.finds is not None
         counts, sizes = kernel.finds
         at = self.tensor(counts)
         self.program.steps.append(
             Step("learn", region.name, (at,), (), args=(at,), dims=sizes, info=info)
         )
+        for v, room in kernel.found.items():
+            view = self._view(v, self.tensor(room), 0)
+            if v in self.ids:  # an output of the network
+                self.copy(view, self.ids[v], f"output {v.name}")
+            else:
+                self._remember(v, view)
 
     def reference(self, node: Node, info: dict[str, Any]) -> None:
         """Adds a step that evaluates one node in numpy."""

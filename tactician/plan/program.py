@@ -55,7 +55,7 @@ class Step:
         kind: ``kernel``; ``reference`` (a node evaluated in numpy through a callback);
             ``copy`` (args[0] to args[1], contiguous); ``jump`` (to step ``target``);
             ``jump_if_zero`` (the same if the first byte of args[0] is zero); ``learn`` (the
-            host reads args[0], i64: its elements are the sizes ``dims``; GPUs).
+            host reads args[0], i64: its elements are the sizes ``dims``, which depend on data).
         name: Layers it does, for people.
         symbol: Kernel's function in `Program.code`.
         args: Tensor ids of the pointer arguments, in the kernel's order.

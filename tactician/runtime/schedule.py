@@ -153,7 +153,7 @@ class Schedule:
         s = self._program.steps[i]
         args, dims = self._args.ctypes.data + 8 * arg, self._dims.ctypes.data + 8 * dim
         work = dims + 8 * len(s.dims)
-        if s.kind == "reference":
+        if s.kind in ("reference", "learn"):
             row[0], row[6] = _CALLBACK, i
         elif s.kind == "copy":
             row[0], row[1], row[2], row[4] = _COPY, args + 8, args, work
@@ -314,12 +314,22 @@ class Schedule:
             ticks[len(self._records)] = time.perf_counter_ns()
 
     def _enter(self, ident: int) -> None:
-        """A callback step: a reference step, or the showing of a watched tensor."""
+        """A callback step: sizes, a reference step, or the showing of a watched tensor."""
         count = len(self._program.steps)
-        if ident < count:
+        if ident < count and self._program.steps[ident].kind == "learn":
+            self._take_sizes(ident)
+        elif ident < count:
             self._reference(ident)
         elif self._watch is not None:
             self._watch(ident - count, self.array(ident - count))
+
+    def _take_sizes(self, i: int) -> None:
+        """Learns the sizes that a kernel found."""
+        step = self._program.steps[i]
+        for d, n in zip(step.dims, self.array(step.inputs[0]).tolist(), strict=True):
+            self._known.learn(str(d), n)
+        if self._settle():
+            raise _MoreScratch(self._records.index(("step", i)) + 1)
 
     def _reference(self, i: int) -> None:
         from ..ops.registry import evaluate

@@ -73,7 +73,9 @@ class Kernel:
         before: Kernels that run ahead of it, in order; what they leave for it is in values of
             the kernel's own (GPUs).
         finds: A value of i64 that this kernel writes, and the sizes that its elements are: the
-            host reads them before anything that depends on them runs (GPUs).
+            host reads them before anything that depends on them runs.
+        found: With ``finds``, for results of such sizes: the value of the kernel's own that takes
+            the elements, packed, and has room for the most there can be. Results are views of it.
     """
 
     symbol: str
@@ -90,6 +92,7 @@ class Kernel:
     notes: dict[str, Any] = field(default_factory=dict)
     before: tuple[Kernel, ...] = ()
     finds: tuple[Value, tuple[Dim, ...]] | None = None
+    found: dict[Value, Value] = field(default_factory=dict)
 
 
 class SourceCache:

@@ -18,6 +18,7 @@ from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Value
 from ..ops import evaluate, get
+from ..ops._shapes import is_data_dependent
 from ..ops.registry import D_ERRORS, Kind
 from ..regions.region import Region, is_slice, pitch
 from ..regions.signature import digest, signature
@@ -281,7 +282,9 @@ class Tuner:
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
         untimed = self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3)
-        if untimed and self.settings.select is None:
+        # results of unknown size are nothing to time
+        late = region.anchor is not None and is_data_dependent(region.anchor)
+        if late or (untimed and self.settings.select is None):
             return self._first(region, options, rejected)
         if not any(t.timed for t, _ in options):
             return self._first(region, options, rejected)

@@ -190,6 +190,12 @@ class Gen:
     def store(self, x: ir.Value, ptr: ir.Value, align: int = 0) -> None:
         self.b.store(x, ptr, align=align or _natural(x.type))
 
+    def variable(self, t: ir.Type) -> ir.Value:
+        """Address of a variable on the stack, made once per call."""
+        slot = self._head().alloca(t)
+        slot.type = PTR  # llvmlite gives it a typed pointer, which opaque ones do not mix with
+        return slot
+
     # --- control flow --------------------------------------------------------------------
 
     @contextmanager

@@ -81,24 +81,50 @@ def test_batches_broadcast(a, b, const):
     check(*product(a, b, const=const))
 
 
+def tile(mr, nv, mb, nb, **more):
+    """A tile of a block with ``nb`` columns where vectors have 8 lanes."""
+    return Tile(mr, nv, mb, nb * Isa.host().lanes(32) // 8, **more)
+
+
 TILES = [
-    Tile(6, 2, 12, 32), Tile(4, 3, 8, 24, kc=16), Tile(6, 2, 6, 16, kc=8, pack_a=True),
-    Tile(6, 2, 18, 32, kc=16, pack_b=True), Tile(6, 2, 120, 512, kc=24, pack_a=True, pack_b=True),
-    Tile(4, 3, 40, 48, kc=16, rows_outer=True), Tile(1, 4, 5, 64), Tile(6, 2, 60, 64, unroll=1),
+    tile(6, 2, 12, 32), tile(4, 3, 8, 24, kc=16), tile(6, 2, 6, 16, kc=8, pack_a=True),
+    tile(6, 2, 18, 32, kc=16, pack_b=True), tile(6, 2, 120, 512, kc=24, pack_a=True, pack_b=True),
+    tile(4, 3, 40, 48, kc=16, rows_outer=True), tile(1, 4, 5, 64), tile(6, 2, 60, 64, unroll=1),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("blocks", TILES, ids=str)
 @pytest.mark.parametrize("const", [True, False], ids=["const", "runtime"])
-def test_blockings(tile, const):
-    check(*product((2, 31, 50), (50, 71), const=const), tile)
+def test_blockings(blocks, const):
+    check(*product((2, 31, 50), (50, 71), const=const), blocks)
 
 
-@pytest.mark.parametrize("tile", TILES[:4], ids=str)
+@pytest.mark.parametrize("rows", [32, 40, 41])
+@pytest.mark.parametrize("kc", [0, 64])
+def test_panels_to_come_are_fetched(rows, kc):
+    """Constants too large for L2, many row tiles: the code prefetches, and computes the same."""
+    columns = -(-Isa.host().l2 // (4 * 200)) // 96 * 96 + 96
+    g, region, inputs = product((rows, 200), (200, columns), const=True)
+    blocks = tile(8, 3, 40, 48, kc=kc)
+    assert "llvm.prefetch" in gemm.build(region, blocks, Isa.host()).source
+    check(g, region, inputs, blocks)
+    few = product((9, 200), (200, columns), const=True)[1]
+    assert "llvm.prefetch" not in gemm.build(few, tile(8, 3, 8, 48), Isa.host()).source
+
+
+def test_blocks_are_even_among_threads():
+    """The thread with the most has no more columns than it must; here as many as the other."""
+    _, region, _ = product((128, 768), (768, 3072), const=True)
+    for t in gemm.tiles(gemm.problem(region.anchor), Isa.host(), 2):
+        if t.mb >= 128:
+            assert -(-3072 // t.nb) % 2 == 0
+
+
+@pytest.mark.parametrize("blocks", TILES[:4], ids=str)
 @pytest.mark.parametrize("tb", ["none", "transpose"])
-def test_threads_share_the_work(tile, tb):
+def test_threads_share_the_work(blocks, tb):
     b = (3, 50, 71) if tb == "none" else (3, 71, 50)
-    check(*product((3, 31, 50), b, "none", tb, False), tile, threads=2)
+    check(*product((3, 31, 50), b, "none", tb, False), blocks, threads=2)
 
 
 @pytest.mark.parametrize("m", [1, 5, 6, 7, 40])
@@ -198,4 +224,4 @@ def test_packing_keeps_every_element(n, nr, lanes):
 
 def test_transposition_in_registers():
     g, region, inputs = product((64, 64), (64, 64), "none", "transpose", False)
-    check(g, region, inputs, Tile(6, 2, 66, 64, pack_b=True))
+    check(g, region, inputs, tile(6, 2, 66, 64, pack_b=True))

@@ -30,6 +30,8 @@ from .codegen import Gen, Num
 from .isa import Isa
 
 Accumulators = list[list[ir.Value]]
+_LINE = 64  # bytes of a cache line
+_PREFETCH_ROWS = 4  # row tiles from which the next panel is fetched
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,8 @@ class Contraction:
         else:
             acc = [[zero] * nv for _ in range(mr)]
         whole = mr == self.tile.mr and nv == self.tile.nv
-        acc = self._k_loop(acc, a_rows, a_step, b_base, b_step, whole)
+        ahead = self._next_panel(i, b_base, nv) if whole else None
+        acc = self._k_loop(acc, a_rows, a_step, b_base, b_step, whole, ahead)
         if self.last is True:
             self._finish(acc, i, rows, j, cols)
             return
@@ -325,10 +328,13 @@ class Contraction:
             return [g.at(base, r, self.size) for r in range(mr)], mr * self.size
         size = self.a.dtype.size
         first = g.mul(self.k0, self.a.k_stride)
-        exact = isinstance(rows, int)
+        if isinstance(rows, int):  # one base and offsets, which take no registers where known
+            base = g.at(self.a_base, g.add(g.mul(i, self.a.stride), first), size)
+            at = [g.at(base, g.mul(r, self.a.stride), size) for r in range(mr)]
+            return at, g.mul(self.a.k_stride, size)
         at = []
         for r in range(mr):
-            row = g.add(i, r if exact else g.min(r, g.sub(rows, 1)))
+            row = g.add(i, g.min(r, g.sub(rows, 1)))
             at.append(g.at(self.a_base, g.add(g.mul(row, self.a.stride), first), size))
         return at, g.mul(self.a.k_stride, size)
 
@@ -348,6 +354,39 @@ class Contraction:
             return direct, g.mul(self.b.k_stride, size)
         return g.at(g.scratch, self.b_at // size, size), width * size
 
+    def _ahead(self) -> int:
+        """Bytes of the panel to come that a turn of the innermost loop fetches, so that all row
+        tiles together fetch it; 0: not at all.
+
+        A panel of constants is read from memory by the first row tile and from L2 by the others.
+        Unless these fetch the next panel meanwhile, the cores wait at the beginning of each.
+        """
+        t, sizes = self.tile, (self.n, self.k)
+        rows = min(t.mb, self.m) if isinstance(self.m, int) else t.mb
+        if not self.b.packed or t.rows_outer or rows < _PREFETCH_ROWS * t.mr:
+            return 0
+        if all(isinstance(x, int) for x in sizes) and self.n * self.k * self.size < self.g.isa.l2:
+            return 0
+        turn = t.mr * self.nr * self.size * t.unroll
+        return -(-turn // (rows * t.unroll)) * t.unroll
+
+    def _next_panel(self, i: Num, b: ir.Value, nv: int) -> ir.Value | None:
+        """Address of the part of the next panel that the row tile at ``i`` fetches."""
+        g, step = self.g, self._ahead()
+        if not step:
+            return None
+        tile = g.div(g.sub(i, self.m0), self.tile.mr)
+        part = g.mul(g.mul(tile, self.kn), step // self.tile.unroll)
+        return g.at(g.at(b, g.mul(self.k, nv * self.lanes), self.size), part)
+
+    def _prefetch(self, ahead: ir.Value, k: Num) -> None:
+        g, step = self.g, self._ahead()
+        at = g.at(ahead, g.mul(k, step // self.tile.unroll))
+        args = [V.PTR, V.I32, V.I32, V.I32]
+        fn = V.declare(g.b.module, "llvm.prefetch.p0", ir.VoidType(), args)
+        for line in range(0, step, _LINE):
+            g.b.call(fn, [g.at(at, line), V.I32(0), V.I32(2), V.I32(1)])  # to read, into L2
+
     def _even(self, unroll: int) -> bool:
         """Whether every block of k is a multiple of ``unroll``."""
         return all(isinstance(x, int) and x % unroll == 0 for x in (self.k, self.kc))
@@ -360,6 +399,7 @@ class Contraction:
         b: ir.Value,
         b_step: Num,
         whole: bool,
+        ahead: ir.Value | None = None,
     ) -> Accumulators:
         g = self.g
         nv = len(acc[0])
@@ -386,6 +426,8 @@ class Contraction:
         if g.test(">", steps, 0) is not False:
             with g.loop(0, steps, unroll, carried=flat) as k:
                 sums = k.carried
+                if ahead is not None:
+                    self._prefetch(ahead, k.index)
                 for u in range(unroll):
                     sums = step(g.add(k.index, u), sums)
                 k.next = sums

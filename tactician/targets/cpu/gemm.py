@@ -297,7 +297,18 @@ def _spread(
         else:
             break
     rows, cols = -(-m // mb), -(-n // nb)
-    return _round(-(-m // rows), mr), _round(-(-n // cols), nr)
+    return _round(-(-m // rows), mr), _even(batch * rows, n, cols, nr, threads)
+
+
+def _even(rows: int, n: int, cols: int, nr: int, threads: int) -> int:
+    """Columns of a block: about a ``cols``-th, so that the thread with the most has little more
+    than the others."""
+
+    def most(nb: int) -> int:
+        return -(-rows * -(-n // nb) // threads) * nb
+
+    choices = [_round(-(-n // c), nr) for c in range(cols, cols + 2 * threads)]
+    return min(choices, key=most)
 
 
 @register_tactic

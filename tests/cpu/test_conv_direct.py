@@ -1,5 +1,7 @@
 """Direct convolution on channels-last tensors, against torch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,11 @@ from tactician.builder.settings import BuildSettings, ProfileSettings
 from tactician.ir import dims as D
 from tactician.ir.graph import Graph
 from tactician.ops import emit
+from tactician.regions.fuse import fuse
+from tactician.regions.layout import assign_layouts
 from tactician.runtime.core import EngineCore
 from tactician.runtime.schedule import Schedule
+from tactician.targets.cpu import conv_direct, isa
 
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
@@ -128,6 +133,39 @@ def test_images_of_one_pixel(k, dynamic):
 @pytest.mark.parametrize("k, groups", [(32, 2), (64, 2), (64, 4)])  # whole vectors a group
 def test_groups(k, groups):
     check((1, 12, 6, 7), (k, 12 // groups, 3, 3), groups=groups, pre=(1, 1), post=(1, 1))
+
+
+@pytest.mark.parametrize("x", [(1, 20, 9, 13), (2, 24, 7, 7), (3, 18, 14, 5)], ids=str)
+@pytest.mark.parametrize(("window", "attrs"), [
+    ((3, 3), {"pre": (1, 1), "post": (1, 1)}), ((3, 3), {"pre": (1, 1), "stride": (2, 2)}),
+    ((5, 3), {"pre": (4, 2), "post": (4, 2), "dilation": (2, 2)}), ((1, 1), {}),
+    ((1, 1), {"stride": (2, 2)}),
+])  # fmt: skip
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_beyond_the_cache(monkeypatch, x, window, attrs, bias):
+    """Several passes with sums kept between them, and weights and operands asked for early."""
+    small = replace(isa.Isa.host(), l2=4096)
+    monkeypatch.setattr(isa, "_host", lambda: small)
+    monkeypatch.setattr(conv_direct, "_NEAR_BYTES", 0)
+    check(x, (70, x[1], *window), residual=True, bias=bias, **attrs)
+
+
+@pytest.mark.parametrize(
+    ("l2", "passes", "ahead"), [(1 << 30, 1, False), (1 << 20, 1, True), (200 << 10, 3, True)]
+)
+def test_stream_by_cache(l2, passes, ahead):
+    g = Graph("t")
+    x = g.add_input("x", "f32", (1, 128, 14, 14))
+    w = g.constant(np.zeros((128, 128, 3, 3), "f4"))
+    g.outputs = [emit(g, "convolution", [x, w], "c", pre=(1, 1), post=(1, 1)).output]
+    g.toposort()
+    fusion = assign_layouts(g, fuse(g), lambda r: True, lambda r: True)
+    region = next(r for r in fusion.regions if r.anchor is not None)
+    tile = conv_direct.Tile(4, 2, 8, 4)
+    stream = conv_direct.Builder(
+        conv_direct.Problem(region), tile, replace(isa.Isa.host(), l2=l2)
+    ).stream
+    assert (stream.passes, stream.ahead > 0) == (passes, ahead)
 
 
 @pytest.mark.parametrize("c", [2, 8, 13, 16, 30])

@@ -13,6 +13,8 @@ from ...ir.dtypes import bf16, f16, f32
 from ...ir.graph import Node, Value
 from ...ops.conv import conv_axes, kernel_extents
 from ...regions.region import Region, is_slice, pitch
+from . import affine as A
+from . import vecmath as V
 from .conv_ir import I32, I64, PTR, ConvShape, lane_mask
 from .emitter import Emitter
 
@@ -243,6 +245,33 @@ class Epilogue:
             em.bind_result(self.source, sums)
             em.mask = lane_mask(count, lanes) if count < lanes else None
         em.store(self.stage, em.emit(self.stage.expr))
+        em.pop()
+
+
+    def touch(self, em: Emitter, x: Any, k: Any) -> None:
+        """Asks for the lines that `store` will read and write for a vector of channels.
+
+        Args:
+            em: From `at`.
+            x: The pixel's last coordinate.
+            k: The first channel.
+        """
+        b, channel = em.builder, self._channel()
+        em.push(b)
+        self._bind_pixel(em, x)
+        if channel is not None:
+            em.bind(channel, k)
+        index = [em.lowerer.lower(v) for v in self.stage.vars]
+        at = em.linear(em.lowerer.flat(self.stage.out, index))
+        V.prefetch(b, em.address(self.stage.out, at), level=3, write=True)
+        for ld in E.loads(self.stage.expr):
+            own = len(ld.index) == len(self.stage.vars) and all(
+                i is v for i, v in zip(ld.index, self.stage.vars, strict=True)
+            )
+            if own and ld.guard is None and ld.value is not self.source:
+                load = em.lowerer.lower(ld)
+                assert isinstance(load, A.FlatLoad)
+                V.prefetch(b, em.address(load.value, em.linear(load.at)), level=3)
         em.pop()
 
 

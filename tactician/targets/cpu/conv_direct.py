@@ -8,6 +8,7 @@ broadcast load per pixel feed ``mr * nv`` fused multiply-adds.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ...tactics.kernel import Kernel, SourceCache
 from ...tactics.tactic import Tactic, register_tactic
 from . import convert
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
-from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Tile
+from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Stream, Tile
 from .isa import Isa
 
 _THREAD_FLOPS = 100_000  # some 3 µs of work: a spinning worker begins within half a µs
@@ -29,6 +30,7 @@ _FLAT_TILES = 16  # most tiles in a row of a flattened 1x1 convolution
 _ROW_PIXELS = 64  # about as many pixels are a work item otherwise
 
 
+_NEAR_BYTES = 256 << 10  # results so small are in the second cache still
 _SOURCES = SourceCache()
 
 
@@ -133,7 +135,7 @@ def _rows_of(p: Problem, nr: int, threads: int, channels_first: bool) -> int:
         sizes = [min(n, rows - r * n) for r in range(runs)]
         items = sizes * blocks if channels_first else [s for s in sizes for _ in range(blocks)]
         ends = [len(items) * t // threads for t in range(threads + 1)]
-        return max(sum(items[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+        return max(sum(items[a:b]) for a, b in pairwise(ends))
 
     return min(range(most, 0, -1), key=busiest)
 
@@ -163,6 +165,7 @@ class Builder:
     symbol = "conv_direct"
     x_type: ir.Type = F32
     w_type: ir.Type = F32
+    stream = Stream()
 
     def __init__(self, problem: Problem, tile: Tile, isa: Isa):
         self.p, self.t, self.isa = problem, tile, isa.fingerprint
@@ -171,6 +174,8 @@ class Builder:
         self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
         self.packed = _pack(problem, tile)
+        self.stream = self._stream(isa)
+        self.variant = str(self.stream)
         self.x_type = convert.memory_type(problem.x.dtype)
         self.zeros = np.zeros(max(problem.c, tile.nr), problem.x.dtype.np)
         region = problem.region
@@ -182,6 +187,27 @@ class Builder:
         self.args.append(problem.out)
         self.epilogue = Epilogue(problem, self.args, self.sizes)
         self.tiles: dict[tuple[int, int], MicroKernel] = {}
+
+    def _stream(self, isa: Isa) -> Stream:
+        """A panel of weights that takes more than some of the second cache is used row by row of
+        the window, lest it leaves the cache from one tile to the next. All weights together that
+        take more of it are asked for early."""
+        p, t = self.p, self.t
+        tiles, window = self._item_tiles(), p.shape.window
+        if not tiles or p.shape.depthwise or p.shape.c % t.unroll:
+            return Stream()
+        panel = 4 * self.packed.shape[1] > isa.l2 // 3
+        passes = window[0] if self.rank > 1 and panel and not p.flat else 1
+        lines = t.unroll * t.nr // 16
+        return Stream(passes, -(-lines // tiles) if self.packed.nbytes > isa.l2 // 2 else 0)
+
+    def _item_tiles(self) -> int:
+        """Register tiles of pixels in a work item; 0: not known."""
+        width = self._width()
+        if not isinstance(width, int):
+            return 0
+        tiles = even_split(width, self.t.mr)[0]
+        return self._run(tiles) if self.p.flat else self.t.rows * tiles
 
     def build(self) -> Kernel:
         p, t = self.p, self.t
@@ -200,7 +226,15 @@ class Builder:
             work=work,
             grain=self._grain(flops, work),
             flops=flops,
+            scratch=self._sums_size(),
         )
+
+    def _sums_size(self) -> int:
+        """Bytes of sums that wait for the next pass."""
+        width = self._width()
+        if self.stream.passes == 1 or not isinstance(width, int):
+            return 0
+        return 4 * self.t.rows * width * self.t.nr
 
     def _generate(self, name: str) -> tuple[str, tuple[D.DimLike, ...]]:
         types = [PTR, PTR, I64, I64, PTR]
@@ -246,7 +280,7 @@ class Builder:
     def _main(self, fn: ir.Function) -> None:
         args, dims, begin, end, scratch = fn.args
         b = ir.IRBuilder(fn.append_basic_block("entry"))
-        self.b, self.fn_args, self.fn_dims = b, args, dims
+        self.b, self.fn_args, self.fn_dims, self.scratch = b, args, dims, scratch
         size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
         self.pointers = [argument(b, args, i) for i in range(3)]
         self._prepare(b, scratch)
@@ -287,6 +321,11 @@ class Builder:
         stride = self.packed.shape[1]
         w = b.gep(self.pointers[1], [b.mul(kb, I64(stride))], source_etype=self.w_type)
         k = b.mul(kb, I64(t.nr))
+        # the panel after the last one is the first
+        more = b.icmp_signed("<", kb, I64(blocks - 1))
+        after = b.gep(w, [I64(stride)], source_etype=self.w_type)
+        self.after = b.select(more, after, self.pointers[1])
+        self.first_row = first
         if not rest:
             self._rows(w, k, first, last, t.nr)
             return
@@ -301,7 +340,8 @@ class Builder:
 
     def _rows(self, w: Any, k: Any, first: Any, last: Any, channels: int) -> None:
         b = self.b
-        with Loop(b, first, last) as row:
+        with Loop(b, I64(0), I64(self.stream.passes)) as turn, Loop(b, first, last) as row:
+            self.turn = turn.index
             if not self.p.flat:
                 image, outer = self._coordinates(row.index)
                 self._row(w, k, channels, image, outer, row.index)
@@ -313,15 +353,21 @@ class Builder:
     ) -> None:
         """The tiles of a row, or of a piece of a flat problem's row."""
         b, width, mr = self.b, self._width(), self.t.mr
-        call = lambda n, x: self._call(n, channels, w, k, image, [*outer, x])  # noqa: E731
+
+        def call(pixels: int, x: Any, number: Any) -> None:
+            self._call(pixels, channels, w, k, image, [*outer, x], number)
+
         if isinstance(width, int):
             tiles, low, more = even_split(width, mr)
-            start, stop = I64(0), I64(tiles)
+            start, stop, before = I64(0), I64(tiles), b.sub(row, self.first_row)
             if self.p.flat:
                 run = self._run(tiles)
                 start = b.mul(row, I64(run))
                 stop = least(b, b.add(start, I64(run)), I64(tiles))
-            self._even_tiles(call, start, stop, low, more)
+                before = b.mul(before, I64(run))
+            else:
+                before = b.mul(before, I64(tiles))
+            self._even_tiles(call, start, stop, low, more, b.sub(before, start))
             return
         start, stop = I64(0), self.width
         if self.p.flat:
@@ -330,21 +376,25 @@ class Builder:
             stop = least(b, b.add(start, I64(chunk)), self.width)
         whole = b.add(start, b.mul(b.sdiv(b.sub(stop, start), I64(mr)), I64(mr)))
         with Loop(b, start, whole, mr) as col:
-            call(mr, col.index)
+            call(mr, col.index, I64(0))
         if mr > 1:
             with Loop(b, whole, stop) as col:
-                call(1, col.index)
+                call(1, col.index, I64(0))
 
-    def _even_tiles(self, call: Any, start: Any, stop: Any, low: int, more: int) -> None:
+    def _even_tiles(
+        self, call: Any, start: Any, stop: Any, low: int, more: int, before: Any
+    ) -> None:
         """Tiles ``start`` to ``stop`` of a row of which the first ``more`` have ``low + 1``
-        pixels and the others ``low``."""
+        pixels and the others ``low``; ``before`` more count as the tile's number in the item."""
         b = self.b
         if more:
             with Loop(b, start, least(b, stop, I64(more))) as tile:
-                call(low + 1, b.mul(tile.index, I64(low + 1)))
+                number = b.add(tile.index, before)
+                call(low + 1, b.mul(tile.index, I64(low + 1)), number)
             start = b.select(b.icmp_signed(">", start, I64(more)), start, I64(more))
         with Loop(b, start, stop) as tile:
-            call(low, b.add(b.mul(tile.index, I64(low)), I64(more)))
+            number = b.add(tile.index, before)
+            call(low, b.add(b.mul(tile.index, I64(low)), I64(more)), number)
 
     def _coordinates(self, row: Any) -> tuple[Any, list[Any]]:
         """Image number and outer output coordinates of a row."""
@@ -356,11 +406,12 @@ class Builder:
         return row, outer
 
     def _call(
-        self, mr: int, channels: int, w: Any, k: Any, image: Any, pixel: list[Any]
+        self, mr: int, channels: int, w: Any, k: Any, image: Any, pixel: list[Any], number: Any
     ) -> None:
         b, p = self.b, self.p
         if (mr, channels) not in self.tiles:
             self.tiles[mr, channels] = self._tile(mr, channels)
+        tile = self.tiles[mr, channels]
         x = b.gep(self.pointers[0], [b.mul(image, self.image)], source_etype=self.x_type)
         if p.shape.depthwise:
             x = b.gep(x, [k], source_etype=self.x_type)
@@ -373,16 +424,54 @@ class Builder:
         ]
         values = [x, w, self.pointers[2], self.fn_args, self.fn_dims]
         values += [*self.in_strides, *self.in_sizes, *origins, image, *pixel, k]
-        b.call(self.tiles[mr, channels].fn, values)
+        if isinstance(tile, MicroKernel):
+            values += self._streams(w, pixel[-1], number)
+        b.call(tile.fn, values)
+
+    def _streams(self, w: Any, column: Any, number: Any) -> list[Any]:
+        """The pass, where the tile's sums wait, and the weights it asks for."""
+        b, t, s, stream = self.b, self.t, self.p.shape, self.stream
+        sums = self.scratch
+        if stream.passes > 1:
+            width = self._width()
+            assert isinstance(width, int)
+            row = b.sdiv(number, I64(even_split(width, t.mr)[0]))
+            at = b.mul(b.add(b.mul(row, I64(width)), column), I64(t.nr))
+            sums = b.gep(sums, [at], source_etype=F32)
+        if not stream.ahead:
+            return [self.turn, sums, w]
+        steps = s.c * s.taps // stream.passes
+        share = stream.ahead * steps // t.unroll * 16  # floats that a tile asks for
+        number_of_shares = -(-steps * t.nr // share)
+        again = b.gep(w, [b.mul(b.add(self.turn, I64(1)), I64(steps * t.nr))], source_etype=F32)
+        last = b.icmp_signed("==", self.turn, I64(stream.passes - 1))
+        following = b.select(last, self.after, again)
+        ahead = b.gep(following, [b.mul(number, I64(share))], source_etype=F32)
+        useful = b.icmp_signed("<", number, I64(number_of_shares))
+        return [self.turn, sums, b.select(useful, ahead, w)]
 
     # --- tiles -------------------------------------------------------------------------------
 
     def _tile(self, mr: int, channels: int) -> MicroKernel:
         mk = MicroKernel(
-            self.module, self.p.shape, self.t, mr, channels, f"tile_{mr}x{channels}"
+            self.module, self.p.shape, self.t, mr, channels, f"tile_{mr}x{channels}", self.stream
         )
-        mk.build(self.p.bias is not None, lambda m, b, acc: self._store(m, b, acc, channels))
+        store = lambda m, b, acc: self._store(m, b, acc, channels)  # noqa: E731
+        mk.build(self.p.bias is not None, store, self._touch)
         return mk
+
+    def _touch(self, m: MicroKernel, b: ir.IRBuilder) -> None:
+        """Asks for operands and results of the epilogue, if they may lie far away."""
+        p, lanes = self.p, self.t.lanes
+        size = p.out.dtype.size * D.product(p.out.dims)
+        if (isinstance(size, int) and size < _NEAR_BYTES) or p.shape.depthwise:
+            return
+        self.epilogue.enter(b, m.args)
+        em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
+        for i in range(m.mr):
+            x = b.add(m.pixel[-1], I64(i))
+            for j in range(m.nv):
+                self.epilogue.touch(em, x, b.add(m.k, I64(j * lanes)))
 
     def _store(self, m: MicroKernel, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue: each accumulator through the stage's expression, then to memory."""

@@ -18,15 +18,18 @@ from llvmlite import ir
 
 from ...ir.dtypes import DType, f32
 from . import convert
-from .vecmath import type_suffix
+from .vecmath import prefetch, type_suffix
 
 F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 PTR = ir.PointerType()
 
 _WHOLE = 4  # up to here all channels of a tap are unrolled
 _MOST_PRODUCTS = 400  # multiply-adds written out for a row of the window
+_LINE = 16  # floats in a cache line
 Store = Callable[["MicroKernel", ir.IRBuilder, list[Any]], None]
 """Writes a finished tile: accumulators by pixel, then by vector of channels."""
+Touch = Callable[["MicroKernel", ir.IRBuilder], None]
+"""Asks for the memory that `Store` will read and write."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,20 @@ class Tile:
     def __str__(self) -> str:
         order = "k" if self.channels_first else "r"
         return f"{self.mr}x{self.nr}{order}{self.rows}"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How weights that the cache does not keep come through it.
+
+    Attributes:
+        passes: Times that an item goes through its tiles, each time with as many rows of the
+            window; sums wait in scratch.
+        ahead: Lines of the weights needed next that each turn of the inner loop asks for; 0: none.
+    """
+
+    passes: int = 1
+    ahead: int = 0
 
 
 class Loop:
@@ -140,7 +157,8 @@ class MicroKernel:
     Its parameters: pointers to the image, the packed weights of the channel block, zeros, the
     kernel's argument and size arrays; then per spatial dimension the input's stride, its size and
     the position of the tile's first tap; then the image's number, the first output pixel per
-    spatial dimension, and the first output channel.
+    spatial dimension, and the first output channel; last the pass, where sums wait between passes,
+    and which of the weights needed next the tile asks for (see `Stream`).
 
     Attributes:
         mr, nv: Pixels and vectors of this tile (fewer at edges than in the full `Tile`).
@@ -149,14 +167,16 @@ class MicroKernel:
     """
 
     def __init__(
-        self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, channels: int, name: str
-    ):
+        self, module: ir.Module, shape: ConvShape, tile: Tile, mr: int, channels: int, name: str,
+        stream: Stream,
+    ):  # fmt: skip
         self.shape, self.tile, self.mr, self.channels = shape, tile, mr, channels
+        self.stream = stream
         self.nv = -(-channels // tile.lanes)
         self.rank = r = len(shape.window)
         self.vt = ir.VectorType(F32, tile.lanes)
         self.xt = convert.memory_type(shape.dtype)
-        types = [PTR] * 5 + [I64] * (4 * r + 2)
+        types = [PTR] * 5 + [I64] * (4 * r + 3) + [PTR] * 2
         self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
         self.fn.linkage = "internal"
         self.fn.attributes.add("noinline")
@@ -165,21 +185,58 @@ class MicroKernel:
         self.x, self.w, self.zeros, self.args, self.dims = a[:5]
         self.strides, self.sizes, self.origins = (a[5 + i * r : 5 + (i + 1) * r] for i in range(3))
         self.image, self.pixel, self.k = a[5 + 3 * r], a[6 + 3 * r : 6 + 4 * r], a[6 + 4 * r]
+        self.turn, self.sums, self.ahead = a[7 + 4 * r :]
 
-    def build(self, bias: bool, store: Store) -> None:
+    def build(self, bias: bool, store: Store, touch: Touch) -> None:
         """Emits the body.
 
         Args:
             bias: Whether the packed weights begin with a vector of initial sums.
             store: Writes the tile.
+            touch: Asks for what `store` needs.
         """
         b = ir.IRBuilder(self.fn.append_basic_block("entry"))
         w, start = self.w, [ir.Constant(self.vt, None)] * self.nv
         if bias:
             start = [self._weights(b, w, I64(0), j) for j in range(self.nv)]
             w = b.gep(w, [I64(self.tile.nr)], source_etype=F32)
+        if self.stream.passes > 1:
+            self._pass(b, w, start * self.mr, store, touch)
+            return
+        touch(self, b)
+        self.begin = w
         acc = self._taps(b, 0, self.x, w, start * self.mr)
         store(self, b, acc)
+        b.ret_void()
+
+    def _pass(
+        self, b: ir.IRBuilder, w: Any, start: list[Any], store: Store, touch: Touch
+    ) -> None:
+        """One row of the window; only the last one stores."""
+        s, passes = self.shape, self.stream.passes
+        slots = [
+            b.gep(self.sums, [I64((i * self.tile.nv + j) * self.tile.lanes)], source_etype=F32)
+            for i in range(self.mr) for j in range(self.nv)
+        ]
+        before = b.block
+        later, go = b.append_basic_block("later"), b.append_basic_block("go")
+        b.cbranch(b.icmp_signed("==", self.turn, I64(0)), go, later)
+        b.position_at_end(later)
+        kept = [b.load(at, align=4, typ=self.vt) for at in slots]
+        acc = _join(b, before, start, kept, go)
+        last = b.icmp_signed("==", self.turn, I64(passes - 1))
+        with b.if_then(last):
+            touch(self, b)
+        at = b.add(self.origins[0], b.mul(self.turn, I64(s.dilation[0])))
+        step = s.taps // passes * s.c * self.tile.nr
+        self.begin = b.gep(w, [b.mul(self.turn, I64(step))], source_etype=F32)
+        acc = self._tap(b, 0, self.x, self.begin, acc, at)
+        with b.if_else(last) as (done, more):
+            with done:
+                store(self, b, acc)
+            with more:
+                for at, x in zip(slots, acc, strict=True):
+                    b.store(x, at, align=4)
         b.ret_void()
 
     def _weights(self, b: ir.IRBuilder, w: Any, base: Any, j: int) -> Any:
@@ -365,10 +422,23 @@ class MicroKernel:
         unroll = c if c <= _WHOLE else next(u for u in range(most, 0, -1) if c % u == 0)
         if c == unroll:
             return self._multiply(b, rows, w, I64(0), unroll, acc, inside)
+        ahead = self._ahead(b, w, unroll)
         with Loop(b, I64(0), I64(c), unroll, carried=acc) as loop:
             sums = list(loop.carried)
+            for n in range(self.stream.ahead):
+                line = b.mul(loop.index, I64(_LINE * self.stream.ahead // unroll))
+                at = b.gep(ahead, [b.add(line, I64(_LINE * n))], source_etype=F32)
+                prefetch(b, at, level=2)
             loop.next(self._multiply(b, rows, w, loop.index, unroll, sums, inside))
         return list(loop.results)
+
+    def _ahead(self, b: ir.IRBuilder, w: Any, unroll: int) -> Any:
+        """Which of the weights needed next to ask for while those at ``w`` are used."""
+        if not self.stream.ahead:
+            return None
+        used = b.sub(b.ptrtoint(w, I64), b.ptrtoint(self.begin, I64))
+        far = b.mul(b.sdiv(used, I64(4 * self.tile.nr * unroll)), I64(self.stream.ahead * _LINE))
+        return b.gep(self.ahead, [far], source_etype=F32)
 
     def _multiply(
         self, b: ir.IRBuilder, rows: list[Any], w: Any, c: Any, unroll: int, acc: list[Any],

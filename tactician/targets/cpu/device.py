@@ -34,6 +34,7 @@ class CpuDevice(Device):
 
     target = "cpu"
     precisions = frozenset({"i8"})
+    rounds = 3
 
     def __init__(self, isa: Isa | None = None, threads: int = 0):
         self.isa = isa or Isa.host()

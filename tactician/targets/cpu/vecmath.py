@@ -144,6 +144,17 @@ def declare(module: ir.Module, name: str, ret: ir.Type, args: list[ir.Type]) -> 
     return ir.Function(module, ir.FunctionType(ret, args), name)
 
 
+def prefetch(b: ir.IRBuilder, at: Any, level: int, write: bool = False) -> None:
+    """Asks for the line at an address, which need not be anybody's.
+
+    Args:
+        level: 3: into the first cache; 2: into the second.
+    """
+    hint = [I32(int(write)), I32(level), I32(1)]
+    fn = declare(b.module, "llvm.prefetch.p0", ir.VoidType(), [PTR, I32, I32, I32])
+    b.call(fn, [at, *hint])
+
+
 def intrinsic(b: ir.IRBuilder, name: str, *args: ir.Value, overload: Any = None) -> ir.Value:
     """Calls ``llvm.<name>`` overloaded on the first argument's type; returns that type."""
     t = args[0].type

@@ -224,11 +224,8 @@ class Parts:
 
     def _prefetch(self, b: ir.IRBuilder, ahead: Any, steps: int) -> None:
         """Asks for the weights of the next block, which come from far where they are large."""
-        hint = [ir.IntType(32)(x) for x in (0, 2, 1)]  # to read, into L2, as data
-        types = [PTR] + [x.type for x in hint]
-        fn = V.declare(b.module, "llvm.prefetch.p0", ir.VoidType(), types)
         for n in range(0, steps * self.w.nr, _LINE):
-            b.call(fn, [b.gep(ahead, [I64(n)], source_etype=F32), *hint])
+            V.prefetch(b, b.gep(ahead, [I64(n)], source_etype=F32), level=2)
 
     def _load(self, b: ir.IRBuilder, base: Any, at: int) -> Any:
         return b.load(b.gep(base, [I64(at)], source_etype=F32), align=4, typ=self.vt)

@@ -59,6 +59,5 @@ __all__ = [
     "save",
     "tensorrt_converter",
     "torch2trt",
-    "trt",
     "trt_",
 ]

@@ -1,5 +1,7 @@
 """Convolutions and deconvolutions against numpy: geometry, layouts, groups, types, epilogues."""
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -148,15 +150,17 @@ def test_sizes_known_at_run_time():
         check(*convolution(("n", 20, "h", 11), (8, 20, 1, 1), symbols=env), env=env, last=last)
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize(("window", "pre"), [(7, 3), (3, 1), (5, 2), (4, 0)])
-def test_stems_load_pairs(window, pre):
+def test_stems_load_pairs(window, pre, turned):
     attrs = {"stride": (2, 2), "pre": (pre, pre), "post": (pre, pre)}
     case = convolution((2, 3, 20, 24), (8, 3, window, window), dtype="f16", **attrs)
-    check(*case, tile=Tile(32, 16, 32, 4, 2))
+    check(*case, tile=Tile(32, 16, 32, 4, 2, turned=turned))
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("zero", [False, True], ids=["", "zero point"])
-def test_stems_of_integers_load_pairs(zero):
+def test_stems_of_integers_load_pairs(zero, turned):
     g = Graph()
     x = g.add_input("x", "u8", (1, 3, 12, 16))
     inputs = {x: integers((1, 3, 12, 16), np.uint8)}
@@ -164,7 +168,7 @@ def test_stems_of_integers_load_pairs(zero):
     if zero:
         given.append(g.constant(np.int8(3)))
     g.outputs = [emit(g, "int_conv", given, stride=(2, 2), pre=(2, 2), post=(2, 2)).output]
-    check(g, inputs, tolerance=0)
+    check(g, inputs, tile=replace(SMALL, turned=turned and not zero), tolerance=0)
 
 
 DEPTHWISE = [

@@ -22,6 +22,7 @@ from ...tactics.kernel import Kernel, Launch
 from ...tactics.tactic import Tactic, register_tactic
 from . import cost
 from . import types as ty
+from .code import LAUNCH
 from .emit import Frame, is_wide
 from .product import Writer, ceil_text, divides, precision
 
@@ -87,6 +88,7 @@ class _Builder:
         self._walk(w)
         blocks = D.ceil_div(self.q.length, t.bm) * self.q.batch * self.q.heads
         workspace: DimLike = 0
+        w(LAUNCH)
         if t.split > 1:
             frame.workspace = frame.counters = True
             workspace = blocks * (t.split * t.bm * (self.dv + 2) * 4)
@@ -409,7 +411,8 @@ def tiles(node: Node, gpu: Any) -> list[Tile]:
     ]
     if gpu.arch >= 90 and rows >= 512 and _describable(node):
         shapes = [Tile(128, 128, 8, 2, tma=True), Tile(128, 64, 8, 3, tma=True),
-                  Tile(128, 64, 4, 3, tma=True), *shapes]  # fmt: skip
+                  Tile(128, 128, 8, 3, tma=True), Tile(128, 64, 4, 3, tma=True),
+                  Tile(64, 128, 4, 2, tma=True), *shapes]  # fmt: skip
     return _fill(shapes, rows, keys, heads, gpu)
 
 

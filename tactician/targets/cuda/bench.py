@@ -54,11 +54,27 @@ class TimingDevice(CudaDevice):
         if not driver.is_host:
             compiler().warm()
 
+    def _measurer(self) -> Local | Process:
+        if self._process is None:
+            self._process = Local(self.driver) if self.driver.is_host else Process()
+        return self._process
+
+    def attempt(self, payload: bytes) -> str:
+        """Runs a call of cuDNN once, where it can do no harm; why that failed, or ""."""
+        try:
+            with exclusive():
+                return str(self._measurer().ask("attempt", payload))
+        except RefusedError as e:
+            return str(e)
+        except Broken as e:
+            self._measurer().restart()
+            return str(e)
+
     def bench(
         self, region: Region, arrays: dict[Value, Array], env: Mapping[str, int], seconds: float
     ) -> Bench:
-        if self._process is None:
-            self._process = Local(self.driver) if self.driver.is_host else Process()
+        self._measurer()
+        assert self._process is not None
         try:
             return GpuBench(self, region, arrays, env, seconds, self._process)
         except Broken as e:

@@ -17,6 +17,10 @@ from ...tactics.kernel import Kernel
 FORMAT = 1
 CUBIN, LIBRARY, TEXT = "cubin", "library", "text"
 _MAGIC = b"TKC1"
+# Places in a kernel's text that `overlapped` reads: a line before the first access to memory that
+# other kernels write, a line after which all blocks only finish, and the begin of lines that may
+# run before the former.
+WAIT, LAUNCH, EARLY = "# the kernels ahead have ended", "# kernels behind may begin", "#+ "
 
 
 @dataclass(frozen=True)
@@ -115,17 +119,24 @@ class Code:
 
 def overlapped(kernel: Kernel) -> Kernel:
     """The kernel with programmatic dependent launch: it may be launched while the one before it
-    still runs, lets the next one do the same, and waits before it touches memory."""
+    ends, and waits before it touches memory that others write. Where its text says so it lets the
+    next one do the same, and asks for its constants before it waits. It does that late: blocks
+    that wait take room, and are spread over the multiprocessors as these are then."""
     launch = kernel.launch
     if launch is None or launch.library or ("launch_pdl", True) in launch.options:
         return kernel
     if launch.cooperative:
         return kernel  # its blocks must all run at once
-    pattern = rf"(def {re.escape(kernel.symbol)}\([^)]*\):\n)(\s+)"
-    waiting = r"\1\2tl.extra.cuda.gdc_launch_dependents()\n\2tl.extra.cuda.gdc_wait()\n\2"
-    source, count = re.subn(pattern, waiting, kernel.source)
-    if count != 1:
-        return kernel
+    wait, begin = "tl.extra.cuda.gdc_wait()", "tl.extra.cuda.gdc_launch_dependents()"
+    source = kernel.source
+    if WAIT in source:
+        source = source.replace(WAIT, wait).replace(EARLY, "")
+    else:
+        head = rf"(def {re.escape(kernel.symbol)}\([^)]*\):\n)(\s+)"
+        source, count = re.subn(head, rf"\1\2{wait}\n\2", source)
+        if count != 1:
+            return kernel
+    source = source.replace(LAUNCH, begin)
     options = (*launch.options, ("launch_pdl", True))
     return replace(kernel, source=source, launch=replace(launch, options=options))
 

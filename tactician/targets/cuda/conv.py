@@ -211,6 +211,8 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     units = [u for u in (64, 128, 32) if c.mode is not Mode.TAPS or c.padded(u) <= c.channels * 1.3]
     scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
     options = cost.product_tiles(w, device.gpu, [max(16, u // scale) for u in units] or (16,))
+    if c.paired:
+        options = [x for o in options for x in (replace(o, turned=True), o)]
     heavy = 2.0 * w.m * w.n * w.k > DESCRIPTOR_FLOPS
     if c.mode is Mode.PLAIN and device.arch >= 90 and heavy:
         frame = Frame()

@@ -125,7 +125,7 @@ def best(tiles: Iterable[Tile], w: Work, gpu: Gpu, most: int = 16) -> list[Tile]
     later: list[Tile] = []
     few = 2 if is_small(w, gpu) else 1  # small products hang on how deep they pipeline
     for t in timed:
-        key = (t.bm, t.bn, t.split, int(t.tma))
+        key = (t.bm, t.bn, t.split, int(t.tma), int(t.turned))
         seen[key] = seen.get(key, 0) + 1
         (kept if seen[key] <= few else later).append(t)
     return (kept + later)[:most]
@@ -187,7 +187,7 @@ def _small_tiles(w: Work, gpu: Gpu, k_units: Sequence[int]) -> list[Tile]:
             continue  # (narrow tiles were twice as slow as those turned)
         for bk in k_units:
             steps = -(-w.k // bk)
-            for stages in (3, 5) if bk <= min(k_units) else (3,):
+            for stages in (5, 8, 3) if bk <= min(k_units) else (3, 5):
                 warps = 8 if bm * bn >= 128 * 128 else 4
                 base = Tile(bm, bn, bk, warps, max(2, min(stages, steps + 1)))
                 out += [replace(base, split=s) for s in splits(base, w, gpu)

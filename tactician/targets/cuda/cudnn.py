@@ -259,8 +259,8 @@ class CudnnConvolution(Tactic):
                 other = p.graph(first)[0]
                 count = min(len(planner.configs(other, device.tf32)), _AHEAD // len(variants))
                 planner.ahead(other, range(1, count), device.tf32)
-        driver = getattr(device, "driver", None) if device.libraries else None
-        payload, workspace = planner.payload(graph, candidate.index, device.tf32, driver)
+        attempt = device.attempt if device.libraries else None
+        payload, workspace = planner.payload(graph, candidate.index, device.tf32, attempt)
         taps = int(np.prod(static(p.w.dims[2:], "the window"), dtype=np.int64))
         points = p.x_dims if p.transposed else p.y_dims
         flops = 2 * int(np.prod(points)) * int(p.w.dims[1]) * taps  # type: ignore[arg-type]

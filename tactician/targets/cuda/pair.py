@@ -28,6 +28,7 @@ from ...tactics.kernel import Kernel, Launch
 from ...tactics.tactic import Tactic, register_tactic
 from . import conv, cost
 from . import types as ty
+from .code import LAUNCH
 from .emit import Emitter, Frame, is_wide
 from .epilogue import Index, epilogue, result_of
 from .product import Operand, Strided, Writer, divides
@@ -111,6 +112,7 @@ class _Builder:
             y = self._stages(w, self.first, "sums", "rw", t.chunk, "e", True)
             if b is not None:
                 w(f"out = tl.dot({y}.to({ty.tl_name(a.x.dtype)}), vt, out)")
+        w(LAUNCH)
         if b is not None:
             self._finish(w, b)
         flops = a.rows * (2 * a.filters * (a.channels + (0 if b is None else b.filters)))

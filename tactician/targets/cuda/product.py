@@ -20,9 +20,11 @@ from ...ir import dims as D
 from ...ir.dims import DimLike
 from ...ir.dtypes import DType, f8e4m3, f8e5m2, f32, f64
 from ...ir.graph import Value
+from .code import EARLY, LAUNCH, WAIT
 from .emit import Frame
 
 _WIDE = 1 << 31  # elements from which on offsets need 64 bits
+_FEW_TILES = 264  # blocks up to which most of the constants are read by one of them
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Tile:
         group: Tiles of rows whose columns are done together, for the second-level cache.
         tma: Tiles come through tensor descriptors (Hopper's copy engine).
         persistent: Blocks per multiprocessor that take tile after tile; 0: a block for each tile.
+        turned: Neighbouring threads load neighbouring rows (`windows.Windows`), where these are
+            closer together in memory than a row's elements.
     """
 
     bm: int
@@ -47,6 +51,7 @@ class Tile:
     group: int = 8
     tma: bool = False
     persistent: int = 0
+    turned: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.bm}x{self.bn}x{self.bk} w{self.warps} s{self.stages}"]
@@ -56,6 +61,8 @@ class Tile:
             parts.append("tma")
         if self.persistent:
             parts.append(f"persistent{self.persistent}")
+        if self.turned:
+            parts.append("turned")
         return " ".join(parts)
 
 
@@ -178,6 +185,11 @@ class Strided:
     def _base(self) -> str:
         pointer = _address(self.frame, self.source)
         return f"{pointer} + {self.offset}" if self.offset else pointer
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether its contents are in the plan."""
+        return not isinstance(self.source, Value) or self.source.const is not None
 
     def descriptor_fits(self) -> bool:
         """Whether the copy engine can read it."""
@@ -324,6 +336,7 @@ class Product:
         if self.begin is not None:
             self.begin(w)
         first, last = self._steps(w, t)
+        self._before_others(w, t, first)
         self.a.setup(w, t, first)
         self.b.setup(w, t, first)
         w(f"acc = tl.zeros(({t.bm}, {t.bn}), tl.{self.acc})", *self.extra)
@@ -335,10 +348,34 @@ class Product:
                 self.each(w, x, y)
             self.a.advance(w, t)
             self.b.advance(w, t)
+        if not t.persistent:
+            w(LAUNCH)
         if t.split > 1:
             self._join(w, t)
         else:
             self.epilogue(w, "acc")
+
+    def _before_others(self, w: Writer, t: Tile, first: str) -> None:
+        """What a block can do before the kernels ahead of it have ended (see `code.overlapped`):
+        ask for its constants, if they are so few that nobody else may have done that."""
+        b = self.b
+        fixed = not any(isinstance(d, D.Dim) for d in (self.m, self.n, self.k, self.batch))
+        if t.persistent or not fixed or not isinstance(b, Strided) or not b.is_constant:
+            return
+        line = 128 // b.dtype.size
+        inner = -(-int(self.k) // (t.bk * t.split)) * t.bk  # type: ignore[arg-type]
+        lines = 1 << (-(-inner // line) - 1).bit_length()
+        few = self.tiles(t) * t.split <= _FEW_TILES  # type: ignore[operator]
+        if b.offset or b.k_stride != 1 or not few or lines * t.bn > 64 * 32 * t.warps:
+            return
+        last = int(b.inner) - 1  # type: ignore[arg-type]
+        begin = f"{first} * {t.bk} + " if first != "0" else ""
+        w(f"{EARLY}ek = tl.minimum({begin}tl.arange(0, {lines}) * {line}, {last})",
+          f"{EARLY}en = tl.minimum(rn, {int(b.free) - 1})[:, None] * {b.stride} + ek[None, :]",  # type: ignore[arg-type]
+          f"{EARLY}tl.inline_asm_elementwise('prefetch.global.L2 [$1]; mov.u32 $0, 0;', '=r,l', "
+          f"[({_address(self.frame, b.source)} + en).to(tl.int64)], dtype=tl.int32, "
+          "is_pure=False, pack=1)",
+          WAIT)  # fmt: skip
 
     def _dot(self, x: str, y: str, t: Tile) -> str:
         how = ""

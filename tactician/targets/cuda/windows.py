@@ -87,6 +87,7 @@ class Convolution:
         transposed: Whether it is a deconvolution, with weights ``[C, K/groups, …]``.
         lead: Window positions along the last axis that were put before the others, with weights
             of zero, so that windows begin at even places.
+        paired: Whether they do, and hold an even number of positions.
     """
 
     x: Value
@@ -103,6 +104,7 @@ class Convolution:
     x_space: tuple[DimLike, ...]
     transposed: bool
     lead: int = 0
+    paired: bool = False
 
     @property
     def taps(self) -> int:
@@ -224,7 +226,7 @@ def _paired(c: Convolution) -> Convolution:
     lead = int(a.base) % 2  # type: ignore[arg-type]
     taps = -(-(a.taps + lead) // 4) * 4
     last = replace(a, base=a.base - lead, taps=taps)
-    return replace(c, axes=(*c.axes[:-1], last), lead=lead)
+    return replace(c, axes=(*c.axes[:-1], last), lead=lead, paired=True)
 
 
 def packed_weights(c: Convolution, bk: int, dtype: DType, row_unit: int) -> np.ndarray[Any, Any]:
@@ -332,6 +334,9 @@ class Windows:
 
     def setup(self, w: Writer, t: Tile, first: str) -> None:
         c, size = self.c, self.frame.size
+        if t.turned:
+            self._setup_turned(w, t)
+            return
         terms = [f"on * {size(c.x_image)}"]
         for d, a in enumerate(c.axes):
             base = "" if a.base == 0 else f" + {size(a.base)}"
@@ -359,7 +364,46 @@ class Windows:
         """Whether channels may be so far apart that their offsets need 64 bits."""
         return self._wide() and not self.c.last
 
+    def _setup_turned(self, w: Writer, t: Tile) -> None:
+        """Pairs of neighbouring elements, of all rows: these are neighbours in memory as well."""
+        c, size = self.c, self.frame.size
+        rows = f"tm * {t.bm} + rj // 2"
+        if not divides(t.bm, c.rows):
+            rows = f"tl.where({rows} < {size(c.rows)}, {rows}, 0)"
+        w(f"rj = tl.arange(0, {2 * t.bm})", f"rp = ({rows}){'.to(tl.int64)' * self._wide()}")
+        image, *places = unravel(self.frame, "rp", (c.images, *c.outs))
+        terms = [f"{image} * {size(c.x_image)}", "rj % 2"]
+        for d, (a, at) in enumerate(zip(c.axes, places, strict=True)):
+            w(f"h{d} = {at if at != '0' else 'rp * 0'} * {a.mult} + {size(a.base)}")
+            terms.append(f"h{d} * {size(c.x_space[d])}")
+        start = self.frame.pointer(c.stored)
+        if c.groups > 1:
+            start += f" + z{'.to(tl.int64)' * self._wide()} * {size(c.x_channel * c.channels)}"
+        w(f"ap = {start} + ({' + '.join(terms)})[None, :]", f"rq = tl.arange(0, {t.bk // 2})")
+
+    def _load_turned(self, w: Writer, t: Tile) -> str:
+        c, size = self.c, self.frame.size
+        w(f"kk = it * {t.bk} + 2 * rq")
+        along, masks, unit = [], [], 1
+        for d, a in reversed(list(enumerate(c.axes))):
+            w(f"s{d} = (kk // {unit}) % {a.taps}")
+            along.append(f"s{d} * {size(c.x_space[d] * a.step)}")
+            if not a.always_inside:
+                at = f"(h{d}[None, :] + (s{d} * {a.step})[:, None])"
+                masks.append(self._inside(at, a))
+            unit *= a.taps
+        if c.channels > 1:
+            along.append(f"(kk // {unit}) * {size(c.x_channel)}")
+        if (c.taps * c.channels) % t.bk:
+            masks.append(f"(kk < {c.taps * c.channels})[:, None]")
+        name = self._named(w, f"ap + ({' + '.join(along)})[:, None]", masks)
+        w(f"{name} = tl.reshape({name}, ({t.bk // 2}, {t.bm}, 2))",
+          f"{name} = tl.reshape(tl.permute({name}, (1, 0, 2)), ({t.bm}, {t.bk}))")  # fmt: skip
+        return name
+
     def load(self, w: Writer, t: Tile) -> str:
+        if t.turned:
+            return self._load_turned(w, t)
         return (self._load_taps if self.c.mode is Mode.TAPS else self._load_pairs)(w, t)
 
     def _load_taps(self, w: Writer, t: Tile) -> str:

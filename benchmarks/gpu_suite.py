@@ -35,7 +35,7 @@ from tactician.targets.cuda.bench import exclusive  # noqa: E402
 
 JOBS = (
     "resnet50:1:alone", "peers", "bert_base:1", "vit_b16:1", "bert_base:1:overlap",
-    "vit_b16:1:overlap", "resnet50:128:int8:l2", "bert_base:32", "vit_b16:32",
+    "vit_b16:1:overlap", "resnet50:128:int8", "bert_base:32", "vit_b16:32",
     "resnet50:1:overlap", "resnet50:128", "resnet50:32:l2", "bert_base:32:overlap",
     "vit_b16:32:overlap", "resnet50:128:l2:overlap",
 )

@@ -84,12 +84,24 @@ def run_job(args: argparse.Namespace, job: str) -> dict[str, Any]:
     data = gpu.half_io(plain).SerializeToString()
     cache = Path(args.work) / f"{job.replace(':', '_')}.cache"
     began = time.time()
+    class Kept(log.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.texts: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            self.texts.append(text)
+            if severity <= log.Severity.WARNING:
+                say(f"{job}: {text[:300]}")
+
+    logger = Kept()
     with gpu_steps.Sampler() as sampler:
         engine = tactician.build(
             data, device="gpu", fp16=True, int8="int8" in words, level=level, timing_cache=cache,
-            logger=log.Logger(log.Severity.ERROR),
+            logger=logger,
         )
     record["build"] = sampler.top()
+    record["notes"] = [t for t in logger.texts if "auxiliary" in t]
     record["build_s"] = round(time.time() - began, 1)
     program = engine.cuda_engine._program
     record["launches"] = len(program.steps)
@@ -133,6 +145,7 @@ def line_of(r: dict[str, Any], peers: dict[str, Any] | None = None) -> str:
     for kind in ("eager", "compile", "compile_graph"):
         if peer.get(kind) and ms:
             text += f" | {kind} {peer[kind]:.3f} ({peer[kind] / ms:.2f}x)"
+    text += f" {r['notes'][0]}" if r.get("notes") else ""
     return text + (f" HOST {r['host'][:3]}" if r.get("host") else "")
 
 

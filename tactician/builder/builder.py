@@ -25,6 +25,7 @@ from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
 from ..targets.cpu.native import equip
+from .aux_streams import choose_streams
 from .builder_legacy import LegacyBuilder
 from .calibration import calibrate, engine_runner, wants_calibration
 from .compile import compile_network
@@ -293,6 +294,8 @@ class Builder(LegacyBuilder):
             equip(program)
         graph.outputs = graph.outputs[: len(graph.outputs) - len(added)]
         check_program(program)
+        if settings.optimization_level > 0:
+            choose_streams(program, config.max_aux_streams, self._logger)
         if carried:
             only = settings.refit == "individual"
             marked = frozenset(network._refittable) if only else None
@@ -330,6 +333,8 @@ class Builder(LegacyBuilder):
                 log.warning(f"{flag} has no effect: {reason}", self._logger)
         defaults = IBuilderConfig()
         for name, reason in _UNUSED.items():
+            if name == "max_aux_streams" and settings.target == "cuda":
+                continue  # honoured where it pays, see `aux_streams`
             if getattr(config, name) != getattr(defaults, name):
                 log.warning(f"config.{name} has no effect: {reason}", self._logger)
         if any(kind != config.default_device_type for kind in config._devices.values()):

@@ -325,7 +325,8 @@ class ContextOptions:
         return getattr(self._consumed, "handle", self._consumed) or 0
 
     def set_aux_streams(self, aux_streams: list[int]) -> None:
-        """Checks the handles. Branches run on the thread pool, so auxiliary streams get no work.
+        """Checks the handles. They get no work: on a GPU branches are part of a CUDA graph, on the
+        CPU they run on the thread pool.
 
         Raises:
             UsageError: If a handle belongs to no stream.

@@ -364,8 +364,9 @@ class ICudaEngine(BindingsApi, Reporter):
 
     @property
     def num_aux_streams(self) -> int:
-        """0: a run uses the caller's stream and the thread pool."""
-        return 0
+        """Streams that run branches at the same time as the caller's: where that was faster on the
+        GPU when the engine was built. 0 on the CPU, where the thread pool does that."""
+        return int(self._program.settings.get("aux_streams", 0))
 
     @property
     def streamable_weights_size(self) -> int:

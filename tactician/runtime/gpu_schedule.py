@@ -24,6 +24,7 @@ from ..support.errors import ExecutionError
 from ..targets.cuda.driver import Call, Driver, grid_of, scratch_needs
 from .buffers import Array, array_at
 from .gpu import DeviceBlock
+from .gpu_lanes import Lanes
 from .gpu_plugins import DevicePlugins
 from .layout import Extents, Layout
 from .schedule import _JUMPS, Schedule, Watch
@@ -76,6 +77,7 @@ class GpuSchedule(Schedule):
         stream: The stream that runs are queued on.
         debug_sync: Wait after every step, so that errors name their layer.
         host_steps: Steps done by the host in the last run.
+        has_branches: Whether a graph has steps that run at the same time.
     """
 
     def __init__(
@@ -103,6 +105,9 @@ class GpuSchedule(Schedule):
         self._found: Array | None = None
         self._events: list[int] = []
         self._plugins = DevicePlugins(self)
+        more = int(core.program.settings.get("aux_streams", 0))
+        self._lanes = Lanes(self, more) if more else None
+        self.has_branches = False
         super().__init__(core, layout, arena, keep, watched, watch)
         self._native = True  # kernels take their sizes from the tables
         self._calls: dict[int, Call] = {}
@@ -297,10 +302,15 @@ class GpuSchedule(Schedule):
             self._capture_stream = self.driver.stream()
             weakref.finalize(self, self.driver.drop_stream, self._capture_stream)
         driver, stream = self.driver, self._capture_stream
+        places = self._lanes.places(segment.steps) if self._lanes is not None else None
         driver.begin_capture(stream)
         try:
-            for i in segment.steps:
-                self._launch(i, stream)
+            self.has_branches |= places is not None
+            if places is not None and self._lanes is not None:
+                self._lanes.record(segment.steps, places, stream)
+            else:
+                for i in segment.steps:
+                    self._launch(i, stream)
         except ExecutionError as e:
             driver.abandon_capture(stream)
             self._no_graph(e)
@@ -322,12 +332,22 @@ class GpuSchedule(Schedule):
         self._can_capture = False
         log.warning(f"{self._program.name!r} runs without CUDA graphs, more slowly: {error}")
 
-    def _launch(self, i: int, stream: int) -> None:
+    def scratch_of(self, i: int) -> bool:
+        """Whether a kernel uses memory that others use as well."""
         step = self._program.steps[i]
+        code = self._gpu_code[step.symbol].code
+        return bool(self._known.get(step.scratch)) or code.global_scratch > 0
+
+    def _launch(self, i: int, stream: int, joins: bool = False) -> None:
+        step = self._program.steps[i]
+        # only kernels can be overlapped
+        joins = joins or (i > 0 and self._program.steps[i - 1].kind == "copy")
         try:
             if step.kind == "copy":
                 source, target = (self._at(t) for t in step.args)
                 self.driver.copy(target, source, int(self._dims[self._dims_at[i]]), stream)
+            elif joins:
+                self._calls[i].launch_after(self._grids[i], stream)
             else:
                 self._calls[i].launch(self._grids[i], stream)
         except ExecutionError as e:

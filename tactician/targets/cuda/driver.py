@@ -58,6 +58,10 @@ class Call(ABC):
     def launch(self, grid: tuple[int, int, int], stream: int) -> None:
         """Queues the kernel on a stream."""
 
+    def launch_after(self, grid: tuple[int, int, int], stream: int) -> None:
+        """The same on a stream that has just waited for others: nothing overlaps."""
+        self.launch(grid, stream)
+
 
 class Driver(ABC):
     """What a GPU does, see the module.
@@ -549,13 +553,13 @@ class _KernelCall(Call):
         places += [extra.ctypes.data + 16 + 8 * k for k in range(code.params - len(places))]
         self._params = np.array(places or [0], np.uint64)
         self._address = int(self._params.ctypes.data)
-        self._config = self._make_config() if code.special else None
+        self._config = self._make_config(code.pdl) if code.special else None
 
-    def _make_config(self) -> Any:
+    def _make_config(self, overlaps: bool) -> Any:
         d, code = self._d, self._kernel.code
         ids = d.CUlaunchAttributeID
         attributes = []
-        if code.pdl:
+        if overlaps:
             a = d.CUlaunchAttribute()
             a.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             a.value.programmaticStreamSerializationAllowed = 1
@@ -577,6 +581,15 @@ class _KernelCall(Call):
         config.attrs = attributes
         config.numAttrs = len(attributes)
         return config
+
+    def launch_after(self, grid: tuple[int, int, int], stream: int) -> None:
+        config, code = self._config, self._kernel.code
+        if code.pdl:
+            self._config = self._make_config(False) if code.cluster > 1 else None
+        try:
+            self.launch(grid, stream)
+        finally:
+            self._config = config
 
     def launch(self, grid: tuple[int, int, int], stream: int) -> None:
         code = self._kernel.code

@@ -44,6 +44,7 @@ class HostDriver(Driver):
         self._blocks: dict[int, Array] = {}
         self._handles = itertools.count(1)
         self._events: dict[int, float] = {}
+        self._recorded: dict[int, Any] = {}  # event -> graph it was recorded in
         self._capturing: dict[int, list[Any]] = {}
         self._lock = threading.RLock()
 
@@ -142,10 +143,17 @@ class HostDriver(Driver):
         self._events.pop(event, None)
 
     def record(self, event: int, stream: int = 0) -> None:
+        with self._lock:
+            self._recorded[event] = self._capturing.get(stream)
         self._do(stream, lambda: self._events.__setitem__(event, time.perf_counter()))
 
     def wait_event(self, stream: int, event: int) -> None:
-        pass
+        graph = self._recorded.get(event)
+        if graph is None:
+            return
+        if self._capturing.get(stream, graph) is not graph:
+            raise DriverError("a stream that is being captured can't wait for another graph")
+        self._capturing[stream] = graph  # it joins in
 
     def event_synchronize(self, event: int) -> None:
         pass
@@ -165,7 +173,10 @@ class HostDriver(Driver):
 
     def end_capture(self, stream: int) -> Any:
         self.captures += 1
-        return self._capturing.pop(stream)
+        graph = self._capturing.pop(stream)
+        for joined in [s for s, other in self._capturing.items() if other is graph]:
+            del self._capturing[joined]
+        return graph
 
     def abandon_capture(self, stream: int) -> None:
         self._capturing.pop(stream, None)

@@ -44,7 +44,7 @@ _UNHONOURED = {
     BuilderFlag.DIRECT_IO: "inputs and outputs never need reformatting",
     BuilderFlag.EXCLUDE_LEAN_RUNTIME: "plans carry no runtime",
     BuilderFlag.DISABLE_COMPILATION_CACHE: "code is compiled once per build anyhow",
-    BuilderFlag.WEIGHT_STREAMING: "weights lie in host memory, where kernels read them",
+    BuilderFlag.WEIGHT_STREAMING: "all weights lie in the memory that kernels read them from",
     BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
     BuilderFlag.DISTRIBUTIVE_INDEPENDENCE: "kernels are chosen without regard to it",
     BuilderFlag.ENABLE_TACTIC_HEURISTIC: "builder_optimization_level says how much is timed",

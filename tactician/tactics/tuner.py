@@ -23,7 +23,7 @@ from ..ops.registry import D_ERRORS, Kind
 from ..regions.region import Region, is_slice, pitch
 from ..regions.signature import digest, signature
 from ..support.errors import RefusedError
-from ..support.tolerances import Tolerance, mismatch, tolerance
+from .agreement import outvoted, wrong_outputs
 from .kernel import Kernel
 from .sampling import sampled
 from .tactic import Tactic, tactics_for
@@ -37,9 +37,6 @@ _BLOCK = 1_000_003  # a prime
 # matrices are quick in numpy.
 _CHECK_FLOPS = 2e7
 _CHECK_MATRIX_FLOPS = 4e8
-# Ops that round to a grid; results may be one step off.
-_ROUNDING = frozenset({"quantize", "dynamic_quantize", "dynamic_quantize_linear"})
-_ONE_STEP = Tolerance(0.0, 1.0)
 _ALIGNMENT = 64  # of tensors in plans and arenas: times of kernels depend on it
 UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
 
@@ -423,7 +420,7 @@ class Tuner:
                 against = plain
             elif against is None and plain is None and not self.device.cross_checks:
                 plain = {v: a.copy() for v, a in got.items()}
-            wrong = _wrong(region, got, against)
+            wrong = wrong_outputs(region, got, against)
             if wrong is None:
                 times[label] = round(seconds * 1e6, 3)
                 if expected is None and self.device.cross_checks:
@@ -434,7 +431,7 @@ class Tuner:
         bench.close()
         for label in kernels:
             self._built_before.pop((region, label), None)
-        for label, wrong in _outvoted(region, samples).items():
+        for label, wrong in outvoted(region, samples).items():
             times[label] = None
             rejected[label] = wrong
         return times, kernels
@@ -697,41 +694,3 @@ def _work(region: Region, env: Mapping[str, int]) -> tuple[float, float]:
     values = {*region.inputs, *region.outputs}
     moved = sum(float(np.prod(_concrete(v, env), dtype=float)) * v.dtype.size for v in values)
     return _reference_cost(region, env) * 2, moved
-
-
-def _outvoted(
-    region: Region, samples: Mapping[str, Mapping[Value, np.ndarray[Any, Any]]]
-) -> dict[str, str]:
-    """Candidates whose results differ from those that most candidates agree on, with what
-    differs. Of two that disagree the second loses."""
-    labels = list(samples)
-    if not labels:
-        return {}
-    trusted, most = labels[0], 0
-    for a in labels:
-        agree = sum(_wrong(region, samples[b], samples[a]) is None for b in labels)
-        if agree > most:
-            trusted, most = a, agree
-        if 2 * most > len(labels):
-            break
-    found = {b: _wrong(region, samples[b], samples[trusted]) for b in labels}
-    return {b: f"{why} (against {trusted})" for b, why in found.items() if why is not None}
-
-
-def _wrong(
-    region: Region, arrays: Mapping[Value, np.ndarray[Any, Any]],
-    expected: Mapping[Value, np.ndarray[Any, Any]] | None,
-) -> str | None:
-    """Why the outputs are wrong, or None. Without expectations any finite result passes."""
-    if expected is None:
-        return None
-    rounds = any(n.op in _ROUNDING for n in region.nodes)
-    for v, want in expected.items():
-        # a sum in another order may fall on the other side of a rounding boundary
-        tol = _ONE_STEP if rounds and v.dtype.is_int else tolerance(v.dtype.name)
-        if rounds and v.dtype.is_float:
-            continue
-        why = mismatch(arrays[v], want, tol)
-        if why is not None:
-            return f"accuracy: {why} in {v.name!r}"
-    return None

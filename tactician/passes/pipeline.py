@@ -10,6 +10,7 @@ from .body_constants import BodyConstants
 from .cse import CommonSubexpressions
 from .dce import DeadCode
 from .decompose import Decompose
+from .early_transposes import EarlyTransposes
 from .find_attention import FindAttention
 from .find_norm import FindNorm
 from .fold import FoldConstants
@@ -76,7 +77,7 @@ def optimize(
     rounds.run(graph, trace, dump)
     if takes is not None and PassManager([Decompose(takes)]).run(graph, trace, dump):
         rounds.run(graph, trace, dump)  # nodes whose types changed since
-    PassManager([Subpixel()]).run(graph, trace, dump)
+    PassManager([EarlyTransposes(), Subpixel(), DeadCode()]).run(graph, trace, dump)
     graph.toposort()
 
 

@@ -12,7 +12,7 @@ from tactician.ir import dims as D
 from tactician.ops import evaluate
 from tactician.runtime.core import EngineCore
 from tactician.runtime.schedule import Schedule
-from tactician.targets.cpu import int_winograd
+from tactician.targets.cpu import int_depthwise_dot, int_winograd
 from tactician.targets.cpu.int_conv import IntContraction
 from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.toolchain import toolchain
@@ -180,6 +180,26 @@ def test_groups(k, groups):
 def test_depthwise(c, stride, x_type):
     check_conv((1, c, 9, 11), (c, 1, 3, 3), x_type, groups=c, pre=(1, 1), post=(1, 1),
                stride=(stride, stride))
+
+
+@pytest.mark.skipif(Isa.host().intrinsic("dot_u8s8") is None, reason="needs VNNI")
+@pytest.mark.parametrize("number", [0, 2, 5])
+@pytest.mark.parametrize("window, stride, dilation", [(3, 1, 1), (3, 2, 1), (5, 1, 1), (3, 1, 2)])
+@pytest.mark.parametrize("c, size, dynamic", [
+    (16, (9, 11), ()), (40, (4, 30), (0,)), (64, (7, 7), ()), (100, (6, 9), (0, 2, 3)),
+])  # fmt: skip
+def test_depthwise_dots(monkeypatch, c, size, dynamic, window, stride, dilation, number):
+    """Windows whose rows are interleaved."""
+    kind = "u8" if number % 2 else "i8"
+    tiles = int_depthwise_dot._tiles
+    monkeypatch.setattr(int_depthwise_dot, "_tiles", lambda *a: [tiles(*a)[number:], tiles(*a)][
+        number >= len(tiles(*a))])
+    monkeypatch.setattr(IntContraction, "refuse", lambda *_: "switched off")
+    pad = (dilation, window // 2 * dilation)
+    check_conv((2, c, *size), (c, 1, 3, window), kind, zero=-3 if kind == "i8" else 100, groups=c,
+               dynamic=dynamic, stride=(stride, stride), dilation=(1, dilation),
+               pre=(1, pad[1]), post=(1, pad[1]), tail="u8" if c != 40 else "i8",
+               tactic="int_depthwise")  # fmt: skip
 
 
 @pytest.mark.parametrize("c, groups", [(8, 1), (3, 1), (8, 8)])

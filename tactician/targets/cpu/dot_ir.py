@@ -72,9 +72,56 @@ class DotMicroKernel:
         if before is not None:
             before(self, b)
         w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
-        acc = self._taps(b, 0, self.x, w, start * self.mr, None)
+        if self.run:
+            acc = self._runs(b, w, start * self.mr)
+        else:
+            acc = self._taps(b, 0, self.x, w, start * self.mr, None)
         store(self, b, acc)  # type: ignore[arg-type]
         b.ret_void()
+
+    def _runs(self, b: ir.IRBuilder, w: Any, acc: list[Any]) -> list[Any]:
+        """All runs of the window; without a look at each of them where the columns are inside."""
+        at, step = self.origins[-1], self.shape.stride[-1]
+        last = b.add(at, I64((self.mr - 1) * step + self._reach))
+        fits = b.and_(b.icmp_signed(">=", at, I64(0)), b.icmp_signed("<", last, self.sizes[-1]))
+        yes, no = b.append_basic_block("inside"), b.append_basic_block("edge")
+        join = b.append_basic_block("end")
+        b.cbranch(fits, yes, no)
+        b.position_at_end(no)
+        slow = self._taps(b, 0, self.x, w, acc, None)
+        slow_end = b.block
+        b.branch(join)
+        b.position_at_end(yes)
+        fast = self._rows_of_runs(b, w, acc)
+        fast_end = b.block
+        b.branch(join)
+        b.position_at_end(join)
+        return joined(b, (fast, fast_end), (slow, slow_end))
+
+    def _rows_of_runs(self, b: ir.IRBuilder, w: Any, acc: list[Any]) -> list[Any]:
+        """Rows outside the input are read from the zeros, which are as long as a tile needs."""
+        count = self.shape.taps
+        with Loop(b, I64(0), I64(count), carried=acc) as loop:
+            loop.next(self._row_of_runs(b, w, loop.index, list(loop.carried)))
+        return list(loop.results)
+
+    def _row_of_runs(self, b: ir.IRBuilder, w: Any, number: Any, acc: list[Any]) -> list[Any]:
+        s = self.shape
+        offset = b.mul(self.origins[-1], I64(s.x_pixel))
+        weights = b.gep(w, [b.mul(number, I64(self.tap_bytes))], source_etype=I8)
+        inside: Any = None
+        for d in reversed(range(self.rank - 1)):
+            tap, number = b.srem(number, I64(s.window[d])), b.sdiv(number, I64(s.window[d]))
+            at = b.add(self.origins[d], b.mul(tap, I64(s.dilation[d])))
+            offset = b.add(offset, b.mul(at, self.strides[d]))
+            here = b.icmp_unsigned("<", at, self.sizes[d])
+            inside = here if inside is None else b.and_(inside, here)
+        row = b.gep(self.x, [offset], source_etype=self.xt)
+        if inside is not None:
+            row = b.select(inside, row, self.zeros)
+        apart = s.x_pixel * s.stride[-1]
+        rows = [b.gep(row, [I64(apart * i)], source_etype=self.xt) for i in range(self.mr)]
+        return self._channels(b, rows, weights, acc, padded=True)
 
     def _taps(
         self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any], inside: Any
@@ -116,7 +163,7 @@ class DotMicroKernel:
             return self._channels(b, self._rows_apart(b, x, at, pixel, step), w, acc)
         fits = inside
         if not always:
-            last = b.add(at, I64((self.mr - 1) * step + max(self.run - 1, 0)))
+            last = b.add(at, I64((self.mr - 1) * step + self._reach))
             fits = b.and_(b.icmp_signed(">=", at, I64(0)), b.icmp_signed("<", last, size))
             fits = fits if inside is None else b.and_(fits, inside)
         yes, no = b.append_basic_block("interior"), b.append_basic_block("border")
@@ -128,17 +175,12 @@ class DotMicroKernel:
         slow_end = b.block
         b.branch(join)
         b.position_at_end(yes)
-        fast = self._channels(b, self._rows_apart(b, x, at, pixel, step), w, acc)
+        rows = self._rows_apart(b, x, at, pixel, step)
+        fast = self._channels(b, rows, w, acc, padded=bool(self.run))
         fast_end = b.block
         b.branch(join)
         b.position_at_end(join)
-        out = []
-        for f, g in zip(fast, slow, strict=True):
-            phi = b.phi(f.type)
-            phi.add_incoming(f, fast_end)
-            phi.add_incoming(g, slow_end)
-            out.append(phi)
-        return out
+        return joined(b, (fast, fast_end), (slow, slow_end))
 
     def _border(self, b: ir.IRBuilder, x: Any, at: Any, inside: Any) -> list[Any]:
         """Where the pixels' channels are for a tap of which some lie outside the input."""
@@ -150,24 +192,60 @@ class DotMicroKernel:
             real = b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=self.xt)
             return b.select(ok, real, self.zeros)
 
+        positions = [b.add(at, I64(i * s.stride[-1])) for i in range(self.mr)]
+        return [(self._run_at(b, x, p, inside) if self.run else place(p)) for p in positions]
+
+    @property
+    def _reach(self) -> int:
+        """Pixels behind the first that a run reads, up to a whole group."""
         if not self.run:
-            return [place(b.add(at, I64(i * s.stride[-1]))) for i in range(self.mr)]
-        count = s.c // self.run
-        room = self.groups * self.dot.group
+            return 0
+        return -(-self.groups * self.dot.group // (self.shape.c // self.run)) - 1
+
+    def _run_at(self, b: ir.IRBuilder, x: Any, pos: Any, inside: Any) -> Any:
+        """Where a run lies: in the input, or, if it is not all there, in a copy."""
+        size = self.sizes[-1]
+        fits = b.and_(
+            b.icmp_signed(">=", pos, I64(0)),
+            b.icmp_signed("<", b.add(pos, I64(self._reach)), size),
+        )
+        real = b.gep(x, [b.mul(pos, I64(self.shape.x_pixel))], source_etype=self.xt)
+        if inside is not None:  # a row outside is all zeros
+            real = b.select(inside, real, self.zeros)
+            fits = b.or_(fits, b.not_(inside))
+        buffer = V.entry_alloca(b, ir.ArrayType(self.xt, self.groups * self.dot.group))
+        direct = b.block
+        with b.if_then(b.not_(fits), likely=False):
+            b.call(self._copy(b.module), [x, pos, size, self.zeros, buffer])
+            copied = b.block
+        out = b.phi(PTR)
+        out.add_incoming(real, direct)
+        out.add_incoming(buffer, copied)
+        return out
+
+    def _copy(self, module: ir.Module) -> ir.Function:
+        """The function that copies a run element by element, zeros where there is no pixel."""
+        name = f"copy_{self.run}"
+        if name in module.globals:
+            return module.globals[name]
         t = self.xt
-        buffer = V.entry_alloca(b, ir.ArrayType(t, room * self.mr))
-        rows = []
-        for i in range(self.mr):
-            row = b.gep(buffer, [I64(i * room)], source_etype=t)
-            for n in range(self.run):
-                source = place(b.add(at, I64(i * s.stride[-1] + n)))
-                for c in range(count):
-                    one = b.load(b.gep(source, [I64(c)], source_etype=t), typ=t)
-                    b.store(one, b.gep(row, [I64(n * count + c)], source_etype=t))
-            for k in range(s.c, room):
-                b.store(t(0), b.gep(row, [I64(k)], source_etype=t))
-            rows.append(row)
-        return rows
+        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [PTR, I64, I64, PTR, PTR]), name)
+        fn.linkage = "internal"
+        fn.attributes.add("noinline")
+        x, first, size, zeros, to = fn.args
+        b = ir.IRBuilder(fn.append_basic_block("entry"))
+        count = self.shape.c // self.run
+        for n in range(self.run):
+            pos = b.add(first, I64(n))
+            real = b.gep(x, [b.mul(pos, I64(self.shape.x_pixel))], source_etype=t)
+            source = b.select(b.icmp_unsigned("<", pos, size), real, zeros)
+            for c in range(count):
+                one = b.load(b.gep(source, [I64(c)], source_etype=t), typ=t)
+                b.store(one, b.gep(to, [I64(n * count + c)], source_etype=t))
+        for k in range(self.shape.c, self.groups * self.dot.group):
+            b.store(t(0), b.gep(to, [I64(k)], source_etype=t))
+        b.ret_void()
+        return fn
 
     def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
         base = b.gep(x, [b.mul(at, pixel)], source_etype=self.xt)
@@ -189,7 +267,7 @@ class DotMicroKernel:
         acc = list(acc)
         looped = 0
         unroll = self.tile.unroll
-        if whole > _WHOLE:
+        if whole > (_WHOLE if not self.run else 2 * _WHOLE):
             looped = whole - whole % unroll
             with Loop(b, I64(0), I64(looped), unroll, carried=acc) as loop:
                 sums = list(loop.carried)
@@ -198,6 +276,7 @@ class DotMicroKernel:
                 loop.next(sums)
             acc = list(loop.results)
         for g in range(looped, whole):
+            V.fence(b)
             acc = self._group(b, rows, w, I64(g), self.dot.group, acc)
         if tail:
             acc = self._group(b, rows, w, I64(whole), tail, acc)
@@ -221,6 +300,19 @@ class DotMicroKernel:
                 n = i * self.nv + j
                 acc[n] = dot.products(b, acc[n], x, weights[j])
         return acc
+
+
+def joined(
+    b: ir.IRBuilder, *ways: tuple[list[ir.Value], ir.Block]
+) -> list[ir.Value]:
+    """What several blocks computed alike, in the block that follows them."""
+    out = []
+    for values in zip(*(v for v, _ in ways), strict=True):
+        phi = b.phi(values[0].type)
+        for value, (_, block) in zip(values, ways, strict=True):
+            phi.add_incoming(value, block)
+        out.append(phi)
+    return out
 
 
 def load_group(b: ir.IRBuilder, at: Any, count: int) -> ir.Value:

@@ -162,6 +162,7 @@ class DotBuilder(Builder):
     """Builds the kernel of one candidate."""
 
     p: IntProblem  # type: ignore[assignment]
+    epilogue: int_problem.IntEpilogue
     symbol = "int_dot"
     x_type: ir.Type = I8
     w_type: ir.Type = I8
@@ -177,7 +178,9 @@ class DotBuilder(Builder):
         self.packed = self._packed()
         self.x = p.stored
         known = isinstance(p.x_zero, int)
-        room = -(-max(p.c, p.channels, tile.nr) // _FILL) * _FILL
+        # runs of outer rows that lie outside are as long as a tile is wide
+        wide = p.c + tile.mr * p.shape.stride[-1] * p.pitch + _FILL if p.merged else 0
+        room = -(-max(p.c, p.channels, tile.nr, wide) // _FILL) * _FILL
         self.zeros = np.full(room, p.x_zero if known else 0, self.x.dtype.np)
         operands: list[Value | np.ndarray[Any, Any]] = [self.x, self.packed, self.zeros]
         operands += [v for v in p.finish.values() if v is not self.x]

@@ -134,15 +134,8 @@ def emit(
         small: Whether the floats certainly convert to s32.
     """
     n = V.lanes(x.type)
-    if not small:
-        # a NaN stays one, becomes the least integer and saturates to the least result
-        top = V.const(x.type, _HUGE)
-        x = b.select(b.fcmp_ordered(">", x, top), top, x)
-    wide, half = V.with_lanes(I32, n), V.with_lanes(I16, n)
-    name = f"llvm.lrint.{V.type_suffix(wide)}.{V.type_suffix(x.type)}"
-    whole = b.call(V.declare(b.module, name, wide, [x.type]), [x])
-    if zero is not None and V.element(zero.type) != I16:
-        zero = (b.sext if signed else b.zext)(zero, V.like(zero.type, I16))
+    half = V.with_lanes(I16, n)
+    whole, zero = _whole(b, x, small), _wide(b, zero, signed)
     packed = _packed(b, whole, zero, to)
     if packed is not None:
         return packed
@@ -151,6 +144,63 @@ def emit(
         short = _plus(b, short, zero)
     low, high = convert.limits(to)
     return b.trunc(_clamp(b, short, low, high), V.with_lanes(V.I8, n))
+
+
+def pair(
+    b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, signed: bool, to: T.DType, small: bool
+) -> ir.Value:
+    """Two vectors of floats (as one, see `emit`) as one of bytes in the order of packs: every 128
+    bits have four of the first, four of the second, and the same again."""
+    n = V.lanes(x.type) // 2
+    whole, zero = _whole(b, x, small), _wide(b, zero, signed)
+    names = _packs(b, to)
+    words = V.with_lanes(I16, 2 * n)
+    if names is None:
+        order = [4 * p + e + n * v for p in range(n // 4) for v in (0, 1) for e in range(4)]
+        short = _shuffled(b, b.trunc(_clamp(b, whole, -32768, 32767), words), order)
+        short = short if zero is None else _plus(b, short, zero)
+        low = b.trunc(_clamp(b, short, *convert.limits(to)), V.with_lanes(V.I8, 2 * n))
+        return _shuffled(b, low, [8 * p + e for p in range(n // 4) for _ in (0, 1)
+                                  for e in range(8)])
+    quads = V.with_lanes(I32, n)
+    first = V.declare(b.module, names[0], words, [quads, quads])
+    short = b.call(first, [V.part(b, whole, 0, n), V.part(b, whole, n, n)])
+    short = short if zero is None else _plus(b, short, zero)
+    second = V.declare(b.module, names[1], V.with_lanes(V.I8, 4 * n), [words, words])
+    return b.call(second, [short, short])
+
+
+def _whole(b: ir.IRBuilder, x: ir.Value, small: bool) -> ir.Value:
+    """Floats rounded to s32."""
+    if not small:
+        # a NaN stays one, becomes the least integer and saturates to the least result
+        top = V.const(x.type, _HUGE)
+        x = b.select(b.fcmp_ordered(">", x, top), top, x)
+    wide = V.like(x.type, I32)
+    name = f"llvm.lrint.{V.type_suffix(wide)}.{V.type_suffix(x.type)}"
+    return b.call(V.declare(b.module, name, wide, [x.type]), [x])
+
+
+def _wide(b: ir.IRBuilder, zero: ir.Value | None, signed: bool) -> ir.Value | None:
+    """A zero point as s16."""
+    if zero is None or V.element(zero.type) == I16:
+        return zero
+    return (b.sext if signed else b.zext)(zero, V.like(zero.type, I16))
+
+
+def _packs(b: ir.IRBuilder, to: T.DType) -> tuple[str, str] | None:
+    """The CPU's packs from s32 to s16 and on to bytes, if it has them."""
+    isa = getattr(b.module, "isa", None)
+    if isa is None or isa.lanes(32) < 4:
+        return None
+    first = isa.intrinsic("pack_s32")
+    second = isa.intrinsic("pack_s16_u8" if to is T.u8 else "pack_s16_s8")
+    return None if first is None or second is None else (first, second)
+
+
+def _shuffled(b: ir.IRBuilder, x: ir.Value, index: list[int]) -> ir.Value:
+    mask = ir.Constant(ir.VectorType(I32, len(index)), [I32(i) for i in index])
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
 
 
 def _plus(b: ir.IRBuilder, x: ir.Value, zero: ir.Value) -> ir.Value:
@@ -163,29 +213,23 @@ def _plus(b: ir.IRBuilder, x: ir.Value, zero: ir.Value) -> ir.Value:
 def _packed(b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, to: T.DType) -> ir.Value | None:
     """Two or four vectors of s32 narrowed by the CPU's packs, which take turns between the
     128-bit parts of their operands; one shuffle of 32-bit groups puts that right."""
-    isa = getattr(b.module, "isa", None)
-    lanes = 0 if isa is None else isa.lanes(32)
-    n = V.lanes(x.type)
-    names = [] if isa is None else [
-        isa.intrinsic("pack_s32"), isa.intrinsic("pack_s16_u8" if to is T.u8 else "pack_s16_s8")
-    ]
-    if None in names or not names or lanes < 8 or n not in (2 * lanes, 4 * lanes):
+    names, n = _packs(b, to), V.lanes(x.type)
+    lanes = b.module.isa.lanes(32) if names else 0
+    if names is None or lanes < 8 or n not in (2 * lanes, 4 * lanes):
         return None
     if zero is not None and V.lanes(zero.type) > 1:
         return None
     quads, words, bytes_ = (V.with_lanes(t, k * lanes) for t, k in ((I32, 1), (I16, 2), (V.I8, 4)))
     parts = [V.part(b, x, k, lanes) for k in range(0, n, lanes)]
-    first = V.declare(b.module, str(names[0]), words, [quads, quads])
+    first = V.declare(b.module, names[0], words, [quads, quads])
     halves = [b.call(first, parts[k : k + 2]) for k in range(0, len(parts), 2)]
     if zero is not None:
         halves = [_plus(b, h, zero) for h in halves]
-    second = V.declare(b.module, str(names[1]), bytes_, [words, words])
+    second = V.declare(b.module, names[1], bytes_, [words, words])
     flat = b.bitcast(b.call(second, [halves[0], halves[-1]]), quads)
-    groups = lanes // 4  # 128-bit parts of a vector
-    index = [I32(4 * p + v) for v in range(len(parts)) for p in range(groups)]
-    mask = ir.Constant(ir.VectorType(I32, len(index)), index)
-    order = b.shuffle_vector(flat, ir.Constant(flat.type, ir.Undefined), mask)
-    return b.bitcast(order, V.with_lanes(V.I8, n))
+    # the groups of 128 bits, vector by vector
+    order = [4 * p + v for v in range(len(parts)) for p in range(lanes // 4)]
+    return b.bitcast(_shuffled(b, flat, order), V.with_lanes(V.I8, n))
 
 
 def _clamp(b: ir.IRBuilder, x: ir.Value, low: int, high: int) -> ir.Value:

@@ -108,6 +108,13 @@ def concat(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
     return parts[0]
 
 
+def fence(b: ir.IRBuilder) -> None:
+    """Keeps the compiler from moving loads across; no instruction. Long blocks else begin with
+    all their loads, and spill what they have no registers for."""
+    t = ir.FunctionType(ir.VoidType(), [])
+    b.call(ir.InlineAsm(t, "", "~{memory}", side_effect=True), [])
+
+
 def part(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
     """``count`` lanes of a vector from ``first`` on."""
     if count == x.type.count:

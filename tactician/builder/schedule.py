@@ -332,6 +332,10 @@ class Scheduler:
         for info in self.program.symbols.values():
             if info.upper is not None and not D.symbols(info.upper) <= set(used):
                 info.upper = None
+        read = {s.source for s in self.program.symbols.values() if s.kind == "value"}
+        for t in self.program.inputs:  # integers that no size depends on are data like others
+            tensor = self.program.tensors[t]
+            tensor.is_shape = tensor.is_shape and tensor.name in read
         plan_static(self.program)
 
 

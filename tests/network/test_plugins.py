@@ -162,7 +162,7 @@ class Doubler(trt.IPluginV2DynamicExt):
         return 4 * trt.volume(in_[0].dims)
 
     def serialize(self):
-        return b"state"
+        return "state"  # text will do, as json modules give
 
     def enqueue(self, input_desc, output_desc, inputs, outputs, workspace, stream):
         work = array(workspace, input_desc[0])
@@ -252,9 +252,17 @@ def test_fields_survive_packing():
         trt.PluginField("half", np.float16([1.5]), trt.PluginFieldType.FLOAT16)])
     got = unpack_fields(pack_fields(fields))
     assert [f.name for f in got] == ["a", "text", "raw", "half"]
-    assert got[0].data.tolist() == [[0, 1, 2], [3, 4, 5]] and got[1].data == b"hello"
-    assert got[2].data == b"\n\x00" and got[3].type is trt.PluginFieldType.FLOAT16
+    assert got[0].data.tolist() == [[0, 1, 2], [3, 4, 5]] and got[1].data.tobytes() == b"hello"
+    assert got[2].data.tobytes() == b"\n\x00" and got[2].data[-1] == 0
+    assert got[3].type is trt.PluginFieldType.FLOAT16
     assert got[0].type is trt.PluginFieldType.INT32 and got[1].type is trt.PluginFieldType.CHAR
+
+
+def test_a_field_of_one_number_converts_to_it():
+    f = trt.PluginField("n", np.array([4]), trt.PluginFieldType.INT32)
+    assert int(f.data) == 4 and float(f.data) == 4.0 and f.data[0] == 4 and range(5)[f.data] == 4
+    many = trt.PluginField("m", np.array([4, 5]))
+    assert type(many.data) is np.ndarray  # json encoders and the like look at the type
 
 
 def test_dimension_expressions():
@@ -347,6 +355,38 @@ def test_quick_plugins_name_mistakes():
         trtp.op.kit.affine(x)
     with pytest.raises(TypeError, match="no attribute other"):
         trtp.op.kit.affine(x, factor=1.0, other=2)
+
+
+@pytest.mark.parametrize("takes_attributes", [False, True])
+def test_functions_that_tune_may_leave_attributes_out(takes_attributes):
+    seen = []
+
+    @trtp.register(f"kit::tuned{takes_attributes}")
+    def describe(x: trtp.TensorDesc, factor: float) -> trtp.TensorDesc:
+        return x.like()
+
+    if takes_attributes:
+        @trtp.autotune(f"kit::tuned{takes_attributes}")
+        def tune(x, factor, outputs):
+            seen.append(factor)
+            return [trtp.AutoTuneCombination("FP32, FP32", "LINEAR", [5, 6])]
+    else:
+        @trtp.autotune(f"kit::tuned{takes_attributes}")
+        def tune(x, outputs):
+            seen.append(outputs[0].dtype)
+            return [trtp.AutoTuneCombination("FP32, FP32", "LINEAR", [5, 6])]
+
+    @trtp.impl(f"kit::tuned{takes_attributes}")
+    def compute(x, factor, outputs, stream, tactic):
+        assert tactic in (5, 6)
+        np.asarray(outputs[0])[...] = factor * np.asarray(x)
+
+    net = network()
+    op = getattr(trtp.op.kit, f"tuned{takes_attributes}")
+    layer = net.add_plugin(op(net.add_input("x", trt.float32, (3,)), factor=2.0))
+    net.mark_output(layer.get_output(0))
+    assert run(net, [np.float32([1, 2, 3])])[0].tolist() == [2, 4, 6]
+    assert set(seen) == ({2.0} if takes_attributes else {trt.float32})
 
 
 def test_tuning_combinations():

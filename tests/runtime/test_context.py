@@ -599,3 +599,17 @@ def test_plan_for_another_cpu(log):
     program.target = "toaster"
     with pytest.raises(PlanError, match="target 'toaster'"):
         load(program, log)
+
+
+def test_integers_that_no_size_depends_on_are_no_shape_tensors():
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    net = builder.create_network(0)
+    x, i = net.add_input("x", trt.float32, (4, 3)), net.add_input("i", trt.int64, (2,))
+    y = net.add_gather(x, i, 0).get_output(0)
+    y.name = "y"
+    net.mark_output(y)
+    config = builder.create_builder_config()
+    config.builder_optimization_level = 0
+    engine = builder.build_engine_with_config(net, config)
+    assert not engine.is_shape_inference_io("i")
+    assert engine.get_tensor_location("i") == trt.TensorLocation.DEVICE

@@ -30,6 +30,20 @@ class FallbackString(str):
         return super().__new__(cls, text)
 
 
+class FieldNumber(np.ndarray[Any, Any]):
+    """A field's single number, as an array of one. It converts to a number, which numpy's own
+    arrays no longer do but programs rely on."""
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __index__(self) -> int:
+        return int(self.item())
+
+
 class PluginField:
     """One named value of a plugin.
 
@@ -54,7 +68,7 @@ class PluginField:
 
     @property
     def data(self) -> Any:
-        """The value, as a numpy array (bytes given stay bytes)."""
+        """The value, as a numpy array; characters as 8-bit integers."""
         return self._data
 
     @data.setter
@@ -65,12 +79,11 @@ class PluginField:
             if isinstance(value, memoryview) and value.format not in ("B", "b", "c"):
                 value = np.asarray(value)
             else:
-                self._data = bytes(value)
-                self.size = len(self._data)
+                value = np.frombuffer(bytes(value), np.int8)
                 if self.type is PluginFieldType.UNKNOWN:
                     self.type = PluginFieldType.CHAR
-                return
-        self._data = np.array(value)
+        array: np.ndarray[Any, Any] = np.array(value)
+        self._data = array.view(FieldNumber) if array.shape == (1,) else array
         self.size = int(self._data.size)
         if self.type is PluginFieldType.UNKNOWN:
             self.type = _BY_NAME.get(self._data.dtype.name, PluginFieldType.UNKNOWN)

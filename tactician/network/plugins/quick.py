@@ -24,7 +24,7 @@ import numpy as np
 from ...ir.graph import Value
 from ...ops import OpError
 from ..enums import DataType, TensorFormat, from_ir
-from ..enums_build import QuickPluginCreationRequest, TensorRTPhase
+from ..enums_build import PluginFieldType, QuickPluginCreationRequest, TensorRTPhase
 from .exprs import DimsExprs, IDimensionExpr, IExprBuilder, PluginTensorDesc
 from .fields import PluginField, PluginFieldCollection, PluginFieldCollection_
 from .interfaces import (
@@ -220,9 +220,10 @@ class QuickPlugin(IPluginV3, IPluginV3QuickCore, IPluginV3QuickBuild, IPluginV3Q
         if self.definition.tune is None:
             return in_out[pos].desc.format is TensorFormat.LINEAR
         descs = [TensorDesc(d.desc.dims, d.desc.type) for d in in_out]
-        given = dict(zip(self.definition.tensors, descs, strict=False))
-        found = self.definition.tune(
-            **given, **self.attributes, outputs=tuple(descs[num_inputs:]))
+        given = {**dict(zip(self.definition.tensors, descs, strict=False)), **self.attributes,
+                 "outputs": tuple(descs[num_inputs:])}
+        takes = inspect.signature(self.definition.tune).parameters
+        found = self.definition.tune(**{k: v for k, v in given.items() if k in takes})
         for combination in found:
             if combination.allows(pos, in_out[pos].desc.type):
                 self._tactics = list(combination.tactic_list)
@@ -306,7 +307,7 @@ class QuickCreator(IPluginCreatorV3Quick):
         quickPluginType: QuickPluginCreationRequest = QuickPluginCreationRequest.UNKNOWN,
     ) -> QuickPlugin:
         """A plugin whose attributes are the fields."""
-        given = {f.name: _value(f.data) for f in field_collection}
+        given = {f.name: _value(f) for f in field_collection}
         kinds = QuickPluginCreationRequest
         aot = quickPluginType in (kinds.PREFER_AOT, kinds.STRICT_AOT)
         if AOT not in self.definition.attributes:
@@ -314,10 +315,13 @@ class QuickCreator(IPluginCreatorV3Quick):
         return QuickPlugin(self.definition, self.definition.attribute_values(given), aot)
 
 
-def _value(data: Any) -> Any:
-    if isinstance(data, bytes):
-        return data.decode()
-    return data.item() if isinstance(data, np.ndarray) and data.size == 1 else data
+def _value(field: PluginField) -> Any:
+    data = field.data
+    if field.type is PluginFieldType.CHAR and data is not None:
+        return data.tobytes().decode().rstrip("\0")
+    if isinstance(data, np.ndarray):
+        return data.item() if data.size == 1 else np.asarray(data).view(np.ndarray)
+    return data
 
 
 class _Namespace:

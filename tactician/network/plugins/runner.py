@@ -76,7 +76,8 @@ def state(plugin: Any) -> np.ndarray[Any, Any]:
         runtime = capability(plugin, PluginCapabilityType.RUNTIME)
         data = pack_fields(runtime.get_fields_to_serialize() or ())
     else:
-        data = bytes(plugin.serialize() or b"")
+        said = plugin.serialize() or b""
+        data = said.encode() if isinstance(said, str) else bytes(said)
     return np.frombuffer(data, np.uint8)
 
 

@@ -52,6 +52,15 @@ class Fields:
         """Numbers; none if the field is absent."""
         return self.arrays.get(name, np.zeros(0))
 
+    def text(self, name: str, default: str) -> str:
+        """Characters."""
+        found = self.arrays.get(name)
+        if found is None:
+            return default
+        if found.dtype.kind in "SU":
+            return "".join(np.char.decode(found) if found.dtype.kind == "S" else found)
+        return found.astype(np.uint8).tobytes().decode().rstrip("\0")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -64,7 +73,8 @@ class Kind:
         inputs: Element types of the inputs; those that are not named are FLOAT.
         compute: Arrays of the outputs from those of the inputs, where no ops do that.
         ignored: Fields that have no effect here; a warning says so where one is set.
-        count: Field that says how many outputs there are, all of the first type; "": as `types`.
+        versions: Versions of its creator.
+        count: How many outputs it has, all of the first type; None: one of each type.
     """
 
     fields: tuple[str, ...]
@@ -73,15 +83,16 @@ class Kind:
     inputs: tuple[DataType, ...] = ()
     compute: Callable[[Sequence[Array], Fields], Sequence[Array]] | None = None
     ignored: tuple[str, ...] = ()
-    count: str = ""
-
-    def outputs(self, fields: Fields) -> tuple[DataType, ...]:
-        """Element types of the outputs."""
-        return self.types[:1] * int(fields.one(self.count)) if self.count else self.types
+    versions: tuple[str, ...] = ("1",)
+    count: Callable[[Fields], int] | None = None
 
     def input(self, index: int) -> DataType:
         """Element type of an input."""
         return self.inputs[index] if index < len(self.inputs) else DataType.FLOAT
+
+    def output(self, index: int) -> DataType:
+        """Element type of an output."""
+        return self.types[0] if self.count is not None else self.types[index]
 
 
 class OpPlugin(IPluginV2DynamicExt):
@@ -97,8 +108,8 @@ class OpPlugin(IPluginV2DynamicExt):
     def __init__(self, name: str, fields: Fields):
         super().__init__()
         self.plugin_type, self.fields, self.kind = name, fields, KINDS[name]
-        self.types = self.kind.outputs(fields)
-        self.num_outputs = len(self.types)
+        kind = self.kind
+        self.num_outputs = len(kind.types) if kind.count is None else kind.count(fields)
         for field in self.kind.ignored:
             if np.any(fields.many(field) != 0):
                 log.warning(f"plugin {name}: field {field!r} has no effect on this target")
@@ -121,12 +132,12 @@ class OpPlugin(IPluginV2DynamicExt):
         return DimsExprs([IDimensionExpr(d) for d in g.outputs[output_index].dims])
 
     def get_output_datatype(self, index: int, input_types: Sequence[DataType]) -> DataType:
-        return self.types[index]
+        return self.kind.output(index)
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any],
                                     num_inputs: int) -> bool:
         kind = self.kind
-        want = kind.input(pos) if pos < num_inputs else self.types[pos - num_inputs]
+        want = kind.input(pos) if pos < num_inputs else kind.output(pos - num_inputs)
         return in_out[pos].type == want and in_out[pos].format == TensorFormat.LINEAR
 
     def enqueue(self, input_desc: Sequence[Any], output_desc: Sequence[Any],
@@ -138,15 +149,15 @@ class OpPlugin(IPluginV2DynamicExt):
             results = self.kind.compute(given, self.fields)
         else:
             results = run_graph(self.graph([x.shape for x in given]), given)
-        for r, p, d, t in zip(results, outputs, output_desc, self.types, strict=True):
-            _view(p, tuple(d.dims), t)[...] = r
+        for i, (r, p, d) in enumerate(zip(results, outputs, output_desc, strict=True)):
+            _view(p, tuple(d.dims), self.kind.output(i))[...] = r
 
     def serialize(self) -> bytes:
         return pack_fields(PluginField(k, v) for k, v in self.fields.arrays.items())
 
     def clone(self) -> OpPlugin:
         twin = OpPlugin(self.plugin_type, self.fields)
-        twin.plugin_namespace = self.plugin_namespace
+        twin.plugin_namespace, twin.plugin_version = self.plugin_namespace, self.plugin_version
         return twin
 
 
@@ -159,27 +170,39 @@ def _view(address: int, shape: tuple[int, ...], t: DataType) -> Array:
 
 
 class OpPluginCreator(IPluginCreator):
-    """Makes plugins of one kind."""
+    """Makes plugins of one kind.
 
-    def __init__(self, name: str):
+    Args:
+        name: The kind.
+        version: One of its versions.
+    """
+
+    def __init__(self, name: str, version: str = "1"):
         super().__init__()
-        self.name, self.plugin_version, self.plugin_namespace = name, "1", ""
+        self.name, self.plugin_version, self.plugin_namespace = name, version, ""
         self.field_names = PluginFieldCollection_(
             [PluginField(f) for f in KINDS[name].fields])
 
-    def create_plugin(self, name: str, field_collection: PluginFieldCollection_) -> OpPlugin:
-        arrays = {f.name: np.asarray(f.data).reshape(-1) for f in field_collection
-                  if f.data is not None}
+    def create_plugin(self, name: str, field_collection: PluginFieldCollection_,
+                      phase: Any = None) -> OpPlugin:
+        """A plugin from fields; versions whose creator is of version 3 are told a phase."""
+        arrays = {f.name: _flat(f.data) for f in field_collection if f.data is not None}
         return self._made(Fields(arrays))
 
     def deserialize_plugin(self, name: str, serialized_plugin: bytes) -> OpPlugin:
         fields = unpack_fields(serialized_plugin)
-        return self._made(Fields({f.name: np.asarray(f.data) for f in fields}))
+        return self._made(Fields({f.name: _flat(f.data) for f in fields}))
 
     def _made(self, fields: Fields) -> OpPlugin:
         plugin = OpPlugin(self.name, fields)
-        plugin.plugin_namespace = self.plugin_namespace
+        plugin.plugin_namespace, plugin.plugin_version = self.plugin_namespace, self.plugin_version
         return plugin
+
+
+def _flat(data: Any) -> Array:
+    if isinstance(data, (str, bytes)):
+        return np.frombuffer(data.encode() if isinstance(data, str) else data, np.uint8)
+    return np.asarray(data).reshape(-1)
 
 
 # --- the kinds ------------------------------------------------------------------------------

@@ -133,13 +133,14 @@ def get_builder_plugin_registry(arg0: Any = None) -> IPluginRegistry:
 
 def init_libnvinfer_plugins(logger: Any = None, namespace: str = "") -> bool:
     """Registers the plugins that come with tactician."""
-    from . import builtin_vision  # noqa: F401  (adds kinds)
+    from . import builtin_models, builtin_vision  # noqa: F401  (they add kinds)
     from .builtin import KINDS, OpPluginCreator
 
     if logger is not None:
         log.set_active(logger)
     registry = get_plugin_registry()
-    for name in KINDS:
-        if registry.get_creator(name, "1", namespace) is None:
-            registry.register_creator(OpPluginCreator(name), namespace)
+    for name, kind in KINDS.items():
+        for version in kind.versions:
+            if registry.get_creator(name, version, namespace) is None:
+                registry.register_creator(OpPluginCreator(name, version), namespace)
     return True

@@ -7,7 +7,7 @@ JOBS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench lint clean torch2trt
 
 demo: .venv/core  ## build the shipped model and let it read digits
 	@$(BIN)/tactician demo
@@ -17,6 +17,12 @@ test: .venv/test  ## the tests
 
 test-all: .venv/test  ## the slow ones too
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+torch2trt: .venv/test  ## torch2trt's own tests; TORCH2TRT=folder of its checkout
+	@test -d '$(TORCH2TRT)/torch2trt' || { echo "TORCH2TRT must name a checkout of\
+	 https://github.com/NVIDIA-AI-IOT/torch2trt"; exit 1; }
+	cd '$(TORCH2TRT)' && PYTHONPATH='$(CURDIR):$(CURDIR)/tests/compat' \
+	  '$(CURDIR)/$(BIN)/python' -m pytest -p torch2trt_conftest -p no:cacheprovider tests $(ARGS)
 
 bench: .venv/bench  ## compare with onnxruntime; MODELS="a.onnx b.onnx" chooses
 	$(BIN)/python benchmarks/bench.py $(ARGS) $(MODELS)

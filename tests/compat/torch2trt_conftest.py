@@ -1,6 +1,6 @@
-"""Runs torch2trt's own tests on a torch without CUDA. Copy or link it as ``conftest.py`` into a
-checkout of torch2trt; ``TACTICIAN_CROSS_VALIDATE=1e-3`` tightens the tolerance of its converter
-tests."""
+"""Runs torch2trt's own tests over tactician, also on a torch without CUDA. It is a plugin of
+pytest, to be named with ``-p`` (``make torch2trt``); ``TACTICIAN_CROSS_VALIDATE=1e-3`` tightens the
+tolerances of the tests."""
 
 from __future__ import annotations
 

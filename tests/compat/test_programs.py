@@ -69,6 +69,11 @@ def test_libcudart_through_ctypes() -> None:
     passes("ctypes_cudart.py")
 
 
+def test_ways_to_load_libcudart() -> None:
+    done = start("--cuda", "host", PROGRAMS / "ctypes_forms.py")
+    assert done.returncode == 0 and done.stdout == "OK\n", done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

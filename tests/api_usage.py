@@ -33,6 +33,7 @@ INVENTORY = HERE / "api" / "inventory.txt"
 # What runs recorded: folders and files below tests/.
 RECORDED = ("api", "builder", "network", "runtime", "caffe/test_parser.py", "onnx/test_parser.py",
             "onnx/test_refit.py", "uff")
+NOT_COUNTED = ("network/test_enums.py",)  # goes through all enums by name
 LAST = "test_every_member_is_used"
 
 
@@ -53,7 +54,8 @@ def is_recorded(path: Path) -> bool:
         inside = path.resolve().relative_to(HERE).as_posix()
     except ValueError:
         return False
-    return any(inside == r or inside.startswith(r + "/") for r in RECORDED)
+    return inside not in NOT_COUNTED and any(
+        inside == r or inside.startswith(r + "/") for r in RECORDED)
 
 
 class Usage:

@@ -74,7 +74,7 @@ def compile_network(
     """
     _check(graph)
     began = time.perf_counter()
-    graph, _ = graph.clone()
+    given, graph = graph, graph.clone()[0]
     report = BuildReport()
     _tell(progress, "Optimizing the graph", 0, 1)
     _merge_symbols(graph)
@@ -83,7 +83,6 @@ def compile_network(
         dump("import", graph)
     device = make_device(settings)
     in_parts: set[Node] = set()
-
     takes_any = True
 
     def takes(node: Node) -> bool:
@@ -96,6 +95,7 @@ def compile_network(
         optimize(graph, report.trace, dump, takes)
     apply_precisions(graph, settings, device, report.trace, dump, takes)
     verify(graph)
+    _mark_shape_outputs(graph, given)
     _tell(progress, "Optimizing the graph", 1, 1)
     settings = _with_cache(settings)
     row_major: set[Node] = set()
@@ -127,6 +127,14 @@ def compile_network(
     _complete(program, settings, device, selection)
     show_program(program, time.perf_counter() - began)
     return program, report
+
+
+def _mark_shape_outputs(graph: Graph, given: Graph) -> None:
+    """Notes which outputs are for shapes; passes may have put other values in their places."""
+    marked = {v.name for v in given.outputs if v.meta.get("output_for_shapes")}
+    for v in graph.outputs:
+        if v.name in marked:
+            v.meta["output_for_shapes"] = True
 
 
 def _with_cache(settings: BuildSettings) -> BuildSettings:

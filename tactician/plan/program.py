@@ -33,7 +33,8 @@ class Tensor:
         ref: See ``kind``.
         offset: Byte offset in the arena or in tensor ``ref``; -1 while not planned.
         content: Elements of a ``sizes`` tensor, row-major, as ints and Dims.
-        is_shape: For inputs: its elements are read when shapes are computed (symbols of kind
+        is_shape: For outputs: it is for shapes, ``content`` holds its elements, too. For inputs:
+            its elements are read when shapes are computed (symbols of kind
             ``value``).
     """
 

@@ -171,6 +171,52 @@ def test_what_follows_unknown_sizes():
         np.testing.assert_array_equal(y, w)
 
 
+@pytest.mark.parametrize("dtype", [trt.int32, trt.int64])
+def test_integers_are_shapes_only_where_shapes_need_them(dtype):
+    """Small vectors of integers are ordinary inputs unless sizes are computed from them."""
+    net = Net()
+    index = net.network.add_input("index", dtype, (2,))
+    size = net.network.add_input("size", dtype, (1,))
+    x = net.network.add_input("x", trt.float32, (4,))
+    picked = net.network.add_gather(x, index, 0).get_output(0)
+    layer = net.network.add_shuffle(x)
+    layer.set_input(1, net.network.add_concatenation([
+        size, net.const(np.array([-1], trt.nptype(dtype)))]).get_output(0))
+    profile = net.builder.create_optimization_profile()
+    profile.set_shape_input("size", (1,), (2,), (4,))
+    net.config.add_optimization_profile(profile)
+    engine = net.engine(picked, layer.get_output(0))
+    places = [engine.get_tensor_location(n) for n in ("index", "size", "x")]
+    host, device = trt.TensorLocation.HOST, trt.TensorLocation.DEVICE
+    assert places == [device, host, device]
+    assert [engine.is_shape_inference_io(n) for n in ("index", "size")] == [False, True]
+    assert [engine.is_shape_binding(k) for k in (0, 1)] == [False, True]
+    kind = trt.nptype(dtype)
+    out = trt.Engine(engine)(index=np.array([3, 1], kind), size=np.array([2], kind),
+                             x=np.arange(4, dtype=np.float32))
+    assert out["y0"].tolist() == [3, 1] and out["y1"].shape == (2, 2)
+
+
+def test_outputs_for_shapes_are_known_before_a_run():
+    net = Net()
+    x = net.input(f32(3, 4), "x", (-1, 4))
+    net.profile.set_shape("x", (1, 4), (3, 4), (9, 4))
+    shape = net.network.add_shape(x).get_output(0)
+    twice = net.network.add_elementwise(
+        shape, net.const(np.array([2, 1])), trt.ElementWiseOperation.PROD).get_output(0)
+    twice.name = "twice"
+    assert net.network.mark_output_for_shapes(twice)
+    y = net.network.add_unary(x, trt.UnaryOperation.EXP).get_output(0)
+    engine = net.engine(y)
+    assert engine.is_shape_inference_io("twice") and not engine.is_shape_inference_io("y0")
+    assert engine.get_tensor_location("twice") == trt.TensorLocation.HOST
+    context = engine.create_execution_context()
+    assert context.set_input_shape("x", (5, 4)) and context.get_shape("twice") == [10, 4]
+    assert trt.Engine(engine)(f32(6, 4))["twice"].tolist() == [12, 4]
+    again = trt.Runtime(net.log).deserialize_cuda_engine(engine.serialize())
+    assert again.is_shape_inference_io("twice")
+
+
 def test_temporary_memory_comes_from_the_allocator():
     class Blocks(trt.IGpuAllocator):
         def __init__(self) -> None:

@@ -215,7 +215,10 @@ class IScaleLayer(ILayer):
         if v.const.size != want:
             raise OpError(f"{mode.name} scale of {x!r} needs {want} {key} weights, got"
                           f" {v.const.size}")
-        return e.const(v.const.reshape([as_int(d) for d in shape]))
+        # the same value, so that it keeps its name and role for refitting
+        v.const = v.const.reshape([as_int(d) for d in shape])
+        v.shape = v.const.shape
+        return v
 
 
 _USUAL = {  # alpha and beta of a new activation layer

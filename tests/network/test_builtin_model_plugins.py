@@ -58,33 +58,6 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_anchors_of_ssd() -> None:
-    fields = {"minSize": F(0.2), "maxSize": F(0.95), "numLayers": I(3),
-              "aspectRatios": F([1, 2, 0.5, 3]), "variance": F([0.1, 0.1, 0.2, 0.2]),
-              "featureMapShapes": I([3, 2, 1])}
-    out = run("GridAnchor_TRT", fields)
-    assert [y.shape for y in out] == [(2, 3 * 3 * 3 * 4, 1), (2, 2 * 2 * 5 * 4, 1), (2, 20, 1)]
-    first = out[0][0].reshape(3, 3, 3, 4)
-    close(first[0, 1, 0], F([0.5 - 0.05, 1 / 6 - 0.05, 0.5 + 0.05, 1 / 6 + 0.05]))
-    w, t = 0.2 * 2**0.5, 0.2 / 2**0.5  # twice as wide as high
-    close(first[2, 0, 1], F([1 / 6 - w / 2, 5 / 6 - t / 2, 1 / 6 + w / 2, 5 / 6 + t / 2]))
-    last = out[1][0].reshape(2, 2, 5, 4)[0, 0, 4]  # between two sizes
-    side = (0.575 * 0.95) ** 0.5
-    close(last, F([0.25 - side / 2] * 2 + [0.25 + side / 2] * 2))
-    close(out[2][0].reshape(5, 4)[4], F([0.5 - 0.95**0.5 / 2] * 2 + [0.5 + 0.95**0.5 / 2] * 2))
-    assert (out[2][1].reshape(5, 4) == F([0.1, 0.1, 0.2, 0.2])).all()
-    wide = run("GridAnchorRect_TRT", {**fields, "featureMapShapes": I([3, 3, 1, 2, 1, 1])})
-    close(wide[0], out[0])
-    centres = wide[1][0].reshape(1, 2, 5, 2, 2).mean(axis=3)
-    close(centres[0, :, 0], F([[0.25, 0.5], [0.75, 0.5]]))
-
-
-@pytest.mark.parametrize("version", ["1", "2"])
-def test_reorganization(version: str) -> None:
-    [y] = run("Reorg_TRT", {"stride": I(2)}, X, version=version)
-    close(y, reference("SpaceToDepth", [X], blocksize=2))
-
-
 def test_split() -> None:
     a, b, c = run("Split", {"axis": I(1), "output_lengths": I([1, 3, 2])}, X)
     for got, want in zip((a, b, c), np.split(X, [1, 4], axis=1), strict=True):
@@ -254,5 +227,8 @@ def test_deformable_attention() -> None:
 
 def test_versions_of_instance_normalization() -> None:
     fields = {"epsilon": F(1e-3), "scales": np.arange(1, 7).astype(F), "bias": np.zeros(6, F)}
+    registry = trt.get_plugin_registry()
+    assert registry.get_creator("Reorg_TRT", "2", "").plugin_version == "2"
+    assert registry.get_creator("Reorg_TRT", "3", "") is None
     one, two, three = (run("InstanceNormalization_TRT", fields, X, version=v)[0] for v in "123")
     assert np.array_equal(one, two) and np.array_equal(one, three)

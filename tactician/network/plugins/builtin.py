@@ -74,7 +74,8 @@ class Kind:
         compute: Arrays of the outputs from those of the inputs, where no ops do that.
         ignored: Fields that have no effect here; a warning says so where one is set.
         versions: Versions of its creator.
-        count: How many outputs it has, all of the first type; None: one of each type.
+        count: Field that says how many outputs there are (or what counts them from the fields), all
+            of the first type; "": as `types`.
     """
 
     fields: tuple[str, ...]
@@ -84,15 +85,18 @@ class Kind:
     compute: Callable[[Sequence[Array], Fields], Sequence[Array]] | None = None
     ignored: tuple[str, ...] = ()
     versions: tuple[str, ...] = ("1",)
-    count: Callable[[Fields], int] | None = None
+    count: str | Callable[[Fields], int] = ""
+
+    def outputs(self, fields: Fields) -> tuple[DataType, ...]:
+        """Element types of the outputs."""
+        if not self.count:
+            return self.types
+        of = self.count
+        return self.types[:1] * int(fields.one(of) if isinstance(of, str) else of(fields))
 
     def input(self, index: int) -> DataType:
         """Element type of an input."""
         return self.inputs[index] if index < len(self.inputs) else DataType.FLOAT
-
-    def output(self, index: int) -> DataType:
-        """Element type of an output."""
-        return self.types[0] if self.count is not None else self.types[index]
 
 
 class OpPlugin(IPluginV2DynamicExt):
@@ -108,8 +112,8 @@ class OpPlugin(IPluginV2DynamicExt):
     def __init__(self, name: str, fields: Fields):
         super().__init__()
         self.plugin_type, self.fields, self.kind = name, fields, KINDS[name]
-        kind = self.kind
-        self.num_outputs = len(kind.types) if kind.count is None else kind.count(fields)
+        self.types = self.kind.outputs(fields)
+        self.num_outputs = len(self.types)
         for field in self.kind.ignored:
             if np.any(fields.many(field) != 0):
                 log.warning(f"plugin {name}: field {field!r} has no effect on this target")
@@ -132,12 +136,12 @@ class OpPlugin(IPluginV2DynamicExt):
         return DimsExprs([IDimensionExpr(d) for d in g.outputs[output_index].dims])
 
     def get_output_datatype(self, index: int, input_types: Sequence[DataType]) -> DataType:
-        return self.kind.output(index)
+        return self.types[index]
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any],
                                     num_inputs: int) -> bool:
         kind = self.kind
-        want = kind.input(pos) if pos < num_inputs else kind.output(pos - num_inputs)
+        want = kind.input(pos) if pos < num_inputs else self.types[pos - num_inputs]
         return in_out[pos].type == want and in_out[pos].format == TensorFormat.LINEAR
 
     def enqueue(self, input_desc: Sequence[Any], output_desc: Sequence[Any],
@@ -149,8 +153,8 @@ class OpPlugin(IPluginV2DynamicExt):
             results = self.kind.compute(given, self.fields)
         else:
             results = run_graph(self.graph([x.shape for x in given]), given)
-        for i, (r, p, d) in enumerate(zip(results, outputs, output_desc, strict=True)):
-            _view(p, tuple(d.dims), self.kind.output(i))[...] = r
+        for r, p, d, t in zip(results, outputs, output_desc, self.types, strict=True):
+            _view(p, tuple(d.dims), t)[...] = r
 
     def serialize(self) -> bytes:
         return pack_fields(PluginField(k, v) for k, v in self.fields.arrays.items())

@@ -1,5 +1,5 @@
-"""Built-in plugins that exported models name: anchors of SSD, YOLO's reorganization, crops of
-Faster R-CNN, deformable convolution and attention, parts of transformers."""
+"""Built-in plugins that exported models name: suppression of boxes, crops of Faster R-CNN,
+deformable convolution and attention, parts of transformers."""
 
 from __future__ import annotations
 
@@ -22,50 +22,6 @@ def _constant(g: Graph, values: Any) -> Value:
 
 
 # --- boxes ----------------------------------------------------------------------------------
-
-
-def _anchors(f: Fields, sides: Sequence[tuple[int, int]]) -> list[Array]:
-    """SSD's boxes for each feature map, with their variances: [2, height * width * boxes * 4, 1].
-
-    Sizes grow evenly from the first to the last map. The first map has three boxes, of which one
-    is 0.1 large; each other map has one more box, between its size and the next one's.
-    """
-    count = len(sides)
-    low, high = float(f.one("minSize", 0.2)), float(f.one("maxSize", 0.95))
-    size = [low + (high - low) * k / max(count - 1, 1) for k in range(count)] + [1.0]
-    ratios = [float(r) for r in f.many("aspectRatios")] or [1.0]
-    out = []
-    for k, (height, width) in enumerate(sides):
-        boxes = list(zip((0.1, size[0], size[0]), ratios[:3], strict=False)) if k == 0 else [
-            *[(size[k], r) for r in ratios], ((size[k] * size[k + 1]) ** 0.5, 1.0)]
-        scale, ratio = np.array(boxes).T
-        half = np.stack([scale * ratio**0.5, scale / ratio**0.5], axis=-1) / 2
-        y, x = ((np.arange(n) + 0.5) / n for n in (height, width))
-        centre = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1)[:, :, None]
-        corners = np.concatenate([centre - half, centre + half], axis=-1).reshape(-1)
-        variance = np.resize(f.many("variance"), corners.shape)
-        out.append(np.stack([corners, variance]).astype(np.float32)[..., None])
-    return out
-
-
-def _squares(f: Fields) -> list[tuple[int, int]]:
-    return [(int(n), int(n)) for n in f.many("featureMapShapes")]
-
-
-def _rectangles(f: Fields) -> list[tuple[int, int]]:
-    shapes = f.many("featureMapShapes")
-    if len(shapes) % 2:
-        raise ops.OpError(f"featureMapShapes has {len(shapes)} numbers; it needs a height and a "
-                          "width for each map")
-    return [(int(h), int(w)) for h, w in shapes.reshape(-1, 2)]
-
-
-def _grid_anchor(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    return [_constant(g, a) for a in _anchors(f, _squares(f))]
-
-
-def _grid_anchor_rect(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    return [_constant(g, a) for a in _anchors(f, _rectangles(f))]
 
 
 def _onnx_nms_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
@@ -131,11 +87,6 @@ def _crop_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value
 
 
 # --- images ---------------------------------------------------------------------------------
-
-
-def _reorg(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(4,)], "x [N, C, H, W]")
-    return ops.emit(g, "space_to_depth", inputs, block=int(f.one("stride"))).outputs
 
 
 def _split(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
@@ -282,14 +233,8 @@ def _attention_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[
     return [_constant(g, np.zeros(shape, np.float32))]  # type: ignore[arg-type]
 
 
-_ANCHOR_FIELDS = ("minSize", "maxSize", "aspectRatios", "featureMapShapes", "variance",
-                  "numLayers")
 _BOTH = ("1", "2")
 KINDS.update({
-    "GridAnchor_TRT": Kind(_ANCHOR_FIELDS, (F,), _grid_anchor,
-                           count=lambda f: len(_squares(f))),
-    "GridAnchorRect_TRT": Kind(_ANCHOR_FIELDS, (F,), _grid_anchor_rect,
-                               count=lambda f: len(_rectangles(f))),
     "EfficientNMS_ONNX_TRT": Kind(
         ("score_threshold", "iou_threshold", "max_output_boxes_per_class", "center_point_box"),
         (I,), _onnx_nms_shapes, compute=_onnx_nms),
@@ -298,7 +243,6 @@ KINDS.update({
     "CropAndResize": Kind(("crop_width", "crop_height"), (F,), _crop_shapes, compute=_crops),
     "CropAndResizeDynamic": Kind(("crop_width", "crop_height"), (F,), _crop_shapes,
                                  compute=_crops, versions=_BOTH),
-    "Reorg_TRT": Kind(("stride",), (F,), _reorg, versions=_BOTH),
     "Split": Kind(("axis", "output_lengths"), (F,), _split,
                   count=lambda f: len(f.many("output_lengths"))),
     "BatchTilePlugin_TRT": Kind((), (F,), _tile_batch),

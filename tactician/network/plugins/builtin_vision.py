@@ -227,6 +227,61 @@ def _region(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     return ops.emit(g, "concat", parts, axis=1).outputs
 
 
+def _reorg(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
+    """Pixels into channels as Darknet's layer does it: the image is taken for one of C / s^2
+    channels with s times the height and width, and cut into blocks of s x s."""
+    _need(inputs, [(4,)], "x [N, C, H, W]")
+    (x,) = inputs
+    s = int(f.one("stride"))
+    c, h, w = x.dims[1:]
+    if not all(isinstance(d, int) for d in (c, h, w)) or s < 1 or c % (s * s) or (  # type: ignore
+            h % s or w % s):  # type: ignore[operator]
+        raise ops.OpError(f"{x!r} must have channels that are a multiple of {s * s}, height and "
+                          f"width that are multiples of {s}, all known")
+    y = ops.emit(g, "reshape", [x, _ints(g, 0, c // (s * s), h, s, w, s)],  # type: ignore
+                 zero_copies=True).output
+    y = ops.emit(g, "transpose", [y], perm=(0, 3, 5, 1, 2, 4)).output
+    return [ops.emit(g, "reshape", [y, _ints(g, 0, c * s * s, h // s, w // s)],  # type: ignore
+                     zero_copies=True).output]
+
+
+def anchors(f: Fields, layer: int, height: int, width: int) -> Array:
+    """Anchor boxes of one layer of an SSD, and their variances: [2, boxes * 4, 1]."""
+    layers = int(f.one("numLayers"))
+    least, most = float(f.one("minSize", 0.2)), float(f.one("maxSize", 0.95))
+    scales = [*np.linspace(least, most, layers), 1.0]
+    if layer == 0:
+        sizes, ratios = [0.1, scales[0], scales[0]], [1.0, 2.0, 0.5]
+    else:
+        ratios = [*map(float, f.many("aspectRatios")), 1.0]
+        sizes = [scales[layer]] * (len(ratios) - 1) + [
+            float(np.sqrt(scales[layer] * scales[layer + 1]))]
+    root = np.sqrt(ratios)
+    half = np.stack([np.array(sizes) * root, np.array(sizes) / root], -1) / 2  # [priors, (w, h)]
+    y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width,
+                       indexing="ij")
+    centre = np.stack([x, y], -1)[:, :, None]
+    boxes = np.concatenate([centre - half, centre + half], -1).reshape(-1)
+    variance = np.tile(f.many("variance"), boxes.size // 4)
+    return np.stack([boxes, variance]).astype(np.float32)[..., None]
+
+
+def _grid_anchors(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
+    shapes = [int(n) for n in f.many("featureMapShapes")]
+    layers = int(f.one("numLayers"))
+    if len(shapes) == layers:
+        shapes = [n for n in shapes for _ in range(2)]
+    if len(shapes) != 2 * layers or len(f.many("variance")) != 4:
+        raise ops.OpError(f"numLayers is {layers}, featureMapShapes has {len(shapes)} numbers and "
+                          f"variance {len(f.many('variance'))}; one size (or height and width) per "
+                          "layer and four variances are needed")
+    return [ops.emit(g, "constant", [], value=anchors(f, k, *shapes[2 * k:2 * k + 2])).output
+            for k in range(layers)]
+
+
+_ANCHORS = Kind(
+    ("minSize", "maxSize", "aspectRatios", "featureMapShapes", "variance", "numLayers"),
+    (F,), _grid_anchors, count="numLayers")
 _BATCHED = Kind(
     ("shareLocation", "backgroundLabelId", "numClasses", "topK", "keepTopK", "scoreThreshold",
      "iouThreshold", "isNormalized", "clipBoxes", "scoreBits", "caffeSemantics"),
@@ -239,6 +294,9 @@ KINDS.update({
         (I, F, F, I), _efficient_shapes, compute=_efficient),
     "BatchedNMS_TRT": _BATCHED,
     "BatchedNMSDynamic_TRT": _BATCHED,
+    "GridAnchor_TRT": _ANCHORS,
+    "GridAnchorRect_TRT": _ANCHORS,
+    "Reorg_TRT": Kind(("stride",), (F,), _reorg, versions=("1", "2")),
     "ROIAlign_TRT": Kind(
         ("coordinate_transformation_mode", "mode", "output_height", "output_width",
          "sampling_ratio", "spatial_scale"), (F,), _roi_align, inputs=(F, F, I),

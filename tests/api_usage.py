@@ -167,17 +167,23 @@ class Usage:
                 done.add((home, member))
                 setattr(home, member, Stored(self, member))
             return
+        raw, own = vars(home)[member], home.__module__ != "builtins"
+        if not own:
+            home = cls
         if (home, member) in done:
             return
         done.add((home, member))
-        raw = vars(home)[member]
-        if home.__module__ == "builtins":  # a method of list
+        if not own:  # a method of list
             def method(self: Any, *args: Any) -> Any:
                 return raw(self, *args)
 
             type.__setattr__(cls, member, self._function(method, member, lambda s, *a: type(s)))
             return
         type.__setattr__(home, member, self._recording(home, member, raw))
+        for sub in descendants(cls):  # tactician's own, that have their own
+            if member in vars(sub) and (sub, member) not in done and not is_test(sub):
+                done.add((sub, member))
+                type.__setattr__(sub, member, self._recording(sub, member, vars(sub)[member]))
 
     def _recording(self, home: type, member: str, raw: Any) -> Any:
         if isinstance(raw, staticmethod):
@@ -260,6 +266,12 @@ def resolve(module: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         module = getattr(module, part, None)
     return module
+
+
+def is_test(cls: type) -> bool:
+    """Whether a class is defined by a test."""
+    module = sys.modules.get(cls.__module__)
+    return str(getattr(module, "__file__", "")).startswith(str(HERE))
 
 
 def descendants(cls: type) -> Iterator[type]:

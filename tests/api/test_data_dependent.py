@@ -81,15 +81,17 @@ def test_non_zero(dtype):
         assert tuple(context.get_tensor_shape("y0")) == (2, np.count_nonzero(x))
 
 
-def nms(scores=SCORES, box_format=trt.BoundingBoxFormat.CORNER_PAIRS, boxes=BOXES, score=None):
+def nms(scores=SCORES, box_format=None, boxes=BOXES, score=None):
     net = Net()
     layer = net.network.add_nms(net.input(boxes, "boxes"), net.input(scores, "scores"),
                                 net.const(np.int32(3)))
     layer.set_input(3, net.const(np.float32(0.5)))
     if score is not None:
         layer.set_input(4, net.const(np.float32(score)))
-    layer.bounding_box_format = box_format
-    assert layer.bounding_box_format == box_format
+    assert layer.bounding_box_format == trt.BoundingBoxFormat.CORNER_PAIRS
+    if box_format is not None:
+        layer.bounding_box_format = box_format
+        assert layer.bounding_box_format == box_format
     return net, layer
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from apikit import Net, close, f32
@@ -208,6 +210,26 @@ class TestCaffe:
 
 
 class TestUff:
+    @pytest.mark.parametrize("order, shape", [
+        (trt.UffInputOrder.NCHW, (1, 28, 28)), (trt.UffInputOrder.NHWC, (28, 28, 1))])
+    def test_files(self, order, shape):
+        data = Path(trt.__file__).parent / "data"
+        with np.load(data / "digits_test.npz") as z:
+            images = (z["images"][:50, None] / 255).astype(np.float32)
+            labels = z["labels"][:50]
+        net = Net(implicit_batch=True)
+        net.builder.max_batch_size = 50
+        parser = trt.UffParser()
+        assert parser.register_input("image", shape, order)
+        assert parser.register_output("probabilities")
+        assert parser.parse(str(data / "lenet_digits.uff"), net.network, trt.float32)
+        engine = net.builder.build_engine_with_config(net.network, net.config)
+        assert engine is not None and tuple(engine.get_binding_shape(0)) == shape, net.log.errors
+        y = np.zeros((50, 10), np.float32)
+        x = np.ascontiguousarray(images.reshape(50, *shape))
+        assert engine.create_execution_context().execute(50, [x.ctypes.data, y.ctypes.data])
+        assert (y.argmax(1) == labels).mean() > 0.9
+
     def test_factories(self, tmp_path):
         class Factory(trt.IUffPluginFactoryExt):
             def is_plugin_ext(self, layer_name):

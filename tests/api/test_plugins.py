@@ -157,7 +157,7 @@ class TestVersion3:
         plugin = V3(2.0, tactics=[7, 3])
         close(self.run(plugin), f32(2, 3) + 2)
         assert {"enqueue with tactic 7", "enqueue with tactic 3"} <= set(plugin.calls)
-        assert plugin.calls[-1] == plugin.calls[-3]  # one of both was chosen
+        assert plugin.calls[-1] == plugin.calls[-2]  # the second run takes what the first chose
         net = Net()
         layer = net.network.add_plugin_v3([net.input(f32(2), "x")], [], V3(tactics=[0, 0]))
         assert "distinct positive" in net.fails(layer.get_output(0))
@@ -691,6 +691,31 @@ class TestQuickPlugins:
         close(parts, [x[i:i + 2].sum(0) for i in range(0, rows, 2)])
         assert tactic.shape == (max(rows, 4), min(rows, 4))
         assert (tactic == 5).all() or (tactic == 9).all()  # the faster one
+
+    def test_the_decorators(self):
+        """Functions come back as they were; a plugin without tactics gets 0."""
+        def describe(x: trtp.TensorDesc) -> trtp.TensorDesc:
+            return x.like()
+
+        def compute(x, outputs, stream, tactic):
+            np.asarray(outputs[0])[...] = np.asarray(x) - tactic
+
+        def tune(x, outputs):
+            return [trtp.AutoTuneCombination("FP32, FP32", "LINEAR", [4])]
+
+        assert trtp.register("apitest::minus")(describe) is describe
+        assert trtp.impl("apitest::minus")(compute) is compute
+        net = Net()
+        layer = net.network.add_plugin(trtp.op.apitest.minus(net.input(f32(3), "x")))
+        close(net.run(layer.get_output(0)), f32(3))
+        assert trtp.autotune("apitest::minus")(tune) is tune
+        net = Net()
+        layer = net.network.add_plugin(trtp.op.apitest.minus(net.input(f32(3), "x")))
+        close(net.run(layer.get_output(0)), f32(3) - 4)
+        net = Net()
+        x = net.network.add_input("x", trt.float16, (3,))
+        net.network.add_plugin(trtp.op.apitest.minus(x))
+        assert "refuses" in net.log.errors
 
     def test_creators_of_quick_plugins(self):
         creator = trt.get_plugin_registry().get_creator("blocks", "1", "apitest")

@@ -239,7 +239,9 @@ def test_temporary_memory_comes_from_the_allocator():
     found = net.network.add_non_zero(net.input(x, "x")).get_output(0)
     picked = net.network.add_gather(net.network.get_input(0), found, 0).get_output(0)
     e = net.network.add_unary(picked, trt.UnaryOperation.EXP).get_output(0)
-    total = net.network.add_reduce(e, trt.ReduceOperation.SUM, 3, False).get_output(0)
+    sums = net.network.add_cumulative(e, net.const(np.int32(1)), trt.CumulativeOperation.SUM,
+                                      False, False).get_output(0)
+    total = net.network.add_reduce(sums, trt.ReduceOperation.MAX, 3, False).get_output(0)
     engine, y, blocks = net.engine(total), np.zeros((), np.float32), Blocks()
     context = bound(net, engine, {})
     assert context.temporary_allocator is None

@@ -473,7 +473,7 @@ class TestRefitter:
             net = Net()
             n = trt.MatrixOperation.NONE
             x = net.input(4 * f32(8, 16), "x")
-            layer = net.network.add_matrix_multiply(x, n, net.const(f32(16, 8)), n)
+            layer = net.network.add_matrix_multiply(x, n, net.const(f32(16, 96)), n)
             y = layer.get_output(0)
             if flag:
                 x.dynamic_range, y.dynamic_range = (-16, 16), (-64, 64)
@@ -485,7 +485,7 @@ class TestRefitter:
         refitter = trt.Refitter(engine, net.log)
         assert sorted(refitter.get_tensors_with_dynamic_range()) == ["x", "y0"]
         assert refitter.get_dynamic_range("x") == (-16, 16)
-        want = 4 * f32(8, 16) @ f32(16, 8)
+        want = 4 * f32(8, 16) @ f32(16, 96)
 
         def error(limit):
             assert refitter.set_dynamic_range("x", (-limit, limit))
@@ -493,7 +493,7 @@ class TestRefitter:
             assert refitter.refit_cuda_engine(), net.log.errors
             return abs(trt.Engine(engine)(net.feeds)["y0"] - want).max()
 
-        clipped = np.clip(4 * f32(8, 16), -1, 1) @ f32(16, 8)
+        clipped = np.clip(4 * f32(8, 16), -1, 1) @ f32(16, 96)
         assert error(16) < error(256)
         assert error(1) == pytest.approx(abs(clipped - want).max(), rel=0.05)
         assert not refitter.set_dynamic_range("x", (2, 1)) and "min <= max" in net.log.errors

@@ -358,7 +358,7 @@ class TestCalibrators:
             net = Net()
             n = trt.MatrixOperation.NONE
             x = net.input(f32(8, 16), "x")
-            y = net.network.add_matrix_multiply(x, n, net.const(f32(16, 8)), n).get_output(0)
+            y = net.network.add_matrix_multiply(x, n, net.const(f32(16, 96)), n).get_output(0)
             net.config.set_flag(trt.BuilderFlag.INT8)
             net.config.int8_calibrator = calibrator
             return net.run(y), net
@@ -367,7 +367,7 @@ class TestCalibrators:
         assert first.get_algorithm() == algorithm and first.get_batch_size() == 8
         y, _ = build(first)
         assert first.left == -1 and b"x: " in first.cache
-        want = f32(8, 16) @ f32(16, 8)
+        want = f32(8, 16) @ f32(16, 96)
         assert 0 < abs(y - want).max() < 0.15 * abs(want).max()
         second = Mine(first.cache)
         again, _ = build(second)

@@ -7,7 +7,6 @@ so equal regions are measured once and a build with the same cache makes the sam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from ..ir import dims as D
-from ..ir import expr as E
 from ..ir.graph import Value
 from ..ops import evaluate, get
 from ..ops._shapes import is_data_dependent
 from ..ops.registry import D_ERRORS, Kind
-from ..regions.region import Region, is_slice, pitch
+from ..regions.region import Region, is_slice
 from ..regions.signature import digest, signature
 from ..support.errors import RefusedError
 from .agreement import outvoted, wrong_outputs
 from .kernel import Kernel
+from .operands import aligned_copy, concrete, random_arrays, room, stored
 from .sampling import sampled
 from .tactic import Tactic, tactics_for
 
@@ -32,12 +31,10 @@ from .tactic import Tactic, tactics_for
 # catalogue: repeated builds then agree although times are noisy.
 _TIE_BAND = 1.03
 _CLOSE = 1.5  # candidates up to so much slower than the best are timed again
-_BLOCK = 1_000_003  # a prime
 # Above this many operations numpy would take seconds; some elements are checked then. Products of
 # matrices are quick in numpy.
 _CHECK_FLOPS = 2e7
 _CHECK_MATRIX_FLOPS = 4e8
-_ALIGNMENT = 64  # of tensors in plans and arenas: times of kernels depend on it
 UNWRITTEN = 0x7F  # bytes of results before a kernel runs: large or NaN in every type
 
 
@@ -149,7 +146,7 @@ class Bench:
             return aligned_copy(a)
         if a in self.arrays:
             return self.arrays[a]
-        return _room(a, _concrete(a, self.env))  # the kernel's own memory
+        return room(a, concrete(a, self.env))  # the kernel's own memory
 
     def results(self, whole: bool) -> dict[Value, np.ndarray[Any, Any]]:
         """What the last candidate computed.
@@ -384,7 +381,7 @@ class Tuner:
     def _measure(
         self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
     ) -> tuple[dict[str, float | None], dict[str, Kernel]]:
-        arrays = _random_arrays(region, self.settings.env)
+        arrays = random_arrays(region, self.settings.env)
         expected = _expected(region, arrays, self.settings.env)
         places = None
         if expected is None and not self.device.cross_checks:
@@ -536,106 +533,6 @@ def _label(tactic: Tactic, candidate: Hashable) -> str:
     return f"{tactic.name}({candidate})"
 
 
-def _concrete(v: Value, env: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(D.evaluate(d, env) for d in v.dims)
-
-
-def _random_arrays(
-    region: Region, env: Mapping[str, int]
-) -> dict[Value, np.ndarray[Any, Any]]:
-    """Operands with well-scaled random contents; constants are themselves."""
-    rng = np.random.default_rng(0)
-    addressing = {
-        inner.value for s in region.stages for ld in E.loads(s.expr)
-        for part in ld.index for inner in E.loads(part)
-    }
-    arrays: dict[Value, np.ndarray[Any, Any]] = {}
-    for physical in region.inputs:
-        v = physical.meta.get("logical", physical)
-        if v.const is not None:
-            arrays[v] = aligned_copy(np.asarray(v.const))  # kernels get its address
-            continue
-        if v in arrays:
-            continue
-        shape = _concrete(v, env)
-        if v.content is not None:
-            ints = [D.evaluate(d, env) for d in v.content.flat]
-            arrays[v] = np.array(ints, dtype=v.dtype.np).reshape(shape)
-        elif v.dtype.is_float:
-            arrays[v] = _normal(rng, shape, v.dtype.np)
-        elif v.dtype.kind == "b":
-            arrays[v] = np.asarray(rng.random(shape) < 0.5)  # a lone element is no array else
-        elif _quantized(region, v):
-            limits = np.iinfo(v.dtype.np)
-            arrays[v] = rng.integers(limits.min, limits.max + 1, shape, v.dtype.np)
-        elif region.anchor is not None or v in addressing:
-            arrays[v] = np.zeros(shape, v.dtype.np)  # may be indices: zero is always in range
-        else:
-            low = 0 if v.dtype.kind == "u" else -3
-            arrays[v] = rng.integers(low, 4, shape).astype(v.dtype.np)
-    for physical in region.inputs:
-        if "logical" in physical.meta:
-            arrays[physical] = _stored(physical, arrays[physical.meta["logical"]])
-        elif is_slice(physical):
-            apart = _room(physical, arrays[physical].shape)
-            apart[...] = arrays[physical]
-            arrays[physical] = apart
-        elif arrays[physical].ctypes.data % _ALIGNMENT:
-            arrays[physical] = aligned_copy(arrays[physical])
-    for v in region.outputs:
-        arrays[v] = _room(v, _concrete(v, env))
-    return arrays
-
-
-def _quantized(region: Region, v: Value) -> bool:
-    """Whether an integer operand holds quantized numbers rather than indices."""
-    anchor = region.anchor
-    return anchor is not None and anchor.op in ("int_matmul", "int_conv") and v.dtype.bits <= 8
-
-
-def _normal(
-    rng: np.random.Generator, shape: tuple[int, ...], dtype: Any
-) -> np.ndarray[Any, Any]:
-    """Normal numbers. Large arrays repeat a block whose length divides no extent, as drawing and
-    rounding millions of numbers takes longer than timing kernels does."""
-    count = math.prod(shape)
-    block = rng.standard_normal(min(count, _BLOCK), dtype=np.float32).astype(dtype)
-    return block.reshape(shape) if count <= _BLOCK else np.resize(block, shape)
-
-
-def _stored(v: Value, logical: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """An array as the value stores it."""
-    out = _room(v, logical.transpose(v.meta["perm"]).shape)
-    out[...] = logical.transpose(v.meta["perm"])
-    return out
-
-
-def _room(v: Value, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Zeros laid out as the value is, in the middle of others if it is a slice."""
-    if not is_slice(v):
-        return aligned_zeros(shape, v.dtype.np)
-    wide = aligned_zeros((*shape[:-1], int(pitch(v))), v.dtype.np)  # type: ignore[arg-type]
-    return wide[..., : shape[-1]]
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """Zeros that begin where the runtime would have them begin."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
-    # by way of a memoryview, so that this array is what slices of it name as their base
-    start = -raw.ctypes.data % _ALIGNMENT
-    return np.ndarray(shape, dtype, memoryview(raw), start)  # type: ignore[arg-type]
-
-
-def aligned_copy(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array, contiguous and aligned; itself if it is that already."""
-    if a.flags.c_contiguous and a.ctypes.data % _ALIGNMENT == 0:
-        return a
-    out = aligned_zeros(a.shape, a.dtype)
-    out[...] = a
-    return out
-
-
 def _expected(
     region: Region, arrays: dict[Value, np.ndarray[Any, Any]], env: Mapping[str, int]
 ) -> dict[Value, np.ndarray[Any, Any]] | None:
@@ -657,7 +554,7 @@ def _expected(
     for v in region.outputs:
         logical = v.meta.get("logical", v)
         if logical in values:
-            expected[v] = values[v] if logical is v else _stored(v, values[logical])
+            expected[v] = values[v] if logical is v else stored(v, values[logical])
     return expected
 
 
@@ -670,16 +567,16 @@ def _operand(v: Value | None, values: Mapping[Value, Any], env: Mapping[str, int
         return v.const
     if v.content is not None:
         ints = [D.evaluate(d, env) for d in v.content.flat]
-        return np.array(ints, dtype=v.dtype.np).reshape(_concrete(v, env))
+        return np.array(ints, dtype=v.dtype.np).reshape(concrete(v, env))
     raise KeyError(v.name)
 
 
 def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
-    sizes = (float(np.prod(_concrete(v, env), dtype=float)) for v in region.outputs)
+    sizes = (float(np.prod(concrete(v, env), dtype=float)) for v in region.outputs)
     points = max(sizes, default=1.0)
     anchor = region.anchor
     if anchor is not None and len(anchor.inputs) > 1 and anchor.inputs[1] is not None:
-        shape = _concrete(anchor.inputs[1], env)
+        shape = concrete(anchor.inputs[1], env)
         if anchor.op in ("matmul", "int_matmul"):
             points *= shape[-1 if anchor.attrs.tb == "transpose" else -2] if len(shape) > 1 else 1
         elif anchor.op == "attention":
@@ -692,5 +589,5 @@ def _reference_cost(region: Region, env: Mapping[str, int]) -> float:
 def _work(region: Region, env: Mapping[str, int]) -> tuple[float, float]:
     """Roughly the operations of a region and the bytes it moves."""
     values = {*region.inputs, *region.outputs}
-    moved = sum(float(np.prod(_concrete(v, env), dtype=float)) * v.dtype.size for v in values)
+    moved = sum(float(np.prod(concrete(v, env), dtype=float)) * v.dtype.size for v in values)
     return _reference_cost(region, env) * 2, moved

@@ -15,8 +15,9 @@ from tactician.regions.layout import assign_layouts
 from tactician.regions.region import is_slice
 from tactician.support.errors import BuildError, ExecutionError, RefusedError
 from tactician.support.tolerances import mismatch, tolerance
+from tactician.tactics.operands import random_arrays
 from tactician.tactics.tactic import tactics_for
-from tactician.tactics.tuner import Tuner, TunerSettings, _expected, _random_arrays
+from tactician.tactics.tuner import Tuner, TunerSettings, _expected
 from tactician.targets.cuda import (
     cublaslt,
     cublaslt_call,
@@ -119,7 +120,7 @@ def anchor_region(g, device=HERE, name="anchor"):
 def run(region, kernel, offset=0):
     """The results of a library call on host memory, as stored."""
     arrays = {v: a if is_slice(v) else np.ascontiguousarray(a)
-              for v, a in _random_arrays(region, {}).items()}
+              for v, a in random_arrays(region, {}).items()}
     want = _expected(region, arrays, {})
     assert want is not None
     call = libraries.open_call(kernel.launch.library, kernel.launch.payload)

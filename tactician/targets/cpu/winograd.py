@@ -7,6 +7,7 @@ through the cache. Transformed weights are 1.8, 4 and 7.1 times as large as the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_direct import tile_cycles
 from .conv_ir import F32, I64, PTR, Loop
-from .winograd_ir import Parts, Winograd, scratch
+from .winograd_ir import Parts, Winograd, ahead_share, scratch
 from .winograd_math import transforms
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +35,9 @@ _NEAR = 1.5  # and up to this many times the best candidate's
 _ASSUMED_TILES = 192  # if their number is known only at run time
 _INEXACT = 1.1  # F(6, 3) must be modelled so much faster to be tried first
 _SOURCES = SourceCache()
-_LEAST_TILES = 24  # of an item, lest it wait for weights
+_LEAST_TILES, _MOST_TILES = 24, 128  # of an item: few wait for weights, many leave the cache
+_MOST_ROOM = 6 << 20  # bytes of an item's transformed inputs and outputs
+_L2_RATE, _L3_RATE, _MEMORY_RATE = 32, 12, 5  # bytes a cycle
 
 
 @register_tactic
@@ -101,7 +104,7 @@ def unsuited_window(node: Node) -> str | None:
 
 def best_blockings(p: Problem, device: Any, direct: float) -> list[Winograd]:
     """Blockings worth timing beside a direct convolution of so many modelled cycles."""
-    found = [_best(p, m, device) for m in (2, 4, 6)]
+    found = [f for m in (2, 4, 6) for f in _best(p, m, device)]
     # of two that are about as fast, the more exact one
     found.sort(key=lambda f: f[0] * (_INEXACT if f[1].m == 6 else 1))
     limit = min(_PAYS * direct, _NEAR * found[0][0])
@@ -122,30 +125,32 @@ def _tile_count(p: Problem, m: int) -> int:
 
 
 def direct_cycles(p: Problem, device: Any) -> float:
-    """Modelled multiply-adds on vectors of a direct convolution, of the busiest thread."""
+    """Modelled cycles of a direct convolution, of the busiest thread."""
     pixels = p.images * D.product(a.out for a in p.axes)
     count = pixels if isinstance(pixels, int) else _ASSUMED_TILES * 16
-    return 1.08 * count * 9 * p.c * p.k / device.isa.lanes(32) / device.threads
+    return 0.54 * count * 9 * p.c * p.k / device.isa.lanes(32) / device.threads
 
 
-def _best(p: Problem, m: int, device: Any) -> tuple[float, Winograd]:
-    """The blocking of F(m, 3) that should be fastest, with its modelled cycles."""
+def _best(p: Problem, m: int, device: Any) -> list[tuple[float, Winograd]]:
+    """The blocking of F(m, 3) that should be fastest, and the one with another number of groups:
+    how well threads share weights is hard to tell. With modelled cycles."""
     lanes = device.isa.lanes(32)
     n = _tile_count(p, m)
-    rooms = 4 * (m + 2) ** 2 * (p.c + p.k)
-    most = max(_LEAST_TILES, min(96, device.isa.l2 * 9 // 10 // rooms))
+    room = 4 * (m + 2) ** 2 * (p.c + p.k)
+    most = max(_LEAST_TILES, min(_MOST_TILES, _MOST_ROOM // room))
+    counts = {n, most, *(size for size in (24, 32, 48, 64, 96) if size < most)}
     options = []
     for mr, nv in _registers(p, n, device.isa):
         blocks = -(-p.k // (nv * lanes))
-        for parts in {-(-n // most) + extra for extra in range(2 * device.threads)}:
-            tiles = -(-n // parts)
+        parts = {-(-n // c) + extra for c in counts if c <= most for extra in range(device.threads)}
+        for tiles in {-(-n // x) for x in parts}:
             tiles = -(-tiles // mr) * mr
             for groups in {1, device.threads, 2 * device.threads}:
                 if groups <= blocks:
                     options.append(Winograd(m, tiles, mr, nv, lanes, groups))
-    scored = [(_cycles(p, w, n, device), i) for i, w in enumerate(options)]
-    cycles, i = min(scored)
-    return cycles, options[i]
+    scored = sorted(((_cycles(p, w, n, device), w) for w in options), key=lambda s: s[0])
+    other = (s for s in scored if s[1].groups != scored[0][1].groups)
+    return [scored[0], *itertools.islice(other, 1)]
 
 
 def _registers(p: Problem, n: int, isa: Any) -> list[tuple[int, int]]:
@@ -159,24 +164,30 @@ def _registers(p: Problem, n: int, isa: Any) -> list[tuple[int, int]]:
 
 
 def _cycles(p: Problem, w: Winograd, n: int, device: Any) -> float:
-    """Modelled cost of the busiest thread, in multiply-adds on vectors."""
+    """Modelled cycles of the busiest thread.
+
+    Weights come while products are computed, first from memory, then from where they fit. What
+    lies between the transforms and the products makes two trips.
+    """
+    isa = device.isa
     blocks = -(-p.k // w.nr)
     group = -(-blocks // w.groups)
-    runs = -(-n // w.tiles)
     squares = w.t * w.t
     tiles = min(w.tiles, n)
     whole, rest = divmod(tiles, w.mr)
-    row = lambda r: 2 * tile_cycles(r, w.nv, device.isa)  # noqa: E731
-    products = squares * p.c * group * (whole * row(w.mr) + (row(rest) if rest else 0))
-    moved = tiles * squares * (p.c + group * w.nr) / w.lanes
+    rows = whole * tile_cycles(w.mr, w.nv, isa) + (tile_cycles(rest, w.nv, isa) if rest else 0)
+    products = squares * p.c * group * rows
     weights = 4 * squares * p.c * group * w.nr
-    # weights come at some bytes per cycle from where they fit, while products are computed
-    shared = 4 * squares * p.c * p.k
-    rate = 32 if shared < device.isa.l2 // 2 else 12 if shared < device.isa.l3 else 3.5
-    item = max(products, weights / rate) + 4 * moved
-    items = runs * w.groups
-    share = -(-items // device.threads)
-    return float(share * item)
+    room = 4 * squares * tiles * (p.c + group * w.nr)
+    transforms = 6 * tiles * squares * (p.c + group * w.nr) / w.lanes
+    if room > isa.l2 * 3 // 4:
+        transforms += 2 * room / _L3_RATE
+    near = weights + room < isa.l2
+    first = max(products, weights / (_L2_RATE if near else _MEMORY_RATE))
+    again = max(products, weights / (_L2_RATE if near else _L3_RATE))
+    items = -(-(-(-n // w.tiles) * w.groups) // device.threads)
+    cold = min(items, -(-w.groups // device.threads))
+    return float(cold * first + (items - cold) * again + items * transforms)
 
 
 # --- building ---------------------------------------------------------------------------------
@@ -296,7 +307,7 @@ class Builder:
         block = b.mul(group, I64(self.per_group))
         blocks = least(b, I64(self.per_group), b.sub(I64(self.blocks), block))
         with Loop(b, I64(0), I64(w.t * w.t)) as square, Loop(b, I64(0), blocks) as panel:
-            self._products(square.index, panel.index, b.add(block, panel.index), count)
+            self._products(square.index, panel.index, block, blocks, count)
         k = b.mul(block, I64(w.nr))
         channels = least(b, I64(self.per_group * w.nr), b.sub(I64(self.p.k), k))
         with Loop(b, I64(0), count) as tile:
@@ -332,11 +343,16 @@ class Builder:
                 b.call(self.border, [base, copy, self.stride, self.pointers[2], *sizes])
                 b.call(self.input, [copy, v, I64(self.w.t * self.p.pitch)])
 
-    def _products(self, square: Any, panel: Any, block: Any, count: Any) -> None:
+    def _products(self, square: Any, panel: Any, first: Any, panels: Any, count: Any) -> None:
         """All rows of one position and one block of output channels."""
         b, s, w = self.b, self.s, self.w
-        number = b.add(b.mul(square, I64(self.blocks)), block)
-        u = b.gep(self.pointers[1], [b.mul(number, I64(self.p.c * w.nr))], source_etype=F32)
+        size = I64(self.p.c * w.nr)
+        number = b.add(b.mul(square, I64(self.blocks)), b.add(first, panel))
+        u = b.gep(self.pointers[1], [b.mul(number, size)], source_etype=F32)
+        # after the group's last panel comes the first one of the next position
+        more = b.icmp_signed("<", b.add(panel, I64(1)), panels)
+        step = b.select(more, I64(1), b.sub(I64(self.blocks + 1), panels))
+        following = b.gep(u, [b.mul(step, size)], source_etype=F32)
         v_at = b.mul(square, I64(s.v_plane))
         m_at = b.add(b.mul(square, I64(s.m_plane)), I64(s.m_at))
         m_at = b.add(m_at, b.mul(panel, I64(w.nr)))
@@ -348,7 +364,10 @@ class Builder:
             m = b.gep(
                 self.scratch, [b.add(m_at, b.mul(row, I64(s.m_row)))], source_etype=F32
             )
-            b.call(self.products[rows], [v, u, m])
+            share = b.mul(b.sdiv(row, I64(w.mr)), I64(ahead_share(w, self.p.c)))
+            useful = b.icmp_signed("<", share, size)
+            ahead = b.select(useful, b.gep(following, [share], source_etype=F32), u)
+            b.call(self.products[rows], [v, u, m, ahead])
 
         whole = b.sub(count, b.srem(count, I64(w.mr)))
         with Loop(b, I64(0), whole, w.mr) as row:

@@ -93,6 +93,22 @@ def scratch(w: Winograd, c: int, group: int, pitch: int) -> Scratch:
     return Scratch(v_row, v_plane, m_row, m_plane, m_at, y_at, y_at + w.m * w.m * _CHUNK)
 
 
+def unrolled(c: int) -> int:
+    """Input channels per turn of the products' loop."""
+    return next(n for n in (2, 1) if c % n == 0)
+
+
+def ahead_lines(w: Winograd, c: int) -> int:
+    """Lines of the next panel of weights that each turn of the products' loop asks for, so that
+    all register tiles of a panel together ask for it."""
+    return -(-(unrolled(c) * w.nr // _LINE) // (w.tiles // w.mr))
+
+
+def ahead_share(w: Winograd, c: int) -> int:
+    """Floats of the next panel that a register tile asks for."""
+    return ahead_lines(w, c) * _LINE * (c // unrolled(c))
+
+
 class Parts:
     """Emits the functions that an item consists of.
 
@@ -195,17 +211,21 @@ class Parts:
     # --- products --------------------------------------------------------------------------
 
     def product(self, rows: int) -> ir.Function:
-        """``(V, weights of a block of channels, M)``: one register tile of ``rows`` rows."""
-        fn, b = self._function(f"product_{rows}", [PTR, PTR, PTR])
-        v, u, m = fn.args
+        """``(V, weights of a block of channels, M, weights to ask for)``: one register tile of
+        ``rows`` rows."""
+        fn, b = self._function(f"product_{rows}", [PTR, PTR, PTR, PTR])
+        v, u, m, ahead = fn.args
         w, s = self.w, self.s
         acc = [ir.Constant(self.vt, None)] * (rows * w.nv)
-        unroll = next(n for n in (4, 2, 1) if self.c % n == 0)
+        unroll, lines = unrolled(self.c), ahead_lines(w, self.c)
         with Loop(b, I64(0), I64(self.c), unroll, carried=acc) as loop:
             a = b.gep(v, [loop.index], source_etype=F32)
             weights = b.gep(u, [b.mul(loop.index, I64(w.nr))], source_etype=F32)
             acc = list(loop.carried)
-            self._prefetch(b, b.gep(weights, [I64(self.c * w.nr)], source_etype=F32), unroll)
+            for n in range(lines):
+                line = b.mul(loop.index, I64(lines * _LINE // unroll))
+                at = b.gep(ahead, [b.add(line, I64(n * _LINE))], source_etype=F32)
+                V.prefetch(b, at, level=2)
             for n in range(unroll):
                 bs = [self._load(b, weights, n * w.nr + j * w.lanes) for j in range(w.nv)]
                 for i in range(rows):
@@ -221,11 +241,6 @@ class Parts:
                 b.store(loop.results[i * w.nv + j], at, align=4)
         b.ret_void()
         return fn
-
-    def _prefetch(self, b: ir.IRBuilder, ahead: Any, steps: int) -> None:
-        """Asks for the weights of the next block, which come from far where they are large."""
-        for n in range(0, steps * self.w.nr, _LINE):
-            V.prefetch(b, b.gep(ahead, [I64(n)], source_etype=F32), level=2)
 
     def _load(self, b: ir.IRBuilder, base: Any, at: int) -> Any:
         return b.load(b.gep(base, [I64(at)], source_etype=F32), align=4, typ=self.vt)

@@ -96,95 +96,106 @@ def close(got: Any, want: Any, limit: float = 1e-2) -> None:
     assert found <= limit, f"error {found:.2e}"
 
 
-def checks(device: str) -> dict[str, Callable[[], None]]:
-    """Every check by name."""
-    from tactician.torch import TRTModule, torch2trt
-    from tactician.torch.backend import tactician
+class Checks:
+    """What must hold on the device, each a method; `checks` lists them."""
 
-    torch.manual_seed(0)
-    module = Small().eval().to(device)
-    x = torch.randn(8, 64, device=device)
-    cuda = device == "cuda"
-    held: dict[str, Any] = {}
+    def __init__(self, device: str):
+        from tactician.torch import torch2trt
 
-    def engine() -> Any:
-        if "engine" not in held:
-            held["engine"] = torch2trt(module, [x], max_batch_size=64, optimization_level=1)
-        return held["engine"]
+        torch.manual_seed(0)
+        self.device, self.cuda = device, device == "cuda"
+        self.module = Small().eval().to(device)
+        self.x = torch.randn(8, 64, device=device)
+        self.engine = torch2trt(
+            self.module, [self.x], max_batch_size=64, optimization_level=1
+        )
 
-    def no_copies() -> None:
+    def no_copies(self) -> None:
         for n in (8, 16):
-            y = torch.randn(n, 64, device=device)
-            with torch.no_grad(), addresses(engine()) as seen:
-                got = engine()(y)
+            y = torch.randn(n, 64, device=self.device)
+            with torch.no_grad(), addresses(self.engine) as seen:
+                got = self.engine(y)
             assert dict(seen) == {"input_0": y.data_ptr(), "output_0": got.data_ptr()}, seen
             assert got.device == y.device
-            close(got, module(y))
+            close(got, self.module(y))
 
-    def current_stream() -> None:
-        if not cuda:
+    def current_stream(self) -> None:
+        if not self.cuda:
             return
         stream = torch.cuda.Stream()
-        y, want = torch.zeros_like(x), module(x)
-        engine()(y)
+        y, want = torch.zeros_like(self.x), self.module(self.x)
+        self.engine(y)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
             for _ in range(4):  # launches, capture, graph
                 y.zero_()
                 torch.cuda._sleep(20_000_000)  # late: only the same stream waits for it
-                y.copy_(x)
-                got = engine()(y)
+                y.copy_(self.x)
+                got = self.engine(y)
                 twice = got * 2
                 y.zero_()
             stream.synchronize()
             close(twice, want * 2)
 
-    def strides() -> None:
-        wide = torch.randn(64, 9, device=device)
-        close(engine()(wide.t()), module(wide.t()))
-        flat = torch.randn(8 * 64 + 1, device=device)[1:].view(8, 64)  # 4 bytes off
-        close(engine()(flat), module(flat))
-        close(engine()(x[::2]), module(x[::2]))
+    def strides(self) -> None:
+        wide = torch.randn(64, 9, device=self.device)
+        close(self.engine(wide.t()), self.module(wide.t()))
+        flat = torch.randn(8 * 64 + 1, device=self.device)[1:].view(8, 64)  # 4 bytes off
+        close(self.engine(flat), self.module(flat))
+        close(self.engine(self.x[::2]), self.module(self.x[::2]))
 
-    def modes() -> None:
+    def modes(self) -> None:
+        from tactician.torch import torch2trt
+
         with torch.inference_mode():
-            close(engine()(x.clone()), module(x))
-        kind = torch.float16 if cuda else torch.bfloat16
-        half = torch2trt(Small().eval().to(device, kind), [x.to(kind)], optimization_level=1)
-        with torch.autocast(device, kind):
-            assert half(x).dtype is kind
-        from_host = engine()(x.cpu())
-        assert from_host.device.type == device
-        close(from_host, module(x))
+            close(self.engine(self.x.clone()), self.module(self.x))
+        kind = torch.float16 if self.cuda else torch.bfloat16
+        module = Small().eval().to(self.device, kind)
+        half = torch2trt(module, [self.x.to(kind)], optimization_level=1)
+        with torch.autocast(self.device, kind):
+            assert half(self.x).dtype is kind
+        from_host = self.engine(self.x.cpu())
+        assert from_host.device.type == self.device
+        close(from_host, self.module(self.x))
 
-    def saved() -> None:
+    def saved(self) -> None:
+        from tactician.torch import TRTModule
+
         again = TRTModule()
-        again.load_state_dict(engine().state_dict())
-        close(again(x), module(x))
+        again.load_state_dict(self.engine.state_dict())
+        close(again(self.x), self.module(self.x))
 
-    def compiled() -> None:
+    def compiled(self) -> None:
+        from tactician.torch.backend import tactician
+
         torch._dynamo.reset()
         options = {"optimization_level": 1, "min_block_size": 1, "cache": False}
-        fast = torch.compile(module, backend=tactician, dynamic=True, options=options)
+        fast = torch.compile(self.module, backend=tactician, dynamic=True, options=options)
         with torch.no_grad():
             for n in (8, 5, 30):
-                y = torch.randn(n, 64, device=device)
-                close(fast(y), module(y))
+                y = torch.randn(n, 64, device=self.device)
+                close(fast(y), self.module(y))
         torch._dynamo.reset()
 
-    def partition() -> None:
+    def partition(self) -> None:
+        from tactician.torch import torch2trt
+
         class Mixed(torch.nn.Module):
             def forward(self, y: torch.Tensor) -> torch.Tensor:
                 y = torch.linalg.qr((y * 2).tanh().exp().sigmoid() + 1)[0]
                 return (y * 2).tanh().exp().sigmoid() + 1
 
-        y = torch.randn(16, 16, device=device)
+        y = torch.randn(16, 16, device=self.device)
         mixed = torch2trt(Mixed().eval(), [y], partition=True, optimization_level=1)
         assert len(mixed.engines) == 2
         close(mixed(y), Mixed()(y))
 
-    parts = (no_copies, current_stream, strides, modes, saved, compiled, partition)
-    return {fn.__name__: torch.no_grad()(fn) for fn in parts}
+
+def checks(device: str) -> dict[str, Callable[[], None]]:
+    """Every check by name."""
+    held = Checks(device)
+    names = ("no_copies", "current_stream", "strides", "modes", "saved", "compiled", "partition")
+    return {name: torch.no_grad()(getattr(held, name)) for name in names}
 
 
 # --- networks -------------------------------------------------------------------------------------

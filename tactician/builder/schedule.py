@@ -59,10 +59,7 @@ class Scheduler:
         """Declares the I/O tensors, in network order."""
         ids = []
         for v in self.graph.inputs:
-            shape_like = any(
-                s.kind == "value" and s.source == v.name for s in self.graph.symbols.values()
-            )
-            ids.append(self._new(Tensor(v.name, v.dtype, v.dims, INPUT, is_shape=shape_like)))
+            ids.append(self._new(Tensor(v.name, v.dtype, v.dims, INPUT)))
             self.ids[v] = ids[-1]
         self.program.inputs = tuple(ids)
         self.program.outputs = tuple(self._place_output(v) for v in self.graph.outputs)
@@ -89,7 +86,11 @@ class Scheduler:
         return self._new(Tensor(name, t.dtype, t.shape, ARENA))
 
     def _place_output(self, v: Value) -> int:
-        out = self._new(Tensor(v.name, v.dtype, v.dims, OUTPUT))
+        tensor = Tensor(v.name, v.dtype, v.dims, OUTPUT)
+        known = v.known_ints() if v.meta.get("output_for_shapes") else None
+        if known is not None:
+            tensor.is_shape, tensor.content = True, tuple(known.reshape(-1).tolist())
+        out = self._new(tensor)
         if v in self.made and v not in self.ids and v not in self.aliases:
             self.ids[v] = out
             return out
@@ -121,10 +122,11 @@ class Scheduler:
             return self.ids[v]
         if v.const is not None:
             return self._constant(v.const, v.name, v)
-        if v in self.aliases and not (materialized_by_sizes(v) and v not in self.made):
+        by_sizes = materialized_by_sizes(v) and v not in self.made
+        if v in self.aliases and (self._root(v)[0] in self.inputs or not by_sizes):
             base, offset = self.aliases[v]
             return self._remember(v, self._view(v, self.tensor(base), offset))
-        if materialized_by_sizes(v) and v not in self.made:
+        if by_sizes:
             assert v.content is not None
             content = tuple(v.content.reshape(-1).tolist())
             return self._remember(
@@ -333,9 +335,8 @@ class Scheduler:
             if info.upper is not None and not D.symbols(info.upper) <= set(used):
                 info.upper = None
         read = {s.source for s in self.program.symbols.values() if s.kind == "value"}
-        for t in self.program.inputs:  # integers that no size depends on are data like others
-            tensor = self.program.tensors[t]
-            tensor.is_shape = tensor.is_shape and tensor.name in read
+        for t in self.program.inputs:  # others may hold small vectors of integers, too
+            self.program.tensors[t].is_shape = self.program.tensors[t].name in read
         plan_static(self.program)
 
 

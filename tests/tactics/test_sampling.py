@@ -9,6 +9,7 @@ from tactician.ops import emit
 from tactician.ops.interpreter import run_graph
 from tactician.regions.fuse import fuse
 from tactician.tactics import tuner as tuning
+from tactician.tactics.operands import random_arrays
 from tactician.tactics.sampling import sampled
 from tactician.tactics.tuner import Tuner, TunerSettings
 from tactician.targets.cpu import load_tactics
@@ -42,7 +43,7 @@ def network(kind):
 @pytest.mark.parametrize("kind", ["matmul", "convolution"])
 def test_elements(kind):
     g, region = network(kind)
-    arrays = tuning._random_arrays(region, {})
+    arrays = random_arrays(region, {})
     found = sampled(region, arrays, {})
     (out,) = region.outputs
     index, got = found[out]

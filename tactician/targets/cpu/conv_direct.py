@@ -30,6 +30,7 @@ _FLAT_TILES = 16  # most tiles in a row of a flattened 1x1 convolution
 _ROW_PIXELS = 64  # about as many pixels are a work item otherwise
 
 
+_L2_RATE = 28  # bytes a cycle that were measured
 _NEAR_BYTES = 256 << 10  # results so small are in the second cache still
 _SOURCES = SourceCache()
 
@@ -105,10 +106,11 @@ def cycles_of(p: Problem, mr: int, nv: int, isa: Isa) -> float:
 
 def tile_cycles(m: int, nv: int, isa: Isa, depthwise: bool = False) -> float:
     """Modelled cycles of a register tile per element of the inner dimension: two multiply-adds a
-    cycle, loads, or the latency of a sum, whichever is most. Loads of 512 bits, broadcasts among
-    them, were measured to come one a cycle, shorter ones two."""
-    loads = m * nv + nv if depthwise else m + nv
-    return max(m * nv / 2, loads / (1 if isa.vector_bits >= 512 else 2), 4.0) + 0.5
+    cycle, loads, weights from the second cache, or the latency of a sum, whichever is most. Loads
+    of 512 bits, broadcasts among them, were measured to come one a cycle, shorter ones two."""
+    loads = (m * nv + nv if depthwise else m + nv) / (1 if isa.vector_bits >= 512 else 2)
+    far = 0.0 if depthwise else nv * isa.vector_bits / 8 / _L2_RATE
+    return max(m * nv / 2, loads, far, 4.0) + 0.5
 
 
 def even_split(width: int, mr: int) -> tuple[int, int, int]:

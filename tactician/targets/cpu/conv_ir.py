@@ -418,14 +418,14 @@ class MicroKernel:
         """
         if self.shape.depthwise:
             return self._multiply_lanes(b, rows, w, acc)
-        c, most = self.shape.c, self.tile.unroll if inside is None else 1
+        c, most = self.shape.c, 1 if inside else self.tile.unroll
         unroll = c if c <= _WHOLE else next(u for u in range(most, 0, -1) if c % u == 0)
         if c == unroll:
             return self._multiply(b, rows, w, I64(0), unroll, acc, inside)
-        ahead = self._ahead(b, w, unroll)
+        ahead = None if inside else self._ahead(b, w, unroll)
         with Loop(b, I64(0), I64(c), unroll, carried=acc) as loop:
             sums = list(loop.carried)
-            for n in range(self.stream.ahead):
+            for n in range(self.stream.ahead if ahead is not None else 0):
                 line = b.mul(loop.index, I64(_LINE * self.stream.ahead // unroll))
                 at = b.gep(ahead, [b.add(line, I64(_LINE * n))], source_etype=F32)
                 prefetch(b, at, level=2)

@@ -1,8 +1,8 @@
-"""Time 3x3 convolutions layer by layer: direct, Winograd and onnxruntime.
+"""Time convolutions layer by layer: direct, Winograd and onnxruntime.
 
     python benchmarks/conv.py [LAYER …] [--threads N] [--rounds N] [--json FILE]
 
-Layers are those of ResNet-50 and VGG-16 with stride 1, batch 1, bias and ReLU; LAYER picks those
+Layers are those of ResNet-50, and VGG-16's 3x3 ones; batch 1, bias and ReLU. LAYER picks those
 whose name contains it. Our kernels run alone on channels-last tensors; onnxruntime runs a model of
 the one layer, conversion between layouts included where it does that. Contenders take turns; the
 best time of all rounds counts. GFLOP/s are of the direct method, so that Winograd's may exceed
@@ -30,6 +30,7 @@ from tactician.regions.fuse import fuse
 from tactician.regions.layout import assign_layouts
 from tactician.regions.region import Region
 from tactician.tactics.kernel import Kernel
+from tactician.tactics.operands import aligned_copy, aligned_zeros, concrete
 from tactician.targets.cpu.conv_direct import DirectConvolution
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.winograd import WinogradConvolution
@@ -39,23 +40,49 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of ``c`` to ``k`` channels on ``size`` x ``size`` pixels."""
+    """A convolution of ``c`` to ``k`` channels on ``size`` x ``size`` pixels, padded by half of its
+    window."""
 
     name: str
     c: int
     k: int
     size: int
+    window: int = 3
+    stride: int = 1
+
+    @property
+    def pad(self) -> int:
+        return self.window // 2
+
+    @property
+    def out(self) -> int:
+        return (self.size + 2 * self.pad - self.window) // self.stride + 1
 
     @property
     def gflop(self) -> float:
-        return 2e-9 * 9 * self.c * self.k * self.size**2
+        return 2e-9 * self.window**2 * self.c * self.k * self.out**2
+
+
+def resnet50() -> list[Layer]:
+    """The different convolutions of ResNet-50."""
+    layers, c, size = [Layer("resnet50 first", 3, 64, 224, 7, 2)], 64, 56
+    for stage, (width, stride) in enumerate(((64, 1), (128, 2), (256, 2), (512, 2)), 1):
+        name, out = f"resnet50 stage {stage}", size // stride
+        layers += [
+            Layer(f"{name} in", c, width, size, 1),
+            Layer(f"{name} shortcut", c, 4 * width, size, 1, stride),
+            Layer(f"{name} expand", width, 4 * width, out, 1),
+            Layer(f"{name} reduce", 4 * width, width, out, 1),
+            Layer(f"{name} 3x3", width, width, out),
+        ]
+        if stride > 1:
+            layers.append(Layer(f"{name} 3x3/2", width, width, size, 3, stride))
+        c, size = 4 * width, out
+    return layers
 
 
 LAYERS = [
-    Layer("resnet50 stage 1", 64, 64, 56),
-    Layer("resnet50 stage 2", 128, 128, 28),
-    Layer("resnet50 stage 3", 256, 256, 14),
-    Layer("resnet50 stage 4", 512, 512, 7),
+    *resnet50(),
     Layer("vgg16 1_2", 64, 64, 224),
     Layer("vgg16 2_1", 64, 128, 112),
     Layer("vgg16 2_2", 128, 128, 112),
@@ -74,9 +101,10 @@ class Operands:
         rng = np.random.default_rng(0)
         self.layer = layer
         shape = (1, layer.c, layer.size, layer.size)
-        scale = np.float32(1 / np.sqrt(9 * layer.c))
+        window = (layer.window, layer.window)
+        scale = np.float32(1 / (layer.window * np.sqrt(layer.c)))
         self.x = rng.standard_normal(shape, dtype=np.float32)
-        self.w = rng.standard_normal((layer.k, layer.c, 3, 3), dtype=np.float32) * scale
+        self.w = rng.standard_normal((layer.k, layer.c, *window), dtype=np.float32) * scale
         self.b = rng.standard_normal(layer.k, dtype=np.float32)
 
     def region(self) -> Region:
@@ -84,7 +112,8 @@ class Operands:
         g = Graph("layer")
         x = g.add_input("x", "f32", self.x.shape)
         inputs = [x, g.constant(self.w), g.constant(self.b)]
-        y = emit(g, "convolution", inputs, "conv", pre=(1, 1), post=(1, 1)).output
+        pad, stride = (self.layer.pad,) * 2, (self.layer.stride,) * 2
+        y = emit(g, "convolution", inputs, "conv", pre=pad, post=pad, stride=stride).output
         y = emit(g, "activation", [y], "relu", fn="relu").output
         # a reader that wants it channels-last too
         one = g.constant(np.ones((16, self.layer.k, 1, 1), np.float32))
@@ -97,9 +126,11 @@ class Operands:
         """The layer as a model."""
         from onnx import TensorProto, helper, numpy_helper
 
-        y = [1, self.layer.k, self.layer.size, self.layer.size]
+        out, pad = self.layer.out, self.layer.pad
+        y = [1, self.layer.k, out, out]
+        strides = [self.layer.stride] * 2
         nodes = [
-            helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1] * 4),
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[pad] * 4, strides=strides),
             helper.make_node("Relu", ["c"], ["y"]),
         ]
         graph = helper.make_graph(
@@ -118,11 +149,13 @@ class Ours:
 
     def __init__(self, device: CpuDevice, region: Region, kernel: Kernel, x: Array):
         self.device, self.kernel = device, kernel
-        last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        last = aligned_copy(x.transpose(0, 2, 3, 1))
         (result,) = region.outputs
-        self.out = np.zeros([int(d) for d in result.dims], np.float32)  # type: ignore[arg-type]
+        self.out = aligned_zeros(concrete(result, {}), np.float32)
+        inputs = {last.shape: last, x.shape: aligned_copy(x)}
         self.call = [
-            (self.out if a is result else last) if isinstance(a, Value) else a
+            aligned_copy(a) if not isinstance(a, Value)
+            else self.out if a is result else inputs[concrete(a, {})]
             for a in kernel.args
         ]
 
@@ -159,6 +192,8 @@ def measure(layer: Layer, args: argparse.Namespace) -> dict[str, dict[str, float
     region = operands.region()
     ours: dict[str, Ours] = {}
     for tactic in (DirectConvolution(), WinogradConvolution()):
+        if tactic.refuse(region, device) is not None:
+            continue
         for candidate in list(tactic.candidates(region, device))[:2]:
             kernel = tactic.build(region, candidate, device)
             ours[f"{tactic.name} {candidate}"] = Ours(device, region, kernel, operands.x)
@@ -191,7 +226,7 @@ def main() -> int:
     args = parser.parse_args()
     most = peak.peak_gflops() * args.threads
     print(f"peak {most:.1f} GFLOP/s on {args.threads} threads")
-    print(f"{'layer':18s} {'':34s} {'µs':>10s} {'GFLOP/s':>8s} {'of peak':>8s} {'error':>8s}")
+    print(f"{'layer':24s} {'':34s} {'µs':>10s} {'GFLOP/s':>8s} {'of peak':>8s} {'error':>8s}")
     results = {}
     for layer in LAYERS:
         if args.layers and not any(part in layer.name for part in args.layers):
@@ -200,7 +235,7 @@ def main() -> int:
         for name, r in found.items():
             share = f"{r['gflops'] / most:8.0%}"
             tail = f"{r['error']:8.0e}" if "error" in r else ""
-            print(f"{layer.name:18s} {name:34s} {r['us']:10,.1f} {r['gflops']:8.1f} {share} {tail}")
+            print(f"{layer.name:24s} {name:34s} {r['us']:10,.1f} {r['gflops']:8.1f} {share} {tail}")
     if args.json:
         about = {"peak_gflops": most, "threads": args.threads, "cpu": CpuDevice().isa.summary()}
         args.json.write_text(json.dumps({"machine": about, "layers": results}, indent=2) + "\n")

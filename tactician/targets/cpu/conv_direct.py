@@ -426,8 +426,7 @@ class Builder:
         ]
         values = [x, w, self.pointers[2], self.fn_args, self.fn_dims]
         values += [*self.in_strides, *self.in_sizes, *origins, image, *pixel, k]
-        if isinstance(tile, MicroKernel):
-            values += self._streams(w, pixel[-1], number)
+        values += self._streams(w, pixel[-1], number)
         b.call(tile.fn, values)
 
     def _streams(self, w: Any, column: Any, number: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from .dots import Products
 from .vecmath import I8, I16, I32, I64
 
 Zero = Callable[[ir.IRBuilder, Any], ir.Value]
+_LINE = 64  # bytes of a cache line
 _WHOLE = 4  # up to so many groups are all unrolled
 
 
@@ -28,19 +29,21 @@ class DotMicroKernel:
     Args:
         dot: How products are made.
         run: 0, or taps of the last axis that lie behind each other in memory and are one run.
+        ahead: Lines of the weights needed next that each turn of the inner loop asks for.
     """
 
     def __init__(
         self, module: ir.Module, shape: ConvShape, tile: Tile, dot: Products, mr: int,
-        channels: int, name: str, run: int = 0,
+        channels: int, name: str, run: int = 0, ahead: int = 0,
     ):  # fmt: skip
+        self.lines = ahead
         self.shape, self.tile, self.dot, self.mr, self.channels = shape, tile, dot, mr, channels
         self.run = run
         self.nv = -(-channels // tile.lanes)
         self.rank = r = len(shape.window)
         self.vt = ir.VectorType(dot.acc, tile.lanes)
         self.xt = ir.IntType(8 * dot.size)
-        types = [PTR] * 5 + [I64] * (4 * r + 2)
+        types = [PTR] * 5 + [I64] * (4 * r + 2) + [PTR]
         self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
         self.fn.linkage = "internal"
         self.fn.attributes.add("noinline")
@@ -48,6 +51,7 @@ class DotMicroKernel:
         self.x, self.w, self.zeros, self.args, self.dims = a[:5]
         self.strides, self.sizes, self.origins = (a[5 + i * r : 5 + (i + 1) * r] for i in range(3))
         self.image, self.pixel, self.k = a[5 + 3 * r], a[6 + 3 * r : 6 + 4 * r], a[6 + 4 * r]
+        self.ahead = a[7 + 4 * r]
         self.groups = -(-shape.c // dot.group)
         self.group_bytes = tile.nr * dot.weight_bytes
         self.tap_bytes = self.groups * self.group_bytes
@@ -71,7 +75,7 @@ class DotMicroKernel:
             start = [b.mul(x, scale) for x in start]
         if before is not None:
             before(self, b)
-        w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
+        self.begin = w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
         if self.run:
             acc = self._runs(b, w, start * self.mr)
         else:
@@ -269,8 +273,14 @@ class DotMicroKernel:
         unroll = self.tile.unroll
         if whole > (_WHOLE if not self.run else 2 * _WHOLE):
             looped = whole - whole % unroll
+            far = self._far(b, w)
             with Loop(b, I64(0), I64(looped), unroll, carried=acc) as loop:
                 sums = list(loop.carried)
+                if far is not None:
+                    step = b.mul(loop.index, I64(_LINE * self.lines // unroll))
+                    for n in range(self.lines):
+                        at = b.gep(far, [b.add(step, I64(_LINE * n))], source_etype=I8)
+                        V.prefetch(b, at, level=2)
                 for u in range(unroll):
                     sums = self._group(b, rows, w, b.add(loop.index, I64(u)), self.dot.group, sums)
                 loop.next(sums)
@@ -281,6 +291,14 @@ class DotMicroKernel:
         if tail:
             acc = self._group(b, rows, w, I64(whole), tail, acc)
         return acc
+
+    def _far(self, b: ir.IRBuilder, w: Any) -> Any:
+        """Which of the weights needed next to ask for while those at ``w`` are used."""
+        if not self.lines:
+            return None
+        used = b.sub(b.ptrtoint(w, I64), b.ptrtoint(self.begin, I64))
+        turns = b.sdiv(used, I64(self.group_bytes * self.tile.unroll))
+        return b.gep(self.ahead, [b.mul(turns, I64(_LINE * self.lines))], source_etype=I8)
 
     def _group(
         self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, g: Any, count: int, acc: list[Any]

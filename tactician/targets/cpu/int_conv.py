@@ -21,7 +21,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import int_problem
 from . import vecmath as V
 from .conv_common import RuntimeSizes, argument, stored_last
-from .conv_direct import Builder
+from .conv_direct import Builder, even_split
 from .conv_ir import Loop, Tile
 from .dot_ir import DotMicroKernel
 from .dots import Products
@@ -30,6 +30,8 @@ from .int_dot import Dot, methods
 from .int_problem import IntProblem
 from .vecmath import I8, I32, I64
 
+_LINE = 64  # bytes of a cache line
+_MANY_BYTES = 64 << 10  # of weights: fewer are soon in the cache
 _FILL = 64  # bytes of zero points written at once
 
 
@@ -112,7 +114,7 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
         if (nv - 1) * lanes < p.k and not (grouped and per_group % (nv * lanes))
     ] or [(4, 1)]
     if isinstance(width, int):
-        fit = list(dict.fromkeys((min(mr, width), nv) for mr, nv in fit))
+        fit = list(dict.fromkeys((-(-width // even_split(width, mr)[0]), nv) for mr, nv in fit))
         fit.sort(key=lambda s: _cost(p, width, s[0], s[1], lanes))
     rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
     late = _late(p)
@@ -141,12 +143,12 @@ def _cost(p: IntProblem, width: int, mr: int, nv: int, lanes: int) -> float:
     """Modelled cost of a row of outputs, relative to other tiles: products, of which too few
     don't hide each other's latency, and what broadcasts keep from running at the same time."""
     blocks = -(-p.k // (nv * lanes))
-    whole, rest = divmod(width, mr)
+    count, low, more = even_split(width, mr)
 
     def tile(m: int) -> float:
         return max(m * nv, 8.0) + 0.4 * m + 0.5
 
-    return blocks * (whole * tile(mr) + (tile(rest) if rest else 0))
+    return blocks * (more * tile(low + 1) + (count - more) * tile(low))
 
 
 def _late(p: IntProblem) -> bool:
@@ -176,6 +178,7 @@ class DotBuilder(Builder):
         self.sizes = RuntimeSizes()
         self.rank = len(p.axes)
         self.packed = self._packed()
+        self.ahead = self._ahead()
         self.x = p.stored
         known = isinstance(p.x_zero, int)
         # runs of outer rows that lie outside are as long as a tile is wide
@@ -200,6 +203,32 @@ class DotBuilder(Builder):
         if self.zero_arg >= 0:
             kernel.scratch = self.zeros.size
         return kernel
+
+    def _turns(self) -> int:
+        """Turns of the inner loop in a tile."""
+        groups = -(-self.p.c // self.dot.group)
+        return self.p.shape.taps * (groups // self.t.unroll)
+
+    def _ahead(self) -> int:
+        """Lines of the next panel that each turn of the inner loop asks for, so that the tiles of
+        an item together ask for all of it; 0 where weights are few, or have no such loop."""
+        tiles, turns = self._item_tiles(), self._turns()
+        groups = -(-self.p.c // self.dot.group)
+        if not tiles or groups <= 4 or groups % self.t.unroll or self.p.depthwise or self.p.merged:
+            return 0
+        if self.packed.nbytes < _MANY_BYTES or len(self.packed) == 1:
+            return 0
+        return -(-(self.packed.shape[1] // _LINE) // (tiles * turns))
+
+    def _streams(self, w: Any, column: Any, number: Any) -> list[Any]:
+        """The part of the next panel that a tile asks for."""
+        if not self.ahead:
+            return [w]
+        b = self.b
+        share = self.ahead * self._turns() * _LINE
+        at = b.gep(self.after, [b.mul(number, I64(share))], source_etype=I8)
+        useful = b.icmp_signed("<", number, I64(-(-self.packed.shape[1] // share)))
+        return [b.select(useful, at, w)]
 
     def _products(self, tile: IntTile, isa: Any) -> Products:
         return Dot(tile.dot, tile.lanes, self.p.x_signed, narrowed(isa, tile.lanes))
@@ -253,7 +282,9 @@ class DotBuilder(Builder):
             mk = DepthwiseMicroKernel(self.module, p.shape, t, mr, channels, name, p.x_signed)
         else:
             run = p.axes[-1].window if p.merged else 0
-            mk = DotMicroKernel(self.module, p.shape, t, self.dot, mr, channels, name, run)
+            mk = DotMicroKernel(
+                self.module, p.shape, t, self.dot, mr, channels, name, run, self.ahead
+            )
         zero = None if self.zero_arg < 0 else self._zero_point
         mk.build(zero, lambda m, b, acc: self._store(m, b, acc, channels), self._before)
         return mk
@@ -263,7 +294,7 @@ class DotBuilder(Builder):
         self.epilogue.enter(b, m.args)
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
-            self.epilogue.touch(em, b.add(m.pixel[-1], I64(i)), m.k, self.t.nr)
+            self.epilogue.touch_pixel(em, b.add(m.pixel[-1], I64(i)), m.k, self.t.nr)
 
     def _store(self, m: Any, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue, on all vectors of a pixel at once where they are full: narrowing to

@@ -304,7 +304,7 @@ class IntEpilogue(Epilogue):
         super().store(em, x, k, sums, count)
 
 
-    def touch(self, em: Any, x: Any, k: Any, count: int) -> None:
+    def touch_pixel(self, em: Any, x: Any, k: Any, count: int) -> None:
         """Prefetches ``count`` channels of a pixel of what the stage reads at its own place."""
         own = [
             ld for ld in E.loads(self.stage.expr)
@@ -319,13 +319,11 @@ class IntEpilogue(Epilogue):
         em.push(b)
         self._bind_pixel(em, x)
         em.bind(channel, k)
-        fn = V.declare(b.module, "llvm.prefetch.p0", ir.VoidType(), [V.PTR, I32, I32, I32])
         for load in own:
             flat = em.lowerer.lower(load)
             at = em.address(flat.value, em.linear(flat.at))
             for byte in range(0, count * load.dtype.size, _LINE):
-                line = b.gep(at, [I64(byte)], source_etype=V.I8)
-                b.call(fn, [line, I32(0), I32(3), I32(1)])
+                V.prefetch(b, b.gep(at, [I64(byte)], source_etype=V.I8), level=3)
         em.pop()
 
 

@@ -211,18 +211,19 @@ def _plus(b: ir.IRBuilder, x: ir.Value, zero: ir.Value) -> ir.Value:
 
 
 def _packed(b: ir.IRBuilder, x: ir.Value, zero: ir.Value | None, to: T.DType) -> ir.Value | None:
-    """Two or four vectors of s32 narrowed by the CPU's packs, which take turns between the
+    """One, two or four vectors of s32 narrowed by the CPU's packs, which take turns between the
     128-bit parts of their operands; one shuffle of 32-bit groups puts that right."""
     names, n = _packs(b, to), V.lanes(x.type)
     lanes = b.module.isa.lanes(32) if names else 0
-    if names is None or lanes < 8 or n not in (2 * lanes, 4 * lanes):
+    if names is None or lanes < 8 or n not in (lanes, 2 * lanes, 4 * lanes):
         return None
     if zero is not None and V.lanes(zero.type) > 1:
         return None
     quads, words, bytes_ = (V.with_lanes(t, k * lanes) for t, k in ((I32, 1), (I16, 2), (V.I8, 4)))
     parts = [V.part(b, x, k, lanes) for k in range(0, n, lanes)]
     first = V.declare(b.module, names[0], words, [quads, quads])
-    halves = [b.call(first, parts[k : k + 2]) for k in range(0, len(parts), 2)]
+    pairs = [(parts[k], parts[min(k + 1, len(parts) - 1)]) for k in range(0, len(parts), 2)]
+    halves = [b.call(first, pair) for pair in pairs]
     if zero is not None:
         halves = [_plus(b, h, zero) for h in halves]
     second = V.declare(b.module, names[1], bytes_, [words, words])

@@ -281,6 +281,14 @@ def test_products(a, b, small):
     run_all(graph, inputs, Isa.host())
 
 
+@pytest.mark.parametrize("rows", [7, 40])
+def test_many_weights(rows):
+    """Weights of which each tile asks for a part of the next panel."""
+    graph, inputs = matmul_graph((rows, 512), (512, 200))
+    run_all(graph, inputs, Isa.host())
+    check_conv((1, 192, 5, rows), (136, 192, 3, 3), pre=(1, 1), post=(1, 1))
+
+
 @pytest.mark.parametrize("a_type", ["u8", "i8"])
 def test_transposed_and_requantized(a_type):
     graph, inputs = matmul_graph((19, 50), (33, 50), a_type, zero=-5 if a_type == "i8" else 99,

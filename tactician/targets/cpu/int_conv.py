@@ -21,7 +21,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import int_problem
 from . import vecmath as V
 from .conv_common import RuntimeSizes, argument, stored_last
-from .conv_direct import Builder, even_split
+from .conv_direct import Builder, even_split, tile_cycles
 from .conv_ir import Loop, Tile
 from .dot_ir import DotMicroKernel
 from .dots import Products
@@ -100,7 +100,7 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     lanes = vector_lanes(p.k // p.groups if p.groups > 1 and not p.depthwise else 0, device)
     many = device.isa.vector_registers >= 32
     shapes = (
-        [(6, 4), (8, 3), (7, 3), (12, 2), (14, 2), (5, 4), (4, 4), (12, 1)] if many
+        [(6, 4), (8, 3), (7, 3), (12, 2), (5, 4), (4, 4), (12, 1)] if many
         else [(4, 2), (5, 2), (6, 1), (3, 4), (4, 3), (8, 1)]
     )  # fmt: skip
     width = p.axes[-1].out if not p.flat else p.images * D.product(a.out for a in p.axes)
@@ -115,7 +115,7 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     ] or [(4, 1)]
     if isinstance(width, int):
         fit = list(dict.fromkeys((-(-width // even_split(width, mr)[0]), nv) for mr, nv in fit))
-        fit.sort(key=lambda s: _cost(p, width, s[0], s[1], lanes))
+        fit.sort(key=lambda s: _cost(p, width, s[0], s[1], narrowed(device.isa, lanes)))
     rows = 1 if p.flat or not isinstance(width, int) else max(1, 64 // max(width, 1))
     late = _late(p)
     choices = [(s, first) for s, first in ((fit[0], late), *((s, late) for s in fit[1:3]))]
@@ -139,16 +139,12 @@ def narrowed(isa: Any, lanes: int) -> Any:
     return replace(isa, vector_bits=32 * lanes)
 
 
-def _cost(p: IntProblem, width: int, mr: int, nv: int, lanes: int) -> float:
-    """Modelled cost of a row of outputs, relative to other tiles: products, of which too few
-    don't hide each other's latency, and what broadcasts keep from running at the same time."""
-    blocks = -(-p.k // (nv * lanes))
+def _cost(p: IntProblem, width: int, mr: int, nv: int, isa: Any) -> float:
+    """Modelled cycles of a row of outputs, relative to other tiles."""
+    blocks = -(-p.k // (nv * isa.lanes(32)))
     count, low, more = even_split(width, mr)
-
-    def tile(m: int) -> float:
-        return max(m * nv, 8.0) + 0.4 * m + 0.5
-
-    return blocks * (more * tile(low + 1) + (count - more) * tile(low))
+    long, short = tile_cycles(low + 1, nv, isa), tile_cycles(low, nv, isa)
+    return blocks * (more * long + (count - more) * short)
 
 
 def _late(p: IntProblem) -> bool:

@@ -61,7 +61,7 @@ class DepthwiseDot(Tactic):
 
     name = "int_depthwise"
     target = "cpu"
-    priority = 48
+    priority = 52
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
         return _refused(region, device) is None

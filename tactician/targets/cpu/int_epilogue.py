@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from ...ir import expr as E
 from ...ir.dtypes import f32, i8, i32, u8

@@ -21,6 +21,7 @@ from ..regions.chain import join_pairs
 from ..regions.fuse import Fusion, fuse
 from ..regions.layout import assign_layouts, permute_stages
 from ..regions.region import Region
+from ..regions.specialize import at_sizes, symbols_of
 from ..support import logger as log
 from ..support.errors import BuildError, RefusedError
 from ..tactics.kernel import Kernel
@@ -33,6 +34,7 @@ from .precision import apply_precisions, apply_ranges
 from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
+_GAIN = 0.98  # a special kernel's time over the general one's that makes it worth its room
 _DEFAULT_SIZE = 4  # a symbolic size nothing is known of is tuned for this
 
 
@@ -266,6 +268,7 @@ class _Compiler:
             ),
         )
         self.selection = selection
+        self.opt = opt_sizes(graph, settings)
         self.code: dict[str, Future[bytes]] = {}
         self.given_up = given_up
 
@@ -274,6 +277,8 @@ class _Compiler:
         self.tuner.prefetch([x for r in self.fusion.regions for x in _with_parts(r)])
         self._schedule(self.fusion, main=True)
         self.program.code = self._code()
+        if any(s.special is not None for s in self.program.steps):
+            self.program.opt = self.opt
         self.scheduler.finish(self.graph.symbols)
         self.report.measured, self.report.cached = self.tuner.measured, self.tuner.hits
 
@@ -356,6 +361,7 @@ class _Compiler:
             if self.selection is not None:
                 self.selection.took(region, choice.tactic, choice.candidate)
             self._kernels(region, choice.kernel, choice.info)
+            self._specialize(region, choice, choice.kernel)
         elif (
             region.anchor is not None and region.anchor.op == "attention"
             and not region.anchor.meta.get("whole")
@@ -368,6 +374,26 @@ class _Compiler:
                 self._step(part)
         else:
             self._reference(region, choice.info)
+
+    def _specialize(self, region: Region, general: Choice, kernel: Kernel) -> None:
+        """Adds a kernel for the profile's ``opt``, unless the general one is as fast there."""
+        names = symbols_of(region)
+        if (
+            not names or not names <= set(self.opt) or region.parts or self.selection is not None
+            or kernel.before or kernel.finds is not None
+        ):
+            return
+        with at_sizes(region, self.opt) as fixed:
+            choice = self._choose(fixed)
+        own = choice.kernel
+        if own is None or own.dims or own.before or own.finds is not None:
+            return
+        times = [c.info.get("time_us") for c in (general, choice)]
+        if None not in times and times[1] > _GAIN * times[0]:  # type: ignore[operator]
+            return
+        info = {**_layer_info(region), **choice.info}
+        self.scheduler.special(kernel, own, self.add_code(own), info)
+        self.program.steps[-1].info["at_opt"] = f"{choice.tactic}({choice.candidate})"
 
     def _kernels(self, region: Region, kernel: Kernel, chosen: dict[str, Any]) -> None:
         """Adds the steps of a kernel and of those before it."""
@@ -497,6 +523,15 @@ def tuning_sizes(graph: Graph, settings: BuildSettings) -> dict[str, int]:
     for n in names:
         env[n] = max(ranges[n][1] if n in ranges else _DEFAULT_SIZE, 0)
     return env
+
+
+def opt_sizes(graph: Graph, settings: BuildSettings) -> dict[str, int]:
+    """Symbols of inputs whose kernels get a version of their own for the first profile's
+    ``opt``: on the CPU, where sizes that are known make better code."""
+    if settings.target != "cpu" or settings.optimization_level < 1 or not settings.profiles:
+        return {}
+    ranges = settings.profiles[0].dim_ranges(graph.symbols)
+    return {name: opt for name, (_, opt, _) in sorted(ranges.items())}
 
 
 def _symbols_in(graph: Graph) -> Iterator[str]:

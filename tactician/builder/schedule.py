@@ -256,6 +256,30 @@ class Scheduler:
             )
         )
 
+    def special(self, general: Kernel, kernel: Kernel, symbol: str, info: dict[str, Any]) -> None:
+        """Gives the last step a kernel for the sizes of the profile's ``opt``."""
+        step = self.program.steps[-1]
+        packed = [a for a in general.args if not isinstance(a, Value)]
+
+        def argument(a: Value | np.ndarray[Any, Any]) -> int:
+            if isinstance(a, Value):
+                return self.tensor(a)
+            same = (
+                b for b in packed
+                if b.shape == a.shape and b.dtype == a.dtype and b.tobytes() == a.tobytes()
+            )
+            return self._constant(next(same, a), f"{kernel.symbol}.packed")
+
+        args = tuple(argument(a) for a in kernel.args)
+        values = [t for t, a in zip(args, kernel.args, strict=True) if isinstance(a, Value)]
+        own = tuple(dict.fromkeys(t for t in values if t not in (*step.inputs, *step.outputs)))
+        step.outputs += own  # memory of the kernel's own
+        step.special = Step(
+            "kernel", step.name, step.inputs, step.outputs, symbol, args, work=kernel.work,
+            grain=kernel.grain, phase=kernel.phase, scratch=kernel.scratch, flops=kernel.flops,
+            info=info,
+        )
+
     def learn(self, region: Region, kernel: Kernel, info: dict[str, Any]) -> None:
         """Adds the step in which the host reads the sizes that a kernel found; results that are
         views of the room it had are known from then on."""

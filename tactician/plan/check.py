@@ -150,6 +150,10 @@ def _check_step(program: Program, i: int, step: Step) -> None:
         _fail(f"{what} copies {len(step.args)} tensors")
     elif step.kind == "kernel" and not (step.symbol and program.code):
         _fail(f"{what} has no code")
+    elif step.special is not None:
+        if step.kind != "kernel" or step.special.kind != "kernel" or step.special.special:
+            _fail(f"{what} has a special version that is no kernel")
+        _check_step(program, i, step.special)
     elif step.kind == "kernel" and program.target == "cuda" and not 1 <= len(step.grid) <= 3:
         _fail(f"{what} has a grid of {len(step.grid)} dimensions")
 

@@ -70,6 +70,7 @@ class Step:
         inputs: Tensor ids read (-1: absent input of a reference node).
         outputs: Tensor ids written.
         info: Report entry: layers with sources, ops, tactic, candidate, timings, rejections.
+        special: For kernels with symbolic sizes: what runs instead where these are `Program.opt`.
     """
 
     kind: str
@@ -89,6 +90,7 @@ class Step:
     node: int = -1
     target: int = -1
     info: dict[str, Any] = field(default_factory=dict)
+    special: Step | None = None
 
 
 @dataclass
@@ -140,6 +142,7 @@ class Program:
         arena_size: Bytes of the arena if all shapes are static, else -1.
         profiles: At least one.
         implicit_batch: Largest batch of an implicit-batch network, or 0.
+        opt: Sizes that ``special`` kernels are for: the first profile's ``opt``.
         threads: Threads to use by default (0: the machine's cores).
         settings: Build settings worth reporting and checking (precision flags, level, …).
         network: The whole network, if the plan carries it (version compatible), else None.
@@ -163,6 +166,7 @@ class Program:
     arena_size: int = -1
     profiles: list[Profile] = field(default_factory=list)
     implicit_batch: int = 0
+    opt: dict[str, int] = field(default_factory=dict)
     threads: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     network: Graph | None = None

@@ -55,7 +55,8 @@ class EngineCore:
             c if self.gpu or stripped(program) else aligned_copy(c) for c in program.constants
         ]
         self.constant_address = [int(c.ctypes.data) for c in self.constants]
-        symbols = sorted({s.symbol for s in program.steps if s.kind == "kernel"})
+        kernels = [s for s in program.steps if s.kind == "kernel"]
+        symbols = sorted({s.symbol for k in kernels for s in (k, k.special) if s is not None})
         self.native = program.target == "cpu"
         self.code: dict[str, int] = {}
         self.pool: Any = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..ir import dims as D
 from ..memory.arena import alignment_for, lifetimes, loops_of, plan_arena
-from ..plan.program import ARENA, DYNAMIC, OUTPUT, SIZES, VIEW, Check, Program
+from ..plan.program import ARENA, DYNAMIC, OUTPUT, SIZES, VIEW, Check, Program, Step
 from ..support.errors import ExecutionError
 
 Extents = tuple[int, ...]
@@ -129,6 +129,7 @@ class Layout:
         arena: Bytes of the arena.
         scratch: Bytes of scratch memory per thread, a multiple of 64.
         late_tensors, late_steps: Those whose sizes depend on data.
+        steps: What runs: the program's steps, or the special ones for these sizes.
     """
 
     known: Evaluator
@@ -139,6 +140,7 @@ class Layout:
     scratch: int = 0
     late_tensors: tuple[int, ...] = ()
     late_steps: tuple[int, ...] = ()
+    steps: list[Step] = field(default_factory=list)
 
 
 def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
@@ -164,10 +166,12 @@ def make_layout(info: ProgramInfo, env: Mapping[str, int]) -> Layout:
                 "choose input shapes for which every dimension is at least 0"
             )
         nbytes.append(-1 if shape is None else math.prod(shape) * t.dtype.size)
-    layout = Layout(known, shapes, nbytes)
+    layout = Layout(known, shapes, nbytes, steps=list(p.steps))
+    if p.opt and all(env.get(name) == n for name, n in p.opt.items()):
+        layout.steps = [s.special or s for s in p.steps]
     _place(info, layout)
     late_steps, scratch = [], 0
-    for i, s in enumerate(p.steps):
+    for i, s in enumerate(layout.steps):
         need = known.get(s.scratch)
         scratch = max(scratch, need or 0)
         if need is None or known.all((*s.dims, *s.grid, s.work, s.counters)) is None or (

@@ -63,6 +63,7 @@ class Schedule:
         self.threads = threads or core.threads
         self._program = core.program
         self._info = core.info
+        self._steps = layout.steps
         self._watch = watch
         self.shapes = list(layout.shapes)
         self._known = layout.known
@@ -78,14 +79,14 @@ class Schedule:
         self._scratch = np.empty(0, np.uint8)
         self._scratch_stride = 0
         self._records: list[tuple[str, int]] = []
-        for i, s in enumerate(self._program.steps):
+        for i, s in enumerate(self._steps):
             if self._program.target == "null":
                 continue  # everything is prepared and nothing runs
             self._records.append(("step", i))
             self._records.extend(("watch", t) for t in s.outputs if t in watched)
         self._make_tables()
         self._late = bool(layout.late_tensors or layout.late_steps)
-        self._native = core.native and any(s.kind == "kernel" for s in self._program.steps)
+        self._native = core.native and any(s.kind == "kernel" for s in self._steps)
         self._launches: dict[bool, Any] = {}
         self._traced = debug_level() >= 2
         self._callback: Any = None
@@ -116,7 +117,7 @@ class Schedule:
         return content is not None
 
     def _make_tables(self) -> None:
-        steps = self._program.steps
+        steps = self._steps
         self._args = np.zeros(sum(len(s.args) for s in steps) + 1, np.int64)
         self._dims = np.zeros(sum(len(s.dims) + 1 for s in steps) + 1, np.int64)
         self._table = np.zeros((len(self._records) + 1, 8), np.int64)
@@ -150,7 +151,7 @@ class Schedule:
                 self._patch(owner)
 
     def _fill_row(self, row: Array, i: int, arg: int, dim: int) -> None:
-        s = self._program.steps[i]
+        s = self._steps[i]
         args, dims = self._args.ctypes.data + 8 * arg, self._dims.ctypes.data + 8 * dim
         work = dims + 8 * len(s.dims)
         if s.kind in ("reference", "learn"):
@@ -165,13 +166,13 @@ class Schedule:
 
     def _record_of(self, step: int) -> int:
         """Where the record of a step is; one past the last step is the end."""
-        if step == len(self._program.steps):
+        if step == len(self._steps):
             return len(self._records)
         return self._records.index(("step", step))
 
     def _fill_dims(self, i: int) -> bool:
         """Writes a step's scalar arguments; returns False while some are unknown."""
-        s = self._program.steps[i]
+        s = self._steps[i]
         work: D.DimLike = s.work
         if s.kind == "copy":
             shape = self.shapes[s.args[0]]
@@ -232,7 +233,7 @@ class Schedule:
 
     def _trace(self, times: list[float]) -> None:
         """Rung 2 of the debug ladder: a line per step with its time and rates."""
-        for i, (step, ms) in enumerate(zip(self._program.steps, times, strict=True)):
+        for i, (step, ms) in enumerate(zip(self._steps, times, strict=True)):
             flops = self._known.get(step.flops) or 0
             moved = sum(
                 math.prod(shape) * self._program.tensors[t].dtype.size
@@ -255,7 +256,7 @@ class Schedule:
         else:
             self._run_python(self.ticks)
         spans = step_times(self.ticks) / 1e6
-        times = [0.0] * len(self._program.steps)
+        times = [0.0] * len(self._steps)
         for ms, (kind, i) in zip(spans, self._records, strict=True):
             if kind == "step":
                 times[i] = float(ms)
@@ -298,7 +299,7 @@ class Schedule:
             if ticks is not None:
                 ticks[k] = time.perf_counter_ns()
             k += 1
-            step = self._program.steps[i] if kind == "step" else None
+            step = self._steps[i] if kind == "step" else None
             try:
                 if step is not None and step.kind in _JUMPS:
                     if step.kind == "jump" or not self.array(step.args[0]).reshape(-1)[0]:
@@ -307,7 +308,7 @@ class Schedule:
                     src, dst = (self._at(t) for t in step.args)
                     copy_bytes(dst, src, int(self._dims[self._dims_at[i]]))
                 else:
-                    self._enter(i if step is not None else len(self._program.steps) + i)
+                    self._enter(i if step is not None else len(self._steps) + i)
             except _MoreScratch:
                 continue
         if ticks is not None:
@@ -315,8 +316,8 @@ class Schedule:
 
     def _enter(self, ident: int) -> None:
         """A callback step: sizes, a reference step, or the showing of a watched tensor."""
-        count = len(self._program.steps)
-        if ident < count and self._program.steps[ident].kind == "learn":
+        count = len(self._steps)
+        if ident < count and self._steps[ident].kind == "learn":
             self._take_sizes(ident)
         elif ident < count:
             self._reference(ident)
@@ -325,7 +326,7 @@ class Schedule:
 
     def _take_sizes(self, i: int) -> None:
         """Learns the sizes that a kernel found."""
-        step = self._program.steps[i]
+        step = self._steps[i]
         for d, n in zip(step.dims, self.array(step.inputs[0]).tolist(), strict=True):
             self._known.learn(str(d), n)
         if self._settle():
@@ -334,7 +335,7 @@ class Schedule:
     def _reference(self, i: int) -> None:
         from ..ops.registry import evaluate
 
-        step = self._program.steps[i]
+        step = self._steps[i]
         node = self._program.nodes.nodes[step.node]
         operands = [None if t < 0 else self.array(t) for t in step.inputs]
         try:
@@ -446,7 +447,7 @@ class Schedule:
         self._todo_tensors = waiting
         steps = []
         for i in self._todo_steps:
-            need = self._known.get(self._program.steps[i].scratch)
+            need = self._known.get(self._steps[i].scratch)
             if need is None or not self._fill_dims(i):
                 steps.append(i)
             elif self._native:

@@ -51,12 +51,12 @@ class SearchTactic(Tactic):
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         assert region.anchor is not None
-        code = _Code(region.anchor, device.isa)
+        code = Code(region.anchor, device.isa)
         _OPS[region.anchor.op][1](code)
         return code.kernel()
 
 
-class _Variable:
+class Variable:
     """A place on the stack that LLVM makes a register of."""
 
     def __init__(self, g: Gen, t: ir.Type, start: ir.Value):
@@ -73,7 +73,7 @@ class _Variable:
         self.set(self.g.b.add(self.get(), ir.Constant(self.t, n)))
 
 
-class _Code:
+class Code:
     """What the ops below share: memory for results and their number, loops, branches."""
 
     def __init__(self, node: Node, isa: Any):
@@ -117,9 +117,9 @@ class _Code:
             self.counts = Value(f"{self.node.outputs[0].name}.count", i64, (1,))
             self.g.store(count, self.pointer(self.counts))
 
-    def variable(self, t: ir.Type, start: Any = 0) -> _Variable:
+    def variable(self, t: ir.Type, start: Any = 0) -> Variable:
         start = start if isinstance(start, ir.Value) else ir.Constant(t, start)
-        return _Variable(self.g, t, start)
+        return Variable(self.g, t, start)
 
     def memory(self, n: D.DimLike, size: int) -> ir.Value:
         """Scratch memory for elements of ``size`` bytes, 64 bytes more than that."""
@@ -202,7 +202,7 @@ def _refuse_non_zero(node: Node) -> str | None:
     return None if convert.supported(x.dtype) else f"element type {x.dtype} is not supported"
 
 
-def _non_zero(k: _Code) -> None:
+def _non_zero(k: Code) -> None:
     """Counts first, because each row of the result begins where the one before it ends."""
     x = k.node.inputs[0]
     assert x is not None
@@ -241,7 +241,7 @@ def _refuse_compress(node: Node) -> str | None:
     return None
 
 
-def _compress(k: _Code) -> None:
+def _compress(k: Code) -> None:
     x, cond = k.node.inputs[:2]
     assert x is not None and cond is not None
     g, source, out, axis = k.g, k.pointer(x), k.result(), k.node.attrs.axis
@@ -272,6 +272,73 @@ def _compress(k: _Code) -> None:
         k.chunks(g.size(cond.dims[0]), k.lanes(cond.dtype), look)
 
 
+# --- heaps --------------------------------------------------------------------------------
+
+
+def float_key(b: ir.IRBuilder, x: ir.Value, largest: bool, nan_first: bool = False) -> ir.Value:
+    """A float as an unsigned integer, less for what comes first: the largest or the smallest.
+    Both zeros are equal; NaN comes last, or first."""
+    bits = b.bitcast(b.fadd(x, V.const(F32, 0.0)), I32)  # -0.0 becomes 0.0
+    negative = b.icmp_signed("<", bits, I32(0))
+    up = b.select(negative, b.not_(bits), b.or_(bits, I32(0x80000000)))
+    end = I32(0 if nan_first else 0xFFFFFFFF)
+    return b.select(b.fcmp_unordered("uno", x, x), end, b.not_(up) if largest else up)
+
+
+class Heap:
+    """A heap of unsigned 64-bit integers in scratch memory, the least on top."""
+
+    def __init__(self, k: Code, size: D.DimLike):
+        self.k, self.g, self.b = k, k.g, k.g.b
+        self.at = k.memory(size, 8)
+
+    def place(self, i: Num) -> ir.Value:
+        """Address of element ``i``; fill these, then call `order`."""
+        return self.g.at(self.at, i, 8)
+
+    def order(self, n: ir.Value) -> None:
+        """Makes a heap of ``n`` elements."""
+        b = self.b
+        at = self.k.variable(I64, b.lshr(n, I64(1)))
+        with self.k.turns(lambda: b.icmp_signed(">", at.get(), I64(0))):
+            at.add(-1)
+            self._sift(at.get(), n)
+
+    def pop(self, n: Variable) -> ir.Value:
+        """Takes the least of ``n`` elements away."""
+        g = self.g
+        top = g.load(I64, self.at)
+        n.add(-1)
+        g.store(g.load(I64, self.place(n.get())), self.at)
+        self._sift(I64(0), n.get())
+        return top
+
+    def _sift(self, start: ir.Value, n: ir.Value) -> None:
+        """Moves the element at ``start`` down to its place."""
+        g, b, k = self.g, self.b, self.k
+        x = g.load(I64, self.place(start))
+        at, going = k.variable(I64, start), k.variable(I1, 1)
+
+        def left() -> ir.Value:
+            return b.add(b.shl(at.get(), I64(1)), I64(1))
+
+        with k.turns(lambda: b.and_(going.get(), b.icmp_signed("<", left(), n))):
+            one = left()
+            two = b.add(one, I64(1))
+            two = b.select(b.icmp_signed("<", two, n), two, one)
+            p, q = (g.load(I64, self.place(c)) for c in (one, two))
+            right = b.icmp_unsigned("<", q, p)
+            least = b.select(right, q, p)
+            down = b.icmp_unsigned("<", least, x)
+            with b.if_else(down) as (moves, stays):
+                with moves:
+                    g.store(least, self.place(at.get()))
+                    at.set(b.select(right, two, one))
+                with stays:
+                    going.set(I1(0))
+        g.store(x, self.place(at.get()))
+
+
 # --- non-maximum suppression --------------------------------------------------------------
 
 
@@ -289,7 +356,7 @@ class _Nms:
     """Per class: a heap of the candidates, the best on top; each that overlaps none of those kept
     (compared many at a time) is kept."""
 
-    def __init__(self, k: _Code):
+    def __init__(self, k: Code):
         self.k, self.g, self.b = k, k.g, k.g.b
         boxes, scores, *limits = k.node.inputs
         assert boxes is not None and scores is not None
@@ -301,7 +368,7 @@ class _Nms:
         size = boxes.dims[1]
         self.corners = [k.memory(size, 4) for _ in range(5)]  # low and high corners, area
         self.kept_corners = [k.memory(size, 4) for _ in range(5)]
-        self.heap = k.memory(size, 8)
+        self.heap = Heap(k, size)
         most, iou, least = (*limits, None, None, None)[:3]
         self.most = self._limit(most, I64)
         self.iou = self._limit(iou, F32)
@@ -326,7 +393,7 @@ class _Nms:
                 self._prepare(g.add(g.mul(batch.index, self.count), i.index), i.index)
             with g.loop(0, self.classes) as c:
                 n = self._collect(g.add(g.mul(batch.index, self.classes), c.index))
-                self._heapify(n)
+                self.heap.order(n.get())
                 self._select(n, g.value(batch.index), g.value(c.index))
         self.k.tell(self.total.get())
 
@@ -345,15 +412,15 @@ class _Nms:
         for x, at in zip((*low, *high, area), self.corners, strict=True):
             g.store(x, g.at(at, i, 4))
 
-    def _collect(self, row: Num) -> _Variable:
+    def _collect(self, row: Num) -> Variable:
         """Candidates of a class into the heap's memory; their number."""
         g, b, k = self.g, self.b, self.k
         n = k.variable(I64)
         base = g.at(self.scores, g.mul(row, self.count), 4)
 
         def put(i: ir.Value) -> None:
-            key = b.zext(self._key(g.load(F32, g.at(base, i, 4))), I64)
-            g.store(b.or_(b.shl(key, I64(32)), i), g.at(self.heap, n.get(), 8))
+            key = b.zext(float_key(b, g.load(F32, g.at(base, i, 4)), True), I64)
+            g.store(b.or_(b.shl(key, I64(32)), i), self.heap.place(n.get()))
             n.add(1)
 
         def look(i: Num, lanes: int) -> None:
@@ -369,47 +436,7 @@ class _Nms:
         k.chunks(self.count, self.lanes, look)
         return n
 
-    def _key(self, x: ir.Value) -> ir.Value:
-        """A score as an integer, less for a better one; NaN is the worst."""
-        b = self.b
-        bits = b.bitcast(b.fadd(x, V.const(F32, 0.0)), I32)  # -0.0 becomes 0.0
-        negative = b.icmp_signed("<", bits, I32(0))
-        up = b.select(negative, b.not_(bits), b.or_(bits, I32(0x80000000)))
-        return b.select(b.fcmp_unordered("uno", x, x), I32(0xFFFFFFFF), b.not_(up))
-
-    def _heapify(self, n: _Variable) -> None:
-        b = self.b
-        at = self.k.variable(I64, b.lshr(n.get(), I64(1)))
-        with self.k.turns(lambda: b.icmp_signed(">", at.get(), I64(0))):
-            at.add(-1)
-            self._sift(at.get(), n.get())
-
-    def _sift(self, start: ir.Value, n: ir.Value) -> None:
-        """Moves the element at ``start`` down to its place."""
-        g, b, k = self.g, self.b, self.k
-        x = g.load(I64, g.at(self.heap, start, 8))
-        at, going = k.variable(I64, start), k.variable(I1, 1)
-
-        def left() -> ir.Value:
-            return b.add(b.shl(at.get(), I64(1)), I64(1))
-
-        with k.turns(lambda: b.and_(going.get(), b.icmp_signed("<", left(), n))):
-            one = left()
-            two = b.add(one, I64(1))
-            two = b.select(b.icmp_signed("<", two, n), two, one)
-            p, q = (g.load(I64, g.at(self.heap, c, 8)) for c in (one, two))
-            right = b.icmp_unsigned("<", q, p)
-            least = b.select(right, q, p)
-            down = b.icmp_unsigned("<", least, x)
-            with b.if_else(down) as (moves, stays):
-                with moves:
-                    g.store(least, g.at(self.heap, at.get(), 8))
-                    at.set(b.select(right, two, one))
-                with stays:
-                    going.set(I1(0))
-        g.store(x, g.at(self.heap, at.get(), 8))
-
-    def _select(self, n: _Variable, batch: ir.Value, klass: ir.Value) -> None:
+    def _select(self, n: Variable, batch: ir.Value, klass: ir.Value) -> None:
         g, b, k = self.g, self.b, self.k
         kept = k.variable(I64)
 
@@ -418,10 +445,7 @@ class _Nms:
             return b.and_(some, b.icmp_signed("<", kept.get(), self.most))
 
         with k.turns(going):
-            box = b.and_(g.load(I64, self.heap), I64(0xFFFFFFFF))
-            n.add(-1)
-            g.store(g.load(I64, g.at(self.heap, n.get(), 8)), self.heap)
-            self._sift(I64(0), n.get())
+            box = b.and_(self.heap.pop(n), I64(0xFFFFFFFF))
             mine = [g.load(F32, g.at(at, box, 4)) for at in self.corners]
             with b.if_then(b.not_(self._overlaps(mine, kept.get()))):
                 for x, at in zip(mine, self.kept_corners, strict=True):
@@ -461,11 +485,11 @@ class _Nms:
         return hit.get()
 
 
-def _nms(k: _Code) -> None:
+def _nms(k: Code) -> None:
     _Nms(k).emit()
 
 
-_OPS: dict[str, tuple[Callable[[Node], str | None], Callable[[_Code], None]]] = {
+_OPS: dict[str, tuple[Callable[[Node], str | None], Callable[[Code], None]]] = {
     "non_zero": (_refuse_non_zero, _non_zero),
     "compress": (_refuse_compress, _compress),
     "nms": (_refuse_nms, _nms),

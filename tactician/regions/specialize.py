@@ -33,10 +33,9 @@ def at_sizes(region: Region, env: Mapping[str, int]) -> Iterator[Region]:
         for v in values:
             v.shape = tuple(D.substitute(d, env) for d in v.dims)
             if v.content is not None:
-                flat = [D.substitute(d, env) for d in v.content.reshape(-1).tolist()]
-                content = np.empty(len(flat), object)
-                content[:] = flat
-                v.content = content.reshape(v.content.shape)
+                fixed = np.empty(v.content.size, object)
+                fixed[:] = [D.substitute(d, env) for d in v.content.reshape(-1).tolist()]
+                v.content = fixed.reshape(v.content.shape)
         stages = [_stage(s, env) for s in region.stages]
         yield Region(
             region.nodes, region.anchor, stages, region.inputs, region.outputs, region.physical,
@@ -57,12 +56,13 @@ def _values(region: Region) -> list[Value]:
         found.update(dict.fromkeys(ld.value for ld in E.loads(s.expr)))
     for v, twin in region.physical.items():
         found.update(dict.fromkeys((v, twin)))
-    for v in list(found):
-        while v is not None:  # whose slice it is, and what it stands for
-            found.setdefault(v)
-            if "logical" in v.meta:
-                found.setdefault(v.meta["logical"])
-            v = v.meta.get("slice_of")
+    for first in list(found):
+        whole: Value | None = first
+        while whole is not None:  # whose slice it is, and what it stands for
+            found.setdefault(whole)
+            if "logical" in whole.meta:
+                found.setdefault(whole.meta["logical"])
+            whole = whole.meta.get("slice_of")
     return [v for v in found if v.shape is not None]
 
 

@@ -32,6 +32,7 @@ from .isa import Isa
 Accumulators = list[list[ir.Value]]
 _LINE = 64  # bytes of a cache line
 _PREFETCH_ROWS = 4  # row tiles from which the next panel is fetched
+_COLD = 1 << 17  # bytes of constants that other layers have driven out of the nearer caches
 
 
 @dataclass(frozen=True)
@@ -365,7 +366,7 @@ class Contraction:
         rows = min(t.mb, self.m) if isinstance(self.m, int) else t.mb
         if not self.b.packed or t.rows_outer or rows < _PREFETCH_ROWS * t.mr:
             return 0
-        if all(isinstance(x, int) for x in sizes) and self.n * self.k * self.size < self.g.isa.l2:
+        if all(isinstance(x, int) for x in sizes) and self.n * self.k * self.size < _COLD:
             return 0
         turn = t.mr * self.nr * self.size * t.unroll
         return -(-turn // (rows * t.unroll)) * t.unroll

@@ -125,12 +125,12 @@ def networks() -> dict[str, Callable[[], tuple[bytes, dict[str, np.ndarray]]]]:
                  N("Exp", ["j"], ["y"])]
         return lambda: model(nodes, {"x": (f(4, 6) > 0.5).astype("f4")}, {}, "y")
 
-    def rnn(op: str, gates: int) -> Any:
-        n, c, k = 3, 12, 16
-        w = {"w": f(2, gates * k, c) / 4, "r": f(2, gates * k, k) / 4,
+    def rnn(op: str, gates: int, k: int = 16, n: int = 3) -> Any:
+        c, scale = 12, np.float32(k**-0.5)
+        w = {"w": f(2, gates * k, c) / 4, "r": f(2, gates * k, k) * scale,
              "b": f(2, 2 * gates * k) / 4}
         outs = ["y0", "y1", "y2"][: 3 if op == "LSTM" else 2]
-        more = {"linear_before_reset": 1} if op == "GRU" else {}
+        more = {"linear_before_reset": 1} if op == "GRU" and k == 16 else {}
         node = N(op, ["x", *w], outs, hidden_size=k, direction="bidirectional", **more)
         return lambda: model([node], {"x": f(7, n, c)}, w, " ".join(outs))
 
@@ -188,6 +188,13 @@ def networks() -> dict[str, Callable[[], tuple[bytes, dict[str, np.ndarray]]]]:
         "int matmul": one("MatMulInteger", {"x": rng.integers(0, 99, (8, 40)).astype(u8)},
                           {"w": rng.integers(-99, 99, (40, 24)).astype(i8)}),
         "lstm": rnn("LSTM", 4), "gru": rnn("GRU", 3),
+        "lstm wide": rnn("LSTM", 4, 512, 20), "gru wide": rnn("GRU", 3, 512),
+        "lstm one block": rnn("LSTM", 4, 128),
+        "top k long": one("TopK", {"x": f(2, 40000)}, {"k": np.array([100], i64)}, outs=2),
+        "scatter add": one("ScatterND", {"x": f(50, 60)},
+                           {"i": rng.integers(0, 50, (90, 1)), "u": f(90, 60)}, reduction="add"),
+        "compress": one("Compress", {"x": f(300, 60), "c": f(300) > 0}, axis=0),
+        "unique": one("Unique", {"x": np.round(f(600), 1)}, outs=4),
         "nms": one("NonMaxSuppression", {"b": boxes, "s": rng.random((1, 2, 30), dtype="f4")},
                    {"m": np.array([5], i64), "iou": np.array([0.5], "f4")}),
         "if": branch(), "loop": loop(), "nonzero": nonzero(),

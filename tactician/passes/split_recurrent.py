@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class SplitRecurrent(Pass):
         return changed
 
 
-def _attributes(node: Node) -> dict[str, object]:
+def _attributes(node: Node) -> dict[str, Any]:
     return {f.name: getattr(node.attrs, f.name) for f in fields(node.attrs)}
 
 
@@ -85,7 +86,7 @@ class _Maker:
     def __init__(self, graph: Graph, node: Node):
         self.graph, self.node, self.count = graph, node, 0
 
-    def __call__(self, op: str, inputs: list[Value | None], **attrs: object) -> Value:
+    def __call__(self, op: str, inputs: list[Value | None], **attrs: Any) -> Value:
         self.count += 1
         name = f"{self.node.name}.{op}{self.count}"
         return emit(self.graph, op, inputs, name, before=self.node, **attrs).output

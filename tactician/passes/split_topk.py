@@ -9,6 +9,7 @@ are this long (because its work grows with their square) but takes the pieces.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _split(graph: Graph, node: Node) -> list[Value]:
     whole = pieces * PIECE
     attrs = {"axis": -1, "largest": node.attrs.largest, "sorted": True}
 
-    def make(op: str, inputs: list[Value | None], **kw: object) -> list[Value]:
+    def make(op: str, inputs: list[Value | None], **kw: Any) -> list[Value]:
         name = f"{node.name}.{op}{len(graph.nodes)}"
         made = emit(graph, op, inputs, name, before=node, source=node.source, **kw)
         made.meta.setdefault("layers", node.meta.get("layers", (node.name,)))

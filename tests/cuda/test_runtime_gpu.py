@@ -257,3 +257,31 @@ def test_without_gpu_the_build_says_so(monkeypatch):
 def test_damaged_code(damage):
     with pytest.raises(PlanError):
         Code.unpack(damage)
+
+
+def test_sizes_found_by_kernels_need_no_step_in_numpy(interpreter):
+    nodes = [
+        h.make_node("NonZero", ["x"], ["i"]), h.make_node("Transpose", ["i"], ["t"]),
+        h.make_node("GatherND", ["x", "t"], ["v"]), h.make_node("Neg", ["v"], ["y"]),
+    ]
+    engine = build(model(nodes, {"x": X}, outs="y i"))
+    program = engine.cuda_engine._program
+    kinds = [s.kind for s in program.steps]
+    assert "reference" not in kinds and kinds.count("learn") == 1
+    plan = tactician.load(bytes(engine.cuda_engine.serialize()))
+    for e in (engine, plan):
+        for x in (X, np.zeros_like(X), np.abs(X)):
+            got = e(x)
+            assert np.array_equal(got["y"], -x[np.nonzero(x)])
+            assert np.array_equal(got["i"], np.nonzero(x))
+
+
+def test_a_plan_that_learns_other_sizes_is_refused(interpreter):
+    engine = build(model([h.make_node("NonZero", ["x"], ["y"])], {"x": X}))
+    program = engine.cuda_engine._program
+    step = next(s for s in program.steps if s.kind == "learn")
+    step.dims = (*step.dims, *step.dims)
+    from tactician.plan.check import check_program
+
+    with pytest.raises(PlanError, match="sizes"):
+        check_program(program)

@@ -38,6 +38,7 @@ CASES = [
     ("transpose", [f(2, 33, 18)], {"perm": (0, 2, 1)}, "points"),
     ("gather", [f(9, 17), np.array([[1, 8], [0, 3]])], {"axis": 0}, "points"),
     ("pooling", [f(1, 3, 9, 8)], {"fn": "max", **BY_WINDOW}, "points"),
+    ("pooling", [f(1, 2, 5, 5)], {"fn": "max", "window": (1, 1), "stride": (2, 2)}, "points"),
     ("lrn", [f(1, 6, 3, 4)], {}, "points"),
     ("reduce", [f(3, 70)], {"fn": "sum", "axes": (1,)}, "rows"),
     ("reduce", [f(2, 40, 9)], {"fn": "max", "axes": (1,)}, "rows"),

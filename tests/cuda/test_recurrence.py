@@ -103,13 +103,15 @@ def test_tiles_follow_sizes():
         assert -(-1500 // tile.bu) <= 108
 
 
-@pytest.mark.parametrize("dt", ["f4", "f2"])
-@pytest.mark.parametrize("hidden", [64, 512])
-def test_machine_code(dt, hidden):
-    for cell in ("lstm", "gru"):
-        arrays = operands(cell, 5, 2, hidden, dt=dt)
-        node = node_of("recurrent_steps", arrays, cell=cell, hidden=hidden)
-        compile_for(kernel_of("recurrence", node), (90,))
+@pytest.mark.parametrize("cell, dt, hidden", [
+    ("lstm", "f4", 512), ("gru", "f2", 64),
+    pytest.param("lstm", "f2", 64, marks=pytest.mark.slow),
+    pytest.param("gru", "f4", 512, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_machine_code(cell, dt, hidden):
+    arrays = operands(cell, 5, 2, hidden, dt=dt)
+    node = node_of("recurrent_steps", arrays, cell=cell, hidden=hidden)
+    compile_for(kernel_of("recurrence", node), (90,))
 
 
 @pytest.mark.slow
@@ -137,7 +139,8 @@ def model(op, count, batch, size, hidden, biases=True, **attrs):
 
 @pytest.mark.parametrize("op, attrs", [
     ("LSTM", {"direction": "bidirectional"}), ("GRU", {"linear_before_reset": 1}),
-    ("GRU", {}), ("RNN", {"direction": "reverse", "biases": False}),
+    pytest.param("GRU", {}, marks=pytest.mark.slow),
+    pytest.param("RNN", {"direction": "reverse", "biases": False}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_layers_against_onnxruntime(op, attrs, monkeypatch):
     ort = pytest.importorskip("onnxruntime")

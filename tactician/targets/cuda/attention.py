@@ -410,9 +410,12 @@ def tiles(node: Node, gpu: Any) -> list[Tile]:
         Tile(64, 128, 4, 2), Tile(32, 64, 4, 3), Tile(16, 64, 4, 3), Tile(16, 128, 4, 3),
     ]
     if gpu.arch >= 90 and rows >= 512 and _describable(node):
-        shapes = [Tile(128, 128, 8, 2, tma=True), Tile(128, 64, 8, 3, tma=True),
+        # with four warps and little memory two blocks share a multiprocessor: one multiplies while
+        # the other is at its softmax
+        shapes = [Tile(128, 128, 8, 2, tma=True), Tile(128, 64, 4, 2, tma=True),
+                  Tile(128, 64, 8, 3, tma=True), Tile(64, 64, 4, 3, tma=True),
                   Tile(128, 128, 8, 3, tma=True), Tile(128, 64, 4, 3, tma=True),
-                  Tile(64, 128, 4, 2, tma=True), *shapes]  # fmt: skip
+                  *shapes]  # fmt: skip
     return _fill(shapes, rows, keys, heads, gpu)
 
 

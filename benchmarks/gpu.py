@@ -342,7 +342,8 @@ def feeds_for(model: Any) -> dict[str, np.ndarray]:
 def expected(model: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     import onnxruntime as ort
 
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     return list(session.run(None, feeds))
 
 

@@ -81,6 +81,7 @@ def run_job(args: argparse.Namespace, job: str) -> dict[str, Any]:
 
     record: dict[str, Any] = {"job": job}
     plain, right, feeds = model_of(name, batch, words)
+    right = right.SerializeToString()  # before the inputs of the model become halves
     data = gpu.half_io(plain).SerializeToString()
     cache = Path(args.work) / f"{job.replace(':', '_')}.cache"
     began = time.time()

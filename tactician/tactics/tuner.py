@@ -162,9 +162,11 @@ class Bench:
 
 def storage_of(v: Value, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The contiguous array that holds a value's operand: a slice lies in a wider one."""
-    whole = array.base if is_slice(v) else array
-    assert whole is not None
-    return whole
+    if not is_slice(v):
+        return array
+    # not its base: that may be a buffer around the wider array
+    row = array.strides[-2] // array.itemsize
+    return np.lib.stride_tricks.as_strided(array, (*array.shape[:-1], row), array.strides)
 
 
 @dataclass(frozen=True)

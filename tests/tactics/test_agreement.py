@@ -3,10 +3,12 @@
 import numpy as np
 
 from tactician.ir.dtypes import f32
-from tactician.ir.graph import Graph
+from tactician.ir.graph import Graph, Value
 from tactician.ops import emit
 from tactician.regions.fuse import fuse
 from tactician.tactics.agreement import outvoted, wrong_outputs
+from tactician.tactics.operands import room
+from tactician.tactics.tuner import storage_of
 
 X = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
 
@@ -40,3 +42,16 @@ def test_the_majority_is_trusted():
     assert label == "a" and "against b" in found["a"]
     assert list(outvoted(region, {"a": {y: X}, "b": {y: X + 1}})) == ["b"]
     assert outvoted(region, {}) == {}
+
+
+def test_slices_lie_in_wider_arrays():
+    whole = Value("whole", f32, (2, 3, 12))
+    v = Value("v", f32, (2, 3, 4))
+    v.meta["slice_of"] = whole
+    array = room(v, (2, 3, 4))
+    array[...] = X[:2, None, :]
+    held = storage_of(v, array)
+    assert held.shape == (2, 3, 12) and held.flags.c_contiguous and held.dtype == np.float32
+    assert np.array_equal(held[..., :4], array) and not held[..., 4:].any()
+    held[...] = 7
+    assert (array == 7).all()

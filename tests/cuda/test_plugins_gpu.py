@@ -163,7 +163,7 @@ class Positive(Base):
         x = at(inputs[0], ins[0].dims)
         found = x[x > 0]
         at(outputs[0], outs[0].dims).reshape(-1)[:found.size] = found
-        at(outputs[1], (), np.int64)[...] = found.size
+        at(outputs[1], (), np.int64)[...] += found.size  # it is zero before each run
 
 
 class Allocator(trt.IOutputAllocator):

@@ -19,8 +19,8 @@ test-all: .venv/test  ## the slow ones too
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 torch2trt: .venv/test  ## torch2trt's own tests; TORCH2TRT=folder of its checkout
-	@test -d '$(TORCH2TRT)/torch2trt' || { echo "TORCH2TRT must name a checkout of\
-	 https://github.com/NVIDIA-AI-IOT/torch2trt"; exit 1; }
+	@test -d '$(TORCH2TRT)/torch2trt' \
+	  || { echo "set TORCH2TRT to a checkout of github.com/NVIDIA-AI-IOT/torch2trt"; exit 1; }
 	cd '$(TORCH2TRT)' && PYTHONPATH='$(CURDIR):$(CURDIR)/tests/compat' \
 	  '$(CURDIR)/$(BIN)/python' -m pytest -p torch2trt_conftest -p no:cacheprovider tests $(ARGS)
 

@@ -34,7 +34,7 @@ from .debug_tensors import expose, hide
 from .profile import IOptimizationProfile, settle_profiles
 from .rebuild import UsedTimings, keep_network
 from .settings import BuildSettings
-from .target import why_no_gpu
+from .target import default_device_type, why_no_gpu
 
 # Flags that can't be honoured, with what happens instead.
 _UNHONOURED = {
@@ -144,18 +144,19 @@ class Builder(LegacyBuilder):
 
     @property
     def platform_has_fast_fp16(self) -> bool:
-        """Whether the CPU computes with FP16 vectors."""
-        return bool(_isa().f16_arith)
+        """Whether the default device computes in FP16 faster than in FP32: GPUs do, CPUs that have
+        FP16 vectors."""
+        return _gpu_is_default() or bool(_isa().f16_arith)
 
     @property
     def platform_has_fast_int8(self) -> bool:
-        """Whether the CPU has INT8 dot products."""
-        return bool(_isa().int8_dot)
+        """Whether the default device has INT8 dot products."""
+        return _gpu_is_default() or bool(_isa().int8_dot)
 
     @property
     def platform_has_tf32(self) -> bool:
-        """False: CPUs compute FP32 contractions in FP32."""
-        return False
+        """Whether the default device is a GPU: CPUs compute FP32 contractions in FP32."""
+        return _gpu_is_default()
 
     @property
     def num_DLA_cores(self) -> int:
@@ -411,6 +412,12 @@ def _aliases(network: INetworkDefinition) -> dict[str, str]:
                 assert cache is not None
                 out[updated.name] = cache.name
     return out
+
+
+def _gpu_is_default() -> bool:
+    """Whether engines are built for a GPU unless told otherwise; all that are supported have TF32
+    and fast FP16 and INT8."""
+    return default_device_type() == DeviceType.GPU and not why_no_gpu()
 
 
 def _isa() -> Any:

@@ -18,7 +18,7 @@ from .context_legacy import BindingsContextApi
 from .context_options import ContextOptions
 from .engine import ICudaEngine, IoTensor
 from .layout import Extents
-from .report import FAILED, STATE, Reporter
+from .report import FAILED, INVALID, STATE, Reporter
 from .schedule import Schedule
 from .streams import Stream, default_stream_barrier, event_of, stream_of
 
@@ -66,6 +66,9 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._reset_shapes()
         if config.num_threads:
             self.num_threads = config.num_threads
+
+    def _fail(self, message: str, code: Any = INVALID) -> bool:
+        return super()._fail(f"context {self.name!r}: {message}" if self.name else message, code)
 
     def _take_tensors(self) -> None:
         self._inputs = [t for t in self._engine._io if t.is_input]

@@ -21,7 +21,7 @@ class ContextOptions:
     """Part of `IExecutionContext`.
 
     Attributes:
-        name: For people.
+        name: Stands in the context's error messages.
         enqueue_emits_profile: Whether every run reports to the profiler; else `report_to_profiler`
             does for the last one.
         debug_sync: Wait after every step, so that errors name their layer (GPUs; elsewhere they

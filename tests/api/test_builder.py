@@ -27,15 +27,20 @@ def conv_step(engine):
 
 class TestBuilder:
     def test_facts(self):
-        import platform
-
         from tactician.targets.cpu.isa import Isa
 
         builder = trt.Builder(Log())
         assert builder.num_DLA_cores == 0 and builder.max_DLA_batch_size == 0
         assert builder.platform_has_fast_int8 is bool(Isa.host().int8_dot)
         assert builder.platform_has_fast_fp16 is bool(Isa.host().f16_arith)
-        assert builder.platform_has_tf32 is False and platform.machine()
+        assert builder.platform_has_tf32 is False
+
+    def test_facts_of_gpus(self, monkeypatch):
+        monkeypatch.setenv("TACTICIAN_DEVICE", "gpu")
+        monkeypatch.setenv("TACTICIAN_GPU", "null")
+        builder = trt.Builder(Log())
+        assert builder.platform_has_tf32 and builder.platform_has_fast_fp16
+        assert builder.platform_has_fast_int8
 
     def test_reset(self):
         builder = trt.Builder(Log())

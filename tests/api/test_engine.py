@@ -276,6 +276,8 @@ class TestContext:
         context = net.engine(y).create_execution_context()
         context.name = "first"
         assert context.name == "first"
+        context.get_tensor_shape("nothing")
+        assert "context 'first': get_tensor_shape" in net.log.errors
         from tactician.driver import Stream
         from tactician.support.errors import UsageError
 

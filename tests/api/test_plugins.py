@@ -153,6 +153,14 @@ class TestVersion3:
         assert info.kind and (info.major, info.minor) == (1, 0)
         assert plugin.api_language == trt.APILanguage.PYTHON
 
+    def test_text_for_the_inspector(self):
+        net = Net()
+        net.config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        layer = net.network.add_plugin_v3([net.input(f32(2), "x")], [], V3())
+        inspector = net.engine(layer.get_output(0)).create_engine_inspector()
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        assert '"Metadata": "adds"' in text
+
     def test_tactics(self):
         plugin = V3(2.0, tactics=[7, 3])
         close(self.run(plugin), f32(2, 3) + 2)
@@ -622,9 +630,17 @@ class TestRegistry:
 
     def test_recorder(self):
         registry = trt.get_plugin_registry()
+        class Recorder(trt.IErrorRecorder):
+            def report_error(self, arg0, arg1):
+                self.seen = arg0, arg1
+                return True
+
         before = registry.error_recorder
-        registry.error_recorder = recorder = object()
+        registry.error_recorder = recorder = Recorder()
         assert registry.error_recorder is recorder
+        assert registry.release_plugin_resource("nothing") == -1
+        assert recorder.seen[0] == trt.ErrorCodeTRT.INVALID_ARGUMENT
+        assert "nothing" in recorder.seen[1]
         registry.error_recorder = before
 
 

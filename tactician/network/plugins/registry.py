@@ -27,6 +27,14 @@ class IPluginRegistry:
         self.error_recorder = None
         self.parent_search_enabled = True
 
+    def _fail(self, message: str) -> bool:
+        log.error(message)
+        if self.error_recorder is not None:
+            from ..enums_build import ErrorCodeTRT
+
+            self.error_recorder.report_error(ErrorCodeTRT.INVALID_ARGUMENT, message)
+        return False
+
     @property
     def plugin_creator_list(self) -> list[Any]:
         """Creators of version 2 plugins."""
@@ -50,8 +58,8 @@ class IPluginRegistry:
         name = getattr(creator, "name", "")
         version = str(getattr(creator, "plugin_version", "1"))
         if not name:
-            log.error(f"{type(creator).__name__} has no name: set self.name before registering it")
-            return False
+            return self._fail(
+                f"{type(creator).__name__} has no name: set self.name before registering it")
         space = plugin_namespace or getattr(creator, "plugin_namespace", "") or ""
         if plugin_namespace:
             creator.plugin_namespace = plugin_namespace
@@ -86,7 +94,7 @@ class IPluginRegistry:
         try:
             handle = ctypes.CDLL(plugin_path, mode=ctypes.RTLD_GLOBAL)
         except OSError as e:
-            log.error(f"plugin library {plugin_path!r} cannot be loaded: {e}")
+            self._fail(f"plugin library {plugin_path!r} cannot be loaded: {e}")
             return None
         self._libraries.append(handle)
         return handle
@@ -107,7 +115,7 @@ class IPluginRegistry:
         """Gives a resource back; -1 if there is none under ``key``."""
         entry = self._resources.get(key)
         if entry is None:
-            log.error(f"release_plugin_resource: no resource {key!r}")
+            self._fail(f"release_plugin_resource: no resource {key!r}")
             return -1
         entry[1] -= 1
         if entry[1] == 0:

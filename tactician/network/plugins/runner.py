@@ -134,6 +134,7 @@ def refresh(graph: Graph) -> None:
         if node.op == "plugin" and plugin is not None and node.error is None:
             _configure(plugin, node)
             _note_tactics(plugin, node)
+            _note_metadata(plugin, node)
             node.attrs = replace(node.attrs, data=state(plugin))
 
 
@@ -147,6 +148,14 @@ def _note_tactics(plugin: Any, node: Node) -> None:
                           f"{tactics}")
         if tactics:
             node.meta["plugin_tactics"] = tuple(tactics)
+
+
+def _note_metadata(plugin: Any, node: Node) -> None:
+    """A plugin's own text for the inspector, beside the layer's."""
+    text = is_v3(plugin) and getattr(
+        capability(plugin, PluginCapabilityType.BUILD), "metadata_string", "")
+    if text and not node.meta.get("metadata"):
+        node.meta["metadata"] = str(text)
 
 
 class Runner:

@@ -745,6 +745,19 @@ class TestQuickPlugins:
         for base in (trt.IPluginV3QuickCore, trt.IPluginV3QuickBuild, trt.IPluginV3QuickRuntime):
             assert isinstance(made, base)
 
+    @pytest.mark.parametrize("flag, given, aot", [
+        (None, (), False), (trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS, (), True),
+        (trt.NetworkDefinitionCreationFlag.PREFER_JIT_PYTHON_PLUGINS, (), False),
+        (trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS, (False,), False),
+        (None, (True,), True),
+    ])
+    def test_which_kind_is_preferred(self, flag, given, aot):
+        net = Net(0 if flag is None else 1 << int(flag))
+        layer = net.network.add_plugin(
+            trtp.op.apitest.plus_one(net.input(f32(2, 3), "x")), *given)
+        assert layer.plugin.aot is aot
+        close(net.run(layer.get_output(0)), f32(2, 3) + 1)
+
     def test_without_a_device_kernels_are_not_compiled(self):
         @trtp.aot_impl("apitest::plus_one")
         def compiled(x, outputs, tactic):

@@ -8,7 +8,7 @@ from typing import Any
 from ...ir.graph import Value
 from ...ops import OpError
 from ..core import NetworkCore
-from ..enums import LayerType
+from ..enums import LayerType, NetworkDefinitionCreationFlag
 from ..layer import Emitter, ILayer
 from ..plugins import runner
 from ..tensor import ITensor
@@ -98,7 +98,10 @@ class PluginAdders(NetworkCore):
 
     def add_plugin(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a plugin: ``(inputs, plugin)`` as up to version 7, or a quick plugin as a tuple
-        ``(inputs, shape_inputs, plugin)``, with ``aot=True`` for its compiled kernel."""
+        ``(inputs, shape_inputs, plugin)``, with ``aot=True`` for its compiled kernel. Without
+        ``aot`` the network's flag ``PREFER_AOT_PYTHON_PLUGINS`` decides."""
+        if len(args) == 2 and isinstance(args[1], bool):
+            args, kwargs = args[:1], {**kwargs, "aot": args[1]}
         if "inputs" in kwargs or (len(args) == 2 and isinstance(args[0], (list, tuple))):
             inputs: Any = kwargs.get("inputs", args[0] if args else None)
             plugin = kwargs.get("plugin", args[-1])
@@ -108,7 +111,10 @@ class PluginAdders(NetworkCore):
         found = kwargs.get("tuple", kwargs.get("func", args[0] if args else None))
         if callable(found):
             found = found()
-        if isinstance(found, tuple) and kwargs.get("aot") and hasattr(found[-1], "aot"):
+        aot = kwargs.get("aot")
+        if aot is None:
+            aot = self.get_flag(NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
+        if isinstance(found, tuple) and aot and hasattr(found[-1], "aot"):
             found[-1].aot = True
         if isinstance(found, tuple) and len(found) == 3:
             return self.add_plugin_v3(*found)

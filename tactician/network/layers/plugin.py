@@ -100,8 +100,8 @@ class PluginAdders(NetworkCore):
         """Adds a plugin: ``(inputs, plugin)`` as up to version 7, or a quick plugin as a tuple
         ``(inputs, shape_inputs, plugin)``, with ``aot=True`` for its compiled kernel. Without
         ``aot`` the network's flag ``PREFER_AOT_PYTHON_PLUGINS`` decides."""
-        if len(args) == 2 and isinstance(args[1], bool):
-            args, kwargs = args[:1], {**kwargs, "aot": args[1]}
+        if len(args) == 2 and isinstance(args[-1], bool):
+            kwargs["aot"], args = args[-1], args[:-1]
         if "inputs" in kwargs or (len(args) == 2 and isinstance(args[0], (list, tuple))):
             inputs: Any = kwargs.get("inputs", args[0] if args else None)
             plugin = kwargs.get("plugin", args[-1])

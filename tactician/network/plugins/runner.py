@@ -152,8 +152,8 @@ def _note_tactics(plugin: Any, node: Node) -> None:
 
 def _note_metadata(plugin: Any, node: Node) -> None:
     """A plugin's own text for the inspector, beside the layer's."""
-    text = is_v3(plugin) and getattr(
-        capability(plugin, PluginCapabilityType.BUILD), "metadata_string", "")
+    build = capability(plugin, PluginCapabilityType.BUILD) if is_v3(plugin) else plugin
+    text = getattr(build, "metadata_string", "")
     if text and not node.meta.get("metadata"):
         node.meta["metadata"] = str(text)
 

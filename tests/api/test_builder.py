@@ -263,6 +263,25 @@ class TestConfiguration:
         net.config.DLA_core = 1
         assert net.config.DLA_core == 1
 
+    @pytest.mark.parametrize("name, value", [
+        ("l2_limit_for_tiling", 1 << 20), ("remote_auto_tuning_config", "host:1")])
+    def test_settings_without_effect(self, name, value):
+        net, y = conv_net()
+        setattr(net.config, name, value)
+        assert getattr(net.config, name) == value
+        net.engine(y)
+        assert f"config.{name} has no effect" in net.log.text()
+
+    def test_number_of_tactics(self):
+        counts = []
+        for most in (-1, 1):
+            net, y = conv_net()
+            assert net.config.max_num_tactics == -1
+            net.config.max_num_tactics = most
+            net.config.builder_optimization_level = 5
+            counts.append(len(conv_step(net.engine(y)).info["times_us"]))
+        assert counts[0] > counts[1] == 1
+
     def test_build_routes(self):
         net, y = conv_net()
         assert net.config.all_build_routes == [] and net.config.build_route == ""

@@ -216,6 +216,11 @@ class TestErrorRecorder:
         assert context.execute_async_v3(stream.handle)
         with pytest.raises(ExecutionError):
             stream.synchronize()
+        assert not context.debug_sync
+        context.debug_sync = True  # errors name their layer in any case
+        with pytest.raises(ExecutionError, match="Assertion"):
+            context.execute_async_v3(0)
+        assert context.debug_sync
         assert recorder.get_error_code(0) == trt.ErrorCodeTRT.FAILED_EXECUTION
         assert "must be true" in recorder.errors[0][1]
 
@@ -458,6 +463,10 @@ class TestRefitter:
         refitter = trt.Refitter(engine, net.log)
         assert refitter.logger is net.log and refitter.get_missing_weights() == []
         assert refitter.get_weights_location("w") == trt.TensorLocation.HOST
+        refitter.error_recorder = recorder = Recorder()
+        assert not refitter.set_named_weights("w", w[:1]) and recorder.num_errors() == 1
+        assert "got 4 elements" in recorder.get_error_desc(0)
+        assert refitter.error_recorder is recorder
         refitter.max_threads, refitter.weights_validation = 2, False
         assert refitter.set_named_weights("w", 2 * w)
         assert refitter.unset_named_weights("w")

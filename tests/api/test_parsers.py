@@ -209,7 +209,37 @@ class TestCaffe:
         close(net.run(y), np.maximum(2 * x, 0))
 
 
+    def test_recorder_and_sizes(self, tmp_path):
+        class Recorder(trt.IErrorRecorder):
+            def report_error(self, arg0, arg1):
+                self.seen = arg0, arg1
+                return True
+
+        parser, recorder, net = trt.CaffeParser(), Recorder(), Net()
+        parser.error_recorder = recorder
+        assert parser.error_recorder is recorder
+        assert parser.parse_buffer(b"layer {", b"", net.network, trt.float32) is None
+        assert recorder.seen[0] == trt.ErrorCodeTRT.INVALID_ARGUMENT and recorder.seen[1]
+        model = write_caffemodel("net", {"odd": []})
+        deploy, weights = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
+        deploy.write_text(NET.replace("Strange", "AbsVal"))
+        weights.write_bytes(model)
+        parser.protobuf_buffer_size = 10
+        assert parser.parse(str(deploy), str(weights), net.network, trt.float32) is None
+        assert parser.protobuf_buffer_size == 10 and "protobuf_buffer_size" in recorder.seen[1]
+        parser.protobuf_buffer_size = 8 << 20
+        text = NET.replace("Strange", "AbsVal")
+        found = parser.parse_buffer(text.encode(), model, net.network, trt.float32)
+        net.feeds["data"] = x = f32(1, 2, 3, 4)
+        close(net.run(found.find("relu")), abs(x))
+
+
 class TestUff:
+    def test_oldest_version(self):
+        parser = trt.UffParser()
+        oldest = (parser.uff_required_version_major, parser.uff_required_version_minor,
+                  parser.uff_required_version_patch)
+        assert oldest == (0, 6, 9)
     @pytest.mark.parametrize("order, shape", [
         (trt.UffInputOrder.NCHW, (1, 28, 28)), (trt.UffInputOrder.NHWC, (28, 28, 1))])
     def test_files(self, order, shape):

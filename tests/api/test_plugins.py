@@ -216,6 +216,7 @@ class TestVersion3:
 
     def test_destroy_is_the_programs(self):
         plugin = V3()
+        assert plugin.DEFAULT_FORMAT_COMBINATION_LIMIT == 100
         plugin.clone().destroy()
         assert plugin.calls == ["destroy"]
 
@@ -402,6 +403,7 @@ class TestVersion2:
 
         plugin = Dynamic()
         assert plugin.get_serialization_size() == 7
+        assert plugin.FORMAT_COMBINATION_LIMIT == 100
         net = Net()
         layer = net.network.add_plugin_v2([net.input(f32(5, 2), "x", (-1, 2))], plugin)
         engine = net.engine(layer.get_output(0))
@@ -742,6 +744,8 @@ class TestQuickPlugins:
             "blocks", "apitest",
             trt.PluginFieldCollection([trt.PluginField("size", np.int32([2]))]),
             trt.TensorRTPhase.BUILD, trt.QuickPluginCreationRequest.PREFER_JIT)
+        assert (made.plugin_name, made.plugin_namespace) == ("blocks", "apitest")
+        assert made.plugin_version == creator.plugin_version == "1"
         for base in (trt.IPluginV3QuickCore, trt.IPluginV3QuickBuild, trt.IPluginV3QuickRuntime):
             assert isinstance(made, base)
 

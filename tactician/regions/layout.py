@@ -89,6 +89,10 @@ class _Assigner:
                 self._convolution(region)
             elif region.anchor is None and self._follows(region):
                 self._loops(region)
+            elif region.anchor is None and self._turns_back(region):
+                self._store_last(region.outputs)
+                self._rewrite(region, None)
+                self.regions.append(region)
             else:
                 for v in region.inputs:
                     self._need_plain(v)
@@ -112,6 +116,20 @@ class _Assigner:
             pieces = [v for v, _ in region.stages[-1].meta["concat"]]
             return all(v in self.last for v in pieces) and not self.pinned & set(region.outputs)
         return True
+
+    def _turns_back(self, region: Region) -> bool:
+        """Whether a loop nest moves channels from the last place to where convolutions have
+        them: stored channels-last, its result runs along memory as its operands do."""
+        v = region.outputs[0]
+        if len(region.outputs) > 1 or v.rank < 3 or "concat" in region.stages[-1].meta:
+            return False
+        if not any(r in self.wants and r.anchor is not None and v is r.anchor.inputs[0]
+                   for r in self.readers.get(v, ())):
+            return False
+        plain = [x for x in E.loads(region.stages[-1].expr) if x.value in region.inputs
+                 and x.value.rank == v.rank and not _same_either_way(x.value)]
+        along = region.stages[-1].vars[1]
+        return bool(plain) and all(x.index[-1] == along for x in plain) and self.accepts(region)
 
     # --- rewriting ---------------------------------------------------------------------------
 
@@ -152,7 +170,8 @@ class _Assigner:
 
     def _loops(self, region: Region) -> None:
         # a pinned result (graph output, base of a view) is written row-major at once
-        free = [v for v in region.outputs if v not in self.pinned and v.rank >= 3]
+        free = [v for v in region.outputs if v not in self.pinned and v.rank >= 3
+                and self._wanted_last(v) and not self._turned(region, v)]
         same = {v.rank for v in region.inputs if v in self.last}
         self._store_last(v for v in free if v.rank in same and not _same_either_way(v))
         channels = region.stages[-1].meta.get("axis") == 1
@@ -160,6 +179,22 @@ class _Assigner:
         if channels and "concat" in region.stages[-1].meta and len(region.stages) == 1:
             self._join(region.stages[-1])
         self.regions.append(region)
+
+    def _wanted_last(self, v: Value) -> bool:
+        """Whether anything may read ``v`` channels-last."""
+        readers = self.readers.get(v, ())
+        return not readers or any(r in self.wants or r.anchor is None for r in readers)
+
+    def _turned(self, region: Region, v: Value) -> bool:
+        """Whether the region itself puts channels last, so that ``v`` stored row-major runs along
+        memory as its operands do."""
+        places = set()
+        for s in region.stages:
+            for x in E.loads(s.expr):
+                if x.value in self.last and x.value.rank == v.rank == len(s.vars):
+                    along = x.index[1]  # the channel: innermost in memory
+                    places |= {s.vars.index(along)} if along in s.vars else set()
+        return places == {v.rank - 1}
 
     def _join(self, stage: E.Stage) -> None:
         """Has the pieces of a channels-last concatenation written in their places."""

@@ -537,7 +537,8 @@ class Emitter:
     def _reduce(self, e: E.Reduce) -> Text:
         from .reduce import at_once, serial
 
-        at_hand = e.vars and e.vars[0] in self.block_axis  # windows of one element have no variables
+        # windows of one element have no variables
+        at_hand = e.vars and e.vars[0] in self.block_axis
         return at_once(self, e) if at_hand else serial(self, e)
 
 

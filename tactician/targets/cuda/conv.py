@@ -59,7 +59,7 @@ def columns(
     """The weights' side, packed weights if they are constant, and what was taken from them."""
     if c.w.const is None:
         shift = 128 if dtype is T.u8 else 0
-        other = "0.0" if dtype.is_float else str(shift)
+        other = "0.0" if dtype.is_float else "0"
         return RunTimeWeights(frame, c, dtype, other, Side(shift).convert), None, shift
     shift = 0
     if dtype is T.u8:  # constants are brought to i8 once

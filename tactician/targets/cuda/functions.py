@@ -483,8 +483,10 @@ class Functions:
         elif dst is T.f8e4m3:  # beyond the halfway point to the next value there is only NaN
             y = f'tl.where(tl.abs({y}) > 464.0, float("nan"), {y})'
         elif dst is T.f8e5m2:
+            # the device's own conversion would make the largest number of infinities
             clipped = f'tl.where({y} < 0, -float("inf"), float("inf"))'
-            y = f"tl.where(tl.abs({y}) >= 61440.0, {clipped}, {y})"
+            rounded = f"({y}).to({tl_name(dst)}).to(tl.float32)"
+            return f"tl.where(tl.abs({y}) >= 61440.0, {clipped}, {rounded})"
         return f"({y}).to({tl_name(dst)}).to(tl.float32)"
 
     def _to_int(self, x: Text, dst: DType, saturate: bool) -> str:
@@ -526,4 +528,9 @@ def memory_cast(x: Text, dt: DType) -> str:
         return f"{x}.to(tl.int8)" if x.number is None else str(int(bool(x.number)))
     if x.number is not None or x.dt is dt:
         return x.text
+    if dt is T.f8e5m2:  # the device's own conversion knows no infinity
+        bits = f"({x}).to({tl_name(dt)}).to(tl.uint8, bitcast=True)"
+        infinite = f"tl.where({x} < 0, 252, 124).to(tl.uint8)"
+        bits = f'tl.where(tl.abs({x}) == float("inf"), {infinite}, {bits})'
+        return f"{bits}.to({tl_name(dt)}, bitcast=True)"
     return f"{x}.to({tl_name(dt)})"

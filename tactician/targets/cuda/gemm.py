@@ -103,7 +103,7 @@ def operand(
     )
     side = Strided(
         frame, x.value, x.dtype, rows, x.free, x.inner, x.stride, x.k_stride, offset, x.elements,
-        aligned, Side(shift).convert, "0.0" if x.dtype.is_float else str(shift),
+        aligned, Side(shift).convert, "0.0" if x.dtype.is_float else "0",
     )  # fmt: skip
     return side, shift
 

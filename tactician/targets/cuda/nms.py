@@ -167,9 +167,9 @@ class _Nms:
     def _overlap(self, w: Writer) -> None:
         """Sets ``over``: intersection over union with the last box kept."""
         for k in range(2):
-            w(f"d{k} = tl.maximum(tl.minimum(l{k + 2}, b{k + 2}) - tl.maximum(l{k}, b{k}), 0)")
+            w(f"side{k} = tl.maximum(tl.minimum(l{k + 2}, b{k + 2}) - tl.maximum(l{k}, b{k}), 0)")
         divide = "tl.div_rn(both, safe)" if self.work is T.f32 else "both / safe"
-        w("both = d0 * d1", "union = larea + barea - both",
+        w("both = side0 * side1", "union = larea + barea - both",
           "safe = tl.where(union > 0, union, 1)",
           f"over = tl.where(union > 0, {divide}, 0)")  # fmt: skip
 

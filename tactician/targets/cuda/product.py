@@ -154,7 +154,7 @@ class Strided:
         elements: Elements in all, which decides how wide offsets are.
         aligned: Whether every batch starts at a multiple of 16 bytes.
         convert: Applied to each tile: a format with one place, or "".
-        other: What elements outside count as, before ``convert``.
+        other: What elements outside count as where nothing is converted.
     """
 
     frame: Frame
@@ -246,13 +246,13 @@ class Strided:
             inside = f"(rk < {self.frame.size(self.inner)} - it * {t.bk})"
             masks.append(self._spread(inside, True))
         mask = f", mask={' & '.join(masks)}, other={self.other}" if masks else ""
-        return self._named(w, f"tl.load({p}p{mask})")
+        return self._named(w, f"tl.load({p}p{mask})", masks)
 
-    def _named(self, w: Writer, tile: str) -> str:
+    def _named(self, w: Writer, tile: str, masks: Sequence[str] = ()) -> str:
         name = f"{self.prefix}t"
         w(f"{name} = {tile}")
         if self.convert:
-            w(f"{name} = {self.convert.format(name)}")
+            w(f"{name} = {converted(self.convert, name, masks)}")
         return name
 
     def advance(self, w: Writer, t: Tile) -> None:
@@ -260,6 +260,13 @@ class Strided:
             return
         step = f"{t.bk}" if self.k_stride == 1 else f"{t.bk} * {self.frame.size(self.k_stride)}"
         w(f"{self.prefix}p += {step}")
+
+
+def converted(convert: str, name: str, masks: Sequence[str]) -> str:
+    """A tile's elements converted; those outside become 0. (That can't be left to the load: 128
+    for bytes outside is stored wrongly by Triton 3.6, which extends the sign.)"""
+    text = convert.format(name)
+    return f"tl.where({' & '.join(masks)}, {text}, 0)" if masks else text
 
 
 Epilogue = Callable[[Writer, str], None]

@@ -23,7 +23,7 @@ from ...ops._windows import Axis
 from ...ops.conv import conv_axes, deconv_axes, kernel_extents
 from ...regions.region import Region, pitch
 from .emit import Frame
-from .product import Tile, Writer, divides, unravel, wide
+from .product import Tile, Writer, converted, divides, unravel, wide
 
 _FEW = 16  # channels up to which a step covers several window positions
 
@@ -515,12 +515,12 @@ class RunTimeWeights:
         along = "kw"
         if c.transposed:
             along = f"((kw // {c.taps}) * {c.filters * c.taps} + kw % {c.taps})"
-        mask = ""
+        inside, mask = [f"(kw < {c.taps * c.channels})[:, None]"], ""
         if c.taps * c.channels % t.bk:
-            mask = f", mask=(kw < {c.taps * c.channels})[:, None], other={self.other}"
+            mask = f", mask={inside[0]}, other={self.other}"
         w(f"bt = tl.load(bp + {along}[:, None]{mask})")
         if self.convert:
-            w(f"bt = {self.convert.format('bt')}")
+            w(f"bt = {converted(self.convert, 'bt', inside if mask else ())}")
         return "bt"
 
     def advance(self, w: Writer, t: Tile) -> None:

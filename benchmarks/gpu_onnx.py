@@ -131,7 +131,8 @@ def run_suite(
     """Runs the cases.
 
     Args:
-        seconds: Time limit; cases not reached by then are listed as such.
+        seconds: Time limit, with the ten or so that loading the cases takes; cases not reached by
+            then are listed as such.
         processes: How many at a time; 0: one per processor.
         only: A part of the names to run.
         case_seconds: After which a case is taken to hang.
@@ -141,6 +142,9 @@ def run_suite(
     from exclusions import reason
     from suite import cases
 
+    from tactician import onnx_backend  # the processes inherit it
+
+    assert onnx_backend
     end, tally = time.time() + seconds, Tally()
     names = sorted(n for n in cases() if only in n)
     tally.excluded = [n for n in names if reason(n) is not None]

@@ -41,11 +41,13 @@ def match(e: E.Expr) -> Rounding | None:
     """The parts, if an expression is such a rounding with constant scale and zero point."""
     if not isinstance(e, E.Cast) or not e.saturate or e.dtype not in (T.i8, T.u8):
         return None
-    inner, zero = e.x, 0
+    inner: E.Expr = e.x
+    zero = 0
     if isinstance(inner, E.Binary) and inner.fn == "add" and isinstance(inner.b, E.Const):
-        if float(inner.b.value) != int(inner.b.value):
+        zero = int(inner.b.value)
+        if zero != float(inner.b.value):
             return None
-        inner, zero = inner.a, int(inner.b.value)
+        inner = inner.a
     if not isinstance(inner, E.Unary) or inner.fn != "round" or inner.dtype is not T.f32:
         return None
     low, high = limits(e.dtype)

@@ -4,7 +4,6 @@
 Needs torch. `table.aten_op` registers importers of ATen overloads; `importers/` holds them.
 """
 
-from . import trt  # noqa: F401  users write tactician.torch.trt
 from .compiling import PartitionedModule
 from .convert import torch2trt
 from .converters import (

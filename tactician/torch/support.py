@@ -12,7 +12,8 @@ _TITLES = {
     "shape": "Views, movement, joining", "indexing": "Indexing", "create": "Creation",
     "reduce": "Reductions, scans, sorting", "norm": "Normalizations", "pool": "Pooling",
     "contraction": "Products, convolutions, attention", "image": "Images",
-    "recurrent": "Recurrent modules",
+    "recurrent": "Recurrent modules", "distance": "Distances",
+    "prims": "Primitives, into which torch decomposes some operators",
 }  # fmt: skip
 
 

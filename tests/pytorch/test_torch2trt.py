@@ -176,6 +176,13 @@ def test_torch_stays_as_it_was() -> None:
                       torch.Tensor.__getattribute__)
 
 
+def test_a_star_import_leaves_the_usual_names_alone() -> None:
+    names: dict[str, object] = {"trt": "tensorrt's", "torch": "torch's", "np": "numpy's"}
+    before = dict(names)
+    exec("from tactician.torch import *", names)
+    assert {k: names[k] for k in before} == before and "torch2trt" in names
+
+
 def test_shapes_out_of_order_are_refused() -> None:
     with pytest.raises(UsageError, match="order"):
         convert(Small(), [torch.randn(4, 3, 6, 6)], min_shapes=[(1, 3, 6, 6)],

@@ -36,7 +36,7 @@ def test_unless_others_read_their_result(kw):
 
 
 def block(norm_axis, back=True):
-    """A convolution, its channels moved last and normalized, and back (or a product)."""
+    """A convolution, its channels moved to the last place and normalized, and perhaps back."""
     g = Graph("t")
     x = g.add_input("x", "f32", (1, 8, 6, 6))
     w = g.constant(np.ones((8, 8, 1, 1), "f4"))

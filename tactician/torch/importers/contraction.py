@@ -149,13 +149,3 @@ def _attention4(c: Context, q: Value, k: Value, v: Value, mask: Value | None, ca
 @aten_op(aten.einsum.default)
 def einsum(c: Context, equation: str, operands: Sequence[Value], path: Any = None) -> Value:
     return c.op("einsum", *operands, equation=equation.replace(" ", ""))
-
-
-@aten_op(aten._cdist_forward.default, note="p = 2")
-def cdist(c: Context, a: Value, b: Value, p: float, mode: Any = None) -> Value:
-    from ..table import AtenProblem
-
-    if p != 2:
-        raise AtenProblem(f"cdist with p = {p}; only 2")
-    d = c.sub(c.unsqueeze(a, [a.rank - 1]), c.unsqueeze(b, [b.rank - 2]))
-    return c.reduce(d, "l2", [d.rank - 1], keepdims=False)

@@ -22,7 +22,8 @@ def _filled(targets: list[Any], number: Any) -> None:
         return c.full(c.shape_out, number, c.dtype)
 
 
-_filled([aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default], 0)
+_filled([aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default,
+         aten.empty.memory_format, aten.empty_permuted.default], 0)
 _filled([aten.ones.default, aten.ones_like.default, aten.new_ones.default], 1)
 
 

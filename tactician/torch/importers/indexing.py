@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,13 +158,101 @@ def scatter_with(c: Context, x: Value, dim: int, at: Value, source: Operand, *,
     return _scatter(c, x, dim, at, source, {"add": "add", "multiply": "mul"}[reduce])
 
 
-@aten_op(aten.scatter_reduce.two, note="without mean")
+_REDUCTIONS = {"sum": "add", "mean": "add", "prod": "mul", "amax": "max", "amin": "min"}
+
+
+@aten_op(aten.scatter_reduce.two)
 def scatter_reduce(c: Context, x: Value, dim: int, at: Value, source: Value, reduce: str, *,
                    include_self: bool = True) -> Value:
-    names = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
-    if reduce not in names or not include_self:
-        raise AtenProblem(f"scatter_reduce {reduce} with include_self={include_self}")
-    return _scatter(c, x, dim, at, source, names[reduce])
+    base = x
+    if not include_self:  # what is written to starts from the reduction's neutral element
+        base = _scatter(c, x, dim, at, _neutral(reduce, x), "none")
+    y = _scatter(c, base, dim, at, source, _REDUCTIONS[reduce])
+    if reduce != "mean":
+        return y
+    count = c.full(x.dims, 1, x.dtype)
+    if not include_self:
+        count = _scatter(c, count, dim, at, 0, "none")
+    count = _scatter(c, count, dim, at, 1, "add")
+    return c.binary("div" if x.dtype.is_float else "floordiv", y, count)
+
+
+def _neutral(reduce: str, x: Value) -> Any:
+    if reduce not in ("amax", "amin"):
+        return 1 if reduce == "prod" else 0
+    if x.dtype.is_float:
+        return -math.inf if reduce == "amax" else math.inf
+    limits = np.iinfo(x.dtype.np)
+    return int(limits.min if reduce == "amax" else limits.max)
+
+
+@aten_op(aten.masked_scatter.default)
+def masked_scatter(c: Context, x: Value, mask: Value, source: Value) -> Value:
+    """The k-th true element of the mask takes the k-th element of the source."""
+    shape = c.shape_out
+    mask = c.broadcast(c.flag(mask), shape)
+    if source.numel == 0:
+        return c.broadcast(x, shape)
+    flat = c.cast(c.view(mask, [D.product(shape)]), T.i64)
+    place = c.sub(c.op("cumulative", flat, c.const(0, T.i64), fn="sum"), c.like(1, flat))
+    place = c.binary("max", place, c.like(0, place))
+    if isinstance(source.numel, int):
+        place = c.binary("min", place, c.like(source.numel - 1, place))
+    taken = c.op("gather", c.view(source, [source.numel]), place, axis=0, batch_dims=0)
+    return c.select(mask, c.view(taken, shape), c.broadcast(x, shape))
+
+
+@aten_op(aten.as_strided.default, aten.as_strided_copy.default,
+         note="static sizes, of a contiguous tensor")
+def as_strided(c: Context, x: Value, size: Sequence[Any], stride: Sequence[Any],
+               offset: Any = None) -> Value:
+    given = c.node.args[0].meta["val"]
+    if not D.is_static(*x.dims, *size, *stride, offset or 0) or not given.is_contiguous() \
+            or given.storage_offset():
+        raise AtenProblem("as_strided with dynamic sizes or of a tensor that is not contiguous")
+    at = np.full([int(n) for n in size], int(offset or 0), np.int64)
+    for axis, (n, step) in enumerate(zip(size, stride, strict=True)):
+        along = np.arange(int(n), dtype=np.int64) * int(step)
+        at += along.reshape([-1 if i == axis else 1 for i in range(at.ndim)])
+    if at.size and at.max() >= x.numel:
+        raise AtenProblem("as_strided beyond the end of its tensor")
+    return c.op("gather", c.view(x, [x.numel]), c.const(at), axis=0, batch_dims=0)
+
+
+@aten_op(aten._embedding_bag.default, aten._embedding_bag_forward_only.default,
+         note="the first result")
+def embedding_bag(c: Context, weight: Value, at: Value, offsets: Value, scale_grad: bool = False,
+                  mode: int = 0, sparse: bool = False, factors: Value | None = None,
+                  last_offset: bool = False, padding: int = -1) -> list[Any]:
+    """Sums (mode 0) and means (1) as products with the matrix of who is in which bag."""
+    count = at.dims[0]
+    begin = c.indices(offsets)
+    bags = c.shape_out[0]
+    end = c.sizes([count]) if not last_offset else None
+    following = c.slice_axis(begin, 0, 1, begin.dims[0] - 1)
+    end = following if end is None else c.concat([following, end])
+    begin = c.slice_axis(begin, 0, 0, bags)
+    place = c.op("range", c.const(0, T.i64), c.reshape(c.sizes([count]), []), c.const(1, T.i64))
+    place = c.unsqueeze(place, [0])
+    begin, end = c.unsqueeze(begin, [1]), c.unsqueeze(end, [1])
+    inside = c.binary("and", c.binary("ge", place, begin), c.binary("lt", place, end))
+    if padding >= 0:
+        other = c.binary("ne", c.indices(at), c.like(padding, c.indices(at)))
+        inside = c.binary("and", inside, c.unsqueeze(other, [0]))
+    rows = c.op("gather", weight, c.indices(at), axis=0, batch_dims=0)
+    if mode == 2:
+        spread = c.select(c.unsqueeze(inside, [2]), c.unsqueeze(rows, [0]),
+                          c.like(-math.inf, rows))
+        top = c.reduce(spread, "max", [1], keepdims=False)
+        filled = c.reduce(inside, "any", [1])
+        return [c.select(filled, top, c.like(0, top)), None, None, None]
+    member = c.cast(inside, weight.dtype)
+    weighted = member if factors is None else c.mul(member, c.unsqueeze(factors, [0]))
+    y = c.matmul(weighted, rows)
+    if mode == 1:
+        size = c.reduce(member, "sum", [1])
+        y = c.div(y, c.binary("max", size, c.like(1, size)))
+    return [y, None, None, None]
 
 
 @aten_op(aten.slice_scatter.default, note="static sizes")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...ir import dims as D
 from ...ir.graph import Value
 from ..context import Context
 from ..table import AtenProblem, aten_op
@@ -91,10 +92,21 @@ def layer_norm(c: Context, x: Value, shape: Sequence[Any], weight: Value | None 
     return _layer_norm(c, x, shape, weight, bias, eps)
 
 
-@aten_op(aten.native_layer_norm.default, note="the first result")
+def _statistics(c: Context, x: Value, axes: Sequence[int], eps: float) -> list[Value | None]:
+    """Mean and reciprocal deviation, where they are read."""
+    if all(user.args[1] == 0 for user in c.node.users):
+        return [None, None]
+    mean = c.reduce(x, "mean", axes)
+    apart = c.sub(x, mean)
+    var = c.reduce(c.mul(apart, apart), "mean", axes)
+    return [mean, c.unary("rsqrt", c.add(var, c.like(eps, var)))]
+
+
+@aten_op(aten.native_layer_norm.default)
 def native_layer_norm(c: Context, x: Value, shape: Sequence[Any], weight: Value | None,
                       bias: Value | None, eps: float) -> list[Any]:
-    return [_layer_norm(c, x, shape, weight, bias, eps), None, None]
+    axes = range(x.rank - len(shape), x.rank)
+    return [_layer_norm(c, x, shape, weight, bias, eps), *_statistics(c, x, axes, eps)]
 
 
 @aten_op(aten.rms_norm.default)
@@ -103,6 +115,14 @@ def rms_norm(c: Context, x: Value, shape: Sequence[Any], weight: Value | None = 
     axes = tuple(range(x.rank - len(shape), x.rank))
     epsilon = float(torch.finfo(c.result.dtype).eps) if eps is None else eps
     return c.op("normalization", x, weight, axes=axes, epsilon=epsilon, rms=True)
+
+
+@aten_op(aten._fused_rms_norm.default, note="the first result")
+def fused_rms_norm(c: Context, x: Value, shape: Sequence[Any], weight: Value | None = None,
+                   eps: float | None = None) -> list[Any]:
+    axes = tuple(range(x.rank - len(shape), x.rank))
+    epsilon = float(torch.finfo(c.result[0].dtype).eps) if eps is None else eps
+    return [c.op("normalization", x, weight, axes=axes, epsilon=epsilon, rms=True), None]
 
 
 @aten_op(aten.group_norm.default)
@@ -114,10 +134,12 @@ def group_norm(c: Context, x: Value, groups: int, weight: Value | None = None,
         epsilon=eps)
 
 
-@aten_op(aten.native_group_norm.default, note="the first result")
+@aten_op(aten.native_group_norm.default)
 def native_group_norm(c: Context, x: Value, weight: Value | None, bias: Value | None, n: Any,
                       channels: Any, size: Any, groups: int, eps: float) -> list[Any]:
-    return [group_norm(c, x, groups, weight, bias, eps), None, None]
+    rows = c.view(x, [n, groups, -1 if D.is_static(*x.dims) else D.product(x.dims[1:]) // groups])
+    results = [None if v is None else c.squeeze(v, [2]) for v in _statistics(c, rows, [2], eps)]
+    return [group_norm(c, x, groups, weight, bias, eps), *results]
 
 
 @aten_op(aten.instance_norm.default, note="without running statistics")

@@ -72,6 +72,14 @@ class Small(torch.nn.Module):
         return self.b(torch.nn.functional.gelu(self.a(x))).softmax(-1)
 
 
+class Mixed(torch.nn.Module):
+    """One call in the middle is torch's."""
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        y = torch.linalg.qr((y * 2).tanh().exp().sigmoid() + 1)[0]
+        return (y * 2).tanh().exp().sigmoid() + 1
+
+
 @contextmanager
 def addresses(module: Any) -> Iterator[list[tuple[str, int]]]:
     """Which addresses contexts of a `TRTModule` get."""
@@ -97,7 +105,7 @@ def close(got: Any, want: Any, limit: float = 1e-2) -> None:
 
 
 class Checks:
-    """What must hold on the device, each a method; `checks` lists them."""
+    """Small networks on a device; every public method is a check."""
 
     def __init__(self, device: str):
         from tactician.torch import torch2trt
@@ -106,14 +114,12 @@ class Checks:
         self.device, self.cuda = device, device == "cuda"
         self.module = Small().eval().to(device)
         self.x = torch.randn(8, 64, device=device)
-        self.engine = torch2trt(
-            self.module, [self.x], max_batch_size=64, optimization_level=1
-        )
+        self.engine = torch2trt(self.module, [self.x], max_batch_size=64, optimization_level=1)
 
     def no_copies(self) -> None:
         for n in (8, 16):
             y = torch.randn(n, 64, device=self.device)
-            with torch.no_grad(), addresses(self.engine) as seen:
+            with addresses(self.engine) as seen:
                 got = self.engine(y)
             assert dict(seen) == {"input_0": y.data_ptr(), "output_0": got.data_ptr()}, seen
             assert got.device == y.device
@@ -131,18 +137,16 @@ class Checks:
                 y.zero_()
                 torch.cuda._sleep(20_000_000)  # late: only the same stream waits for it
                 y.copy_(self.x)
-                got = self.engine(y)
-                twice = got * 2
+                twice = self.engine(y) * 2
                 y.zero_()
             stream.synchronize()
             close(twice, want * 2)
 
     def strides(self) -> None:
         wide = torch.randn(64, 9, device=self.device)
-        close(self.engine(wide.t()), self.module(wide.t()))
         flat = torch.randn(8 * 64 + 1, device=self.device)[1:].view(8, 64)  # 4 bytes off
-        close(self.engine(flat), self.module(flat))
-        close(self.engine(self.x[::2]), self.module(self.x[::2]))
+        for y in (wide.t(), flat, self.x[::2]):
+            close(self.engine(y), self.module(y))
 
     def modes(self) -> None:
         from tactician.torch import torch2trt
@@ -150,8 +154,8 @@ class Checks:
         with torch.inference_mode():
             close(self.engine(self.x.clone()), self.module(self.x))
         kind = torch.float16 if self.cuda else torch.bfloat16
-        module = Small().eval().to(self.device, kind)
-        half = torch2trt(module, [self.x.to(kind)], optimization_level=1)
+        half = torch2trt(Small().eval().to(self.device, kind), [self.x.to(kind)],
+                         optimization_level=1)
         with torch.autocast(self.device, kind):
             assert half(self.x).dtype is kind
         from_host = self.engine(self.x.cpu())
@@ -171,19 +175,13 @@ class Checks:
         torch._dynamo.reset()
         options = {"optimization_level": 1, "min_block_size": 1, "cache": False}
         fast = torch.compile(self.module, backend=tactician, dynamic=True, options=options)
-        with torch.no_grad():
-            for n in (8, 5, 30):
-                y = torch.randn(n, 64, device=self.device)
-                close(fast(y), self.module(y))
+        for n in (8, 5, 30):
+            y = torch.randn(n, 64, device=self.device)
+            close(fast(y), self.module(y))
         torch._dynamo.reset()
 
     def partition(self) -> None:
         from tactician.torch import torch2trt
-
-        class Mixed(torch.nn.Module):
-            def forward(self, y: torch.Tensor) -> torch.Tensor:
-                y = torch.linalg.qr((y * 2).tanh().exp().sigmoid() + 1)[0]
-                return (y * 2).tanh().exp().sigmoid() + 1
 
         y = torch.randn(16, 16, device=self.device)
         mixed = torch2trt(Mixed().eval(), [y], partition=True, optimization_level=1)
@@ -191,11 +189,13 @@ class Checks:
         close(mixed(y), Mixed()(y))
 
 
-def checks(device: str) -> dict[str, Callable[[], None]]:
-    """Every check by name."""
-    held = Checks(device)
-    names = ("no_copies", "current_stream", "strides", "modes", "saved", "compiled", "partition")
-    return {name: torch.no_grad()(getattr(held, name)) for name in names}
+def check(device: str) -> None:
+    """Runs every check."""
+    checks = attempt("checks", lambda: Checks(device))
+    for name in [n for n in vars(Checks) if not n.startswith("_")] if checks else []:
+        with torch.no_grad():
+            if attempt(f"check {name}", lambda name=name: getattr(checks, name)() or "ok") == "ok":
+                say(f"check {name}: ok")
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -346,9 +346,8 @@ def main() -> None:
     say(f"torch {torch.__version__} on {where}, batch {options.batch}, level {options.level}")
     filler = Filler(names, options)
     try:
-        for name, check in {} if options.no_checks else checks(options.device).items():
-            if attempt(f"check {name}", lambda check=check: check() or "ok") == "ok":
-                say(f"check {name}: ok")
+        if not options.no_checks:
+            check(options.device)
         for name in names:
             if left(options) < 25:
                 say(f"out of time before {name}")

@@ -413,7 +413,7 @@ class _Tile:
         rows = [self._read(_ROWS * g + r, pos, border) for r in range(_ROWS)]
         pairs = [self._unpack(rows[r], rows[r + 1], half, I8) for r in (0, 2)]
         wide = [b.bitcast(x, ir.VectorType(V.I16, 2 * self.lanes)) for x in pairs]
-        return [b.bitcast(self._unpack(*wide, j, V.I16), self.bytes) for j in (0, 1)]
+        return [b.bitcast(self._unpack(wide[0], wide[1], j, V.I16), self.bytes) for j in (0, 1)]
 
     def _unpack(self, x: Any, y: Any, half: int, t: ir.IntType) -> Any:
         """Elements of the lower or upper half of every 128 bits of two vectors in turn."""

@@ -81,7 +81,11 @@ def _shapes(p: Problem, isa: Isa) -> list[tuple[int, int]]:
     if isa.vector_registers < 32:
         return [(6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1)]
     if p.shape.depthwise:
-        return [(14, 2), (9, 3), (7, 4), (6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1)]
+        shapes = [
+            (4, 6), (5, 5), (7, 4), (5, 4), (4, 4), (8, 3), (7, 3), (14, 2), (7, 2), (14, 1),
+            (7, 1), (4, 1),
+        ]
+        return [(mr, nv) for mr, nv in shapes if (nv - 1) * isa.lanes(32) < p.k]
     return [
         (6, 4), (8, 3), (5, 5), (4, 6), (5, 4), (4, 4), (12, 2), (8, 2), (6, 2), (4, 3), (4, 2),
         (16, 1), (12, 1), (6, 1), (4, 1),
@@ -94,23 +98,35 @@ def cycles_of(p: Problem, mr: int, nv: int, isa: Isa) -> float:
     width = width if isinstance(width, int) and not p.flat else 1 << 12
     lanes = isa.lanes(32)
 
+    blocks, rest = divmod(p.k, nv * lanes)
+
     def blocks_of(m: int) -> float:
-        blocks, rest = divmod(p.k, nv * lanes)
-        whole = tile_cycles(m, nv, isa, p.shape.depthwise)
-        last = tile_cycles(m, -(-rest // lanes), isa, p.shape.depthwise) if rest else 0.0
-        return blocks * whole + last
+        if p.shape.depthwise:
+            return _lane_cycles(p, m, nv, isa) * -(-p.k // lanes) / nv
+        whole = tile_cycles(m, nv, isa)
+        return blocks * whole + (tile_cycles(m, -(-rest // lanes), isa) if rest else 0.0)
 
     tiles, low, more = even_split(width, mr)
-    return more * blocks_of(low + 1) + (tiles - more) * blocks_of(low)
+    cycles = more * blocks_of(low + 1) + (tiles - more) * blocks_of(low)
+    if p.shape.depthwise:  # a block of channels that is part of a pixel reads lines in pieces
+        return cycles * (1 + 0.1 * min(4, blocks + bool(rest) - 1))
+    return cycles
 
 
-def tile_cycles(m: int, nv: int, isa: Isa, depthwise: bool = False) -> float:
+def _lane_cycles(p: Problem, m: int, nv: int, isa: Isa) -> float:
+    """Modelled cycles of a depthwise register tile per tap: inputs are read once for all the taps
+    of a row."""
+    s = p.shape
+    reads = ((m - 1) * s.stride[-1] + s.window[-1]) / s.window[-1] * nv
+    return max(m * nv / 2, reads / (1 if isa.vector_bits >= 512 else 2), 4.0) + 0.5
+
+
+def tile_cycles(m: int, nv: int, isa: Isa) -> float:
     """Modelled cycles of a register tile per element of the inner dimension: two multiply-adds a
     cycle, loads, weights from the second cache, or the latency of a sum, whichever is most. Loads
     of 512 bits, broadcasts among them, were measured to come one a cycle, shorter ones two."""
-    loads = (m * nv + nv if depthwise else m + nv) / (1 if isa.vector_bits >= 512 else 2)
-    far = 0.0 if depthwise else nv * isa.vector_bits / 8 / _L2_RATE
-    return max(m * nv / 2, loads, far, 4.0) + 0.5
+    loads = (m + nv) / (1 if isa.vector_bits >= 512 else 2)
+    return max(m * nv / 2, loads, nv * isa.vector_bits / 8 / _L2_RATE, 4.0) + 0.5
 
 
 def even_split(width: int, mr: int) -> tuple[int, int, int]:

@@ -182,12 +182,11 @@ def _work(node: Node, x: Value) -> float:
     if node.op == "matmul":
         last = 0 if node.attrs.tb == "transpose" else 1
         return float(w.const.shape[-2 + last])
-    sizes = (*x.dims[2:], *node.output.dims[2:])
-    if not all(isinstance(d, int) for d in sizes):
+    elements, outputs = ([d for d in v.dims[1:] if isinstance(d, int)] for v in (x, node.output))
+    if len(elements) < x.rank - 1 or len(outputs) < node.output.rank - 1:
         return float("inf")
     per_output = w.const.size // w.const.shape[0]
-    outputs = node.output.dims[1:]
-    return float(per_output * np.prod(outputs) / max(np.prod(x.dims[1:]), 1))
+    return float(per_output * np.prod(outputs) / max(float(np.prod(elements)), 1.0))
 
 
 def _trial(node: Node, x: Value, w: Value) -> Node:

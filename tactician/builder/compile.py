@@ -384,7 +384,7 @@ class _Compiler:
         ):
             return
         with at_sizes(region, self.opt) as fixed:
-            choice = self._choose(fixed)
+            choice = self._choose(fixed, f"{general.tactic}({general.candidate})")
         own = choice.kernel
         if own is None or own.dims or own.before or own.finds is not None:
             return
@@ -430,9 +430,9 @@ class _Compiler:
         else:
             self._reference(region, {"rejected": {"native": reason}})
 
-    def _choose(self, region: Region) -> Choice:
+    def _choose(self, region: Region, like: str = "") -> Choice:
         try:
-            choice = self.tuner.choose(region)
+            choice = self.tuner.choose(region, like)
             if self.settings.editable_cache and "times_us" in choice.info:
                 log.verbose(
                     f"layer {region.name!r}: timing cache key {self.tuner.key(region)}, "

@@ -30,6 +30,7 @@ from .tactic import Tactic, tactics_for
 # A slower candidate wins against a faster one within this band if it comes first in the
 # catalogue: repeated builds then agree although times are noisy.
 _TIE_BAND = 1.03
+_LIKE_BAND = 1.05  # the same for what shares constants
 _CLOSE = 1.5  # candidates up to so much slower than the best are timed again
 # Above this many operations numpy would take seconds; some elements are checked then. Products of
 # matrices are quick in numpy.
@@ -272,8 +273,12 @@ class Tuner:
                     self._built_before[region, _label(tactic, candidate)] = kernel
                     self.device.start(kernel)
 
-    def choose(self, region: Region) -> Choice:
+    def choose(self, region: Region, like: str = "") -> Choice:
         """The best kernel for ``region``.
+
+        Args:
+            like: Tactic and candidate, as reports write them, that is taken if it is hardly
+                slower than the best: it shares packed constants with another kernel.
 
         Raises:
             CacheMiss: If measuring is needed but forbidden.
@@ -302,7 +307,7 @@ class Tuner:
                 self.settings.cache[key] = {"times": dict(times)}
         else:
             self.hits += 1
-        return self._winner(region, options, times, rejected, kernels)
+        return self._winner(region, options, times, rejected, kernels, like)
 
     def _first(
         self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
@@ -502,6 +507,7 @@ class Tuner:
     def _winner(
         self, region: Region, options: list[tuple[Tactic, Hashable]],
         times: dict[str, float | None], rejected: dict[str, str], kernels: dict[str, Kernel],
+        like: str,
     ) -> Choice:
         good = [(times.get(_label(t, c)), t, c) for t, c in options]
         valid = [(x, t, c) for x, t, c in good if x is not None]
@@ -509,6 +515,8 @@ class Tuner:
         while valid:
             best = min(x for x, _, _ in valid)
             chosen = next(v for v in valid if v[0] <= best * _TIE_BAND)
+            same = (v for v in valid if _label(v[1], v[2]) == like and v[0] <= best * _LIKE_BAND)
+            chosen = next(same, chosen)
             _, tactic, candidate = chosen
             kernel = self._built(region, tactic, candidate, rejected)
             if kernel is not None:

@@ -125,3 +125,32 @@ def test_packed_weights_are_shared_where_they_are_the_same(monkeypatch):
     constants = engine._program.constants
     seen = {(c.shape, c.dtype.str, c.tobytes()) for c in constants}
     assert len(seen) == len(constants)
+
+
+def test_what_shares_constants_wins_within_a_band():
+    """The tuner takes the general kernel's candidate while it is hardly slower."""
+    from tactician.ir.graph import Graph
+    from tactician.ops import emit
+    from tactician.regions.fuse import fuse
+    from tactician.tactics.tuner import Tuner, TunerSettings
+    from tactician.targets.cpu import load_tactics
+    from tactician.targets.cpu.device import CpuDevice
+
+    load_tactics()
+    graph = Graph()
+    x = graph.add_input("x", "f32", (64, 96))
+    graph.outputs = [emit(graph, "matmul", [x, graph.constant(weights(96, 128))], "m").output]
+    (region,) = fuse(graph).regions
+    tuner = Tuner(CpuDevice(threads=1), TunerSettings(level=5, cache={}, seconds=1e-4))
+    first, second = list(tuner.choose(region).info["times_us"])[:2]
+    entry = {"times": {first: 100.0, second: 104.0}}
+    tuner.settings.cache[tuner.key(region)] = entry
+
+    def label(like):
+        choice = tuner.choose(region, like)
+        return f"{choice.tactic}({choice.candidate})"
+
+    assert label("") == first
+    assert label(second) == second
+    entry["times"][second] = 106.0
+    assert label(second) == first

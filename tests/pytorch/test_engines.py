@@ -49,3 +49,19 @@ def test_the_plan_is_that_of_the_onnx_route(name: str) -> None:
         engine = torch2trt(module, args, optimization_level=0, threads=1, use_onnx=use_onnx)
         plans.append(len(engine.engine._core.program.steps))
     assert plans[0] <= plans[1], plans
+
+
+def test_views_around_a_product_do_not_keep_it_from_what_follows() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = (torch.nn.Parameter(torch.randn(*s)) for s in ((16, 32), (32,)))
+
+        def forward(self, x):
+            y = torch.addmm(self.b, x.view(-1, 16), self.w).view(2, 5, 32)
+            return torch.mm(y.relu().view(-1, 32), self.w.t()).view(2, 5, 16) + x
+
+    module, x = Flat().eval(), torch.randn(2, 5, 16)
+    engine = torch2trt(module, [x], optimization_level=0, threads=1)
+    torch.testing.assert_close(engine(x), module(x).detach(), rtol=1e-4, atol=1e-4)
+    assert len(engine.engine._core.program.steps) == 2

@@ -28,8 +28,22 @@ def _product(c: Context, a: Value, b: Value, ta: str = "none", tb: str = "none")
     return c.cast(c.matmul(c.cast(a, wide), c.cast(b, wide), ta, tb), a.dtype, saturate=False)
 
 
-@aten_op(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default,
-         aten.dot.default, aten.vdot.default)
+def _unflattened(a: Value, b: Value) -> Value:
+    """What the rows of ``a`` are a view of. Products of matrices are often products of more
+    dimensions between views, which would keep them from what follows."""
+    p = a.producer
+    x = p.inputs[0] if p is not None and p.op == "reshape" else None
+    fits = x is not None and a.rank == b.rank == 2 and x.rank > 2 and x.dims[-1] == a.dims[-1]
+    return x if x is not None and fits else a
+
+
+@aten_op(aten.mm.default)
+def mm(c: Context, a: Value, b: Value) -> Value:
+    return c.view(_product(c, _unflattened(a, b), b), c.shape_out)
+
+
+@aten_op(aten.bmm.default, aten.matmul.default, aten.mv.default, aten.dot.default,
+         aten.vdot.default)
 def matmul(c: Context, a: Value, b: Value) -> Value:
     return _product(c, a, b, _flag(a), _flag(b))
 
@@ -52,7 +66,10 @@ def _combine(c: Context, x: Value, product: Value, beta: Any, alpha: Any) -> Val
 
 @aten_op(aten.addmm.default, aten.baddbmm.default, aten.addmv.default)
 def addmm(c: Context, x: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
-    return _combine(c, x, _product(c, a, b, "none", _flag(b)), beta, alpha)
+    if beta == 1 and x.rank == 1:
+        a = _unflattened(a, b)
+    y = _combine(c, x, _product(c, a, b, "none", _flag(b)), beta, alpha)
+    return c.view(y, c.shape_out)
 
 
 @aten_op(aten.addbmm.default)

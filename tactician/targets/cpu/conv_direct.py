@@ -30,6 +30,7 @@ _FLAT_TILES = 16  # most tiles in a row of a flattened 1x1 convolution
 _ROW_PIXELS = 64  # about as many pixels are a work item otherwise
 
 
+_SHARING = 4  # tiles that share a panel of weights, from which on they ask for the next one
 _L2_RATE = 28  # bytes a cycle that were measured
 _NEAR_BYTES = 256 << 10  # results so small are in the second cache still
 _SOURCES = SourceCache()
@@ -66,7 +67,10 @@ def _tiles(p: Problem, device: Any) -> list[Tile]:
     fit = [
         (mr, nv) for mr, nv in shapes if (p.k // p.groups) % (nv * lanes) in _tails(p, nv, lanes)
     ]
-    fit.sort(key=lambda s: cycles_of(p, s[0], s[1], device.isa))
+    fit.sort(
+        key=lambda s: (1.0 if _few(p) else cycles_of(p, s[0], s[1], device.isa))
+        * _idle(p, s[0], s[1] * lanes, device.threads)
+    )
     late = _late(p)
     choices = [(fit[0], late), (fit[0], not late), *((s, late) for s in fit[1:4])]
     return [
@@ -78,6 +82,9 @@ def _tiles(p: Problem, device: Any) -> list[Tile]:
 def _shapes(p: Problem, isa: Isa) -> list[tuple[int, int]]:
     """Register tiles that leave room for the operands. Those that fill all 32 registers are not
     among them, as LLVM then spills sums in the inner loop."""
+    few, room = _few(p), isa.vector_registers - 1
+    if few:
+        return [(few, nv) for nv in (4, 3, 6, 2, 8, 1) if (few + 1) * nv < room]
     if isa.vector_registers < 32:
         return [(6, 2), (4, 3), (4, 2), (12, 1), (6, 1), (4, 1)]
     if p.shape.depthwise:
@@ -90,6 +97,12 @@ def _shapes(p: Problem, isa: Isa) -> list[tuple[int, int]]:
         (6, 4), (8, 3), (5, 5), (4, 6), (5, 4), (4, 4), (12, 2), (8, 2), (6, 2), (4, 3), (4, 2),
         (16, 1), (12, 1), (6, 1), (4, 1),
     ]
+
+
+def _few(p: Problem) -> int:
+    """Pixels, if they are so few that all there is to do is to read weights; else 0."""
+    pixels = p.images * D.product(a.out for a in p.axes)
+    return pixels if p.flat and isinstance(pixels, int) and pixels < 4 else 0
 
 
 def cycles_of(p: Problem, mr: int, nv: int, isa: Isa) -> float:
@@ -127,6 +140,16 @@ def tile_cycles(m: int, nv: int, isa: Isa) -> float:
     of 512 bits, broadcasts among them, were measured to come one a cycle, shorter ones two."""
     loads = (m + nv) / (1 if isa.vector_bits >= 512 else 2)
     return max(m * nv / 2, loads, nv * isa.vector_bits / 8 / _L2_RATE, 4.0) + 0.5
+
+
+def _idle(p: Problem, mr: int, nr: int, threads: int) -> float:
+    """How many times as long as all the work's share the thread with most of it takes, where
+    items are the blocks of channels of a few pixels."""
+    width = p.images * D.product(a.out for a in p.axes)
+    if not p.flat or not isinstance(width, int) or width > mr:
+        return 1.0
+    blocks = -(-p.k // nr)
+    return -(-blocks // threads) * nr * threads / p.k
 
 
 def even_split(width: int, mr: int) -> tuple[int, int, int]:
@@ -209,7 +232,8 @@ class Builder:
     def _stream(self, isa: Isa) -> Stream:
         """A panel of weights that takes more than some of the second cache is used row by row of
         the window, lest it leaves the cache from one tile to the next. All weights together that
-        take more of it are asked for early."""
+        take more of it are asked for early, unless too few tiles use a panel: then hardware that
+        follows the reads does better."""
         p, t = self.p, self.t
         tiles, window = self._item_tiles(), p.shape.window
         if not tiles or p.shape.depthwise or p.shape.c % t.unroll:
@@ -217,7 +241,8 @@ class Builder:
         panel = 4 * self.packed.shape[1] > isa.l2 // 3
         passes = window[0] if self.rank > 1 and panel and not p.flat else 1
         lines = t.unroll * t.nr // 16
-        return Stream(passes, -(-lines // tiles) if self.packed.nbytes > isa.l2 // 2 else 0)
+        early = self.packed.nbytes > isa.l2 // 2 and tiles >= _SHARING
+        return Stream(passes, -(-lines // tiles) if early else 0)
 
     def _item_tiles(self) -> int:
         """Register tiles of pixels in a work item; 0: not known."""

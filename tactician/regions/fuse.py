@@ -83,6 +83,7 @@ class _Fuser:
         self.readers: dict[Value, set[Node]] = {}
         self.region_of: dict[Value, Region] = {}
         self.live: dict[Region, None] = {}
+        self.dropped: dict[Value, E.Stage] = {}  # of epilogues, inlined into the next
 
     def run(self) -> Fusion:
         self._find_needed()
@@ -279,6 +280,12 @@ class _Fuser:
         last = host.stages[-1] if host.stages else None
         if last is not None and not _has_reduce(last.expr):
             stage.expr = E.inline(stage.expr, last)
+            # what its producers left out may be read by copies of nodes that read it before
+            for v in dict.fromkeys(ld.value for ld in E.loads(stage.expr)):
+                if v in self.dropped and self.region_of.get(v) is host:
+                    stage.expr = E.inline(stage.expr, self.dropped[v])
+            self.dropped[last.out] = last
+            self.region_of[last.out] = host
             host.stages[-1] = stage
         else:
             host.stages.append(stage)

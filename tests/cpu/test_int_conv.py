@@ -252,6 +252,30 @@ def test_quantized_before_the_sum(k, first, last, low):
     assert gap.max() <= 1 and (gap > 0).mean() < 1e-2
 
 
+def test_swish_of_a_quantized_result():
+    """A result that is dequantized for two readers which then meet again; untimed, so nothing
+    is compared while building."""
+    g = Graph("t")
+    x = g.add_input("x", "u8", (1, 8, 5, 9))
+    y = emit(g, "int_conv", [x, g.constant(ints((24, 8, 1, 1), "i8"))], "conv").output
+    y = emit(g, "dequantize", [y, g.constant(np.float32(1e-4))]).output
+
+    def stepped(v, scale, zero):
+        pair = [g.constant(np.float32(scale)), g.constant(np.uint8(zero))]
+        q = emit(g, "quantize", [v, *pair]).output
+        return emit(g, "dequantize", [q, *pair]).output
+
+    y = stepped(y, 0.05, 118)
+    s = stepped(emit(g, "activation", [y], fn="sigmoid").output, 1 / 255, 0)
+    product = emit(g, "binary", [y, s], fn="mul").output
+    pair = [g.constant(np.float32(0.04)), g.constant(np.uint8(40))]
+    g.outputs = [emit(g, "quantize", [product, *pair]).output]
+    feeds = {"x": ints(x.dims)}
+    (got,), tactics = run(g, feeds, level=0)
+    assert tactics == {"int_dot"}
+    assert np.abs(got.astype(int) - expected(g, feeds)[0].astype(int)).max() <= 2
+
+
 # --- matrix products ------------------------------------------------------------------------
 
 

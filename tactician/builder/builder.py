@@ -356,7 +356,7 @@ class Builder(LegacyBuilder):
 
     def _tell(self, program: Program, report: Any, seconds: float) -> None:
         """The log's summary of a build; layers without native code are named."""
-        reference = getattr(report, "reference", [])
+        reference = [r for r in getattr(report, "reference", []) if r[1] != "plugin"]
         for name, op, reason in reference[:_SHOWN]:
             why = f": {reason}" if reason else ""
             log.warning(f"layer {name!r} [{op}] runs in numpy, slowly{why}", self._logger)

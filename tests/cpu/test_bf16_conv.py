@@ -66,7 +66,8 @@ def test_dot_products(with_dots, x, w, attrs):
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("x, w, attrs", CASES, ids=str)
 def test_narrow_storage(monkeypatch, kind, x, w, attrs):
-    monkeypatch.setattr(ConvGemm, "refuse", lambda *_: "switched off")
+    for other in (ConvGemm, Bf16Contraction):
+        monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
     check_conv(x, w, kind, "conv_direct", **attrs)
 
 

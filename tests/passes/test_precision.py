@@ -1,6 +1,7 @@
 """Narrow types: where f32 networks compute in f16 or bf16, and where they don't."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,9 +17,17 @@ from tactician.ops import emit
 from tactician.ops.interpreter import run_graph
 from tactician.passes.pipeline import narrow, optimize
 from tactician.support.errors import BuildError
+from tactician.targets.cpu import isa
 from tactician.targets.cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch):
+    """A CPU without products of bf16, whatever this one has."""
+    host = replace(isa.Isa.host(), bf16_dot=False)
+    monkeypatch.setattr(isa, "_host", lambda: host)
 
 
 def randn(*shape, scale=1.0):

@@ -80,6 +80,8 @@ class _Interpreter:
             return None
 
         module._patch_lang(FunctionType(probe.__code__, {"tl": tl, "core": tl.core}))
+        # as Triton 3.9 has it; before, NumPy 2.5 refused arrays of one element
+        tl.tensor.__index__ = lambda x: int(x.handle.data.squeeze())
 
         def call(fn: Any, *args: Any, **kwargs: Any) -> Any:
             return fn.rewrite()(*args, **kwargs)

@@ -157,7 +157,7 @@ class _Builder:
         point = V.unary(b, "round", b.fneg(b.fdiv(low, safe)))
         point = b.select(b.fcmp_ordered(">", point, F32(255.0)), F32(255.0), point)
         self.point = b.fptosi(b.select(flat, F32(0.0), point), I16)
-        self.inverse = b.fdiv(F32(1.0), safe)
+        self.divisor, self.inverse = safe, b.fdiv(F32(1.0), safe)
         with b.if_then(b.icmp_signed("==", item, I64(self.parts))):
             b.store(scale, self.scale)
             b.store(b.trunc(self.point, I8), self.zero)
@@ -165,15 +165,22 @@ class _Builder:
     def _quantize(self, first: Any, last: Any) -> None:
         b = self.b
         whole = self._whole(first, last)
-        factor = V.splat(b, self.inverse, self.width)
         with Loop(b, first, whole, self.width) as loop:
             at = b.gep(self.x, [loop.index], source_etype=F32)
-            x = b.fmul(b.load(at, align=4, typ=self.vector), factor)
+            x = self._divided(b.load(at, align=4, typ=self.vector))
             q = requantize.emit(b, x, self.point, False, T.u8)
             b.store(q, b.gep(self.y, [loop.index], source_etype=I8), align=1)
         with Loop(b, whole, last) as loop:
             x = b.load(b.gep(self.x, [loop.index], source_etype=F32), typ=F32)
-            pair = V.splat(b, b.fmul(x, self.inverse), 2)
+            pair = self._divided(V.splat(b, x, 2))
             q = requantize.emit(b, pair, self.point, False, T.u8)
             one = b.extract_element(q, V.I32(0))
             b.store(one, b.gep(self.y, [loop.index], source_etype=I8))
+
+    def _divided(self, x: Any) -> Any:
+        """Quotients by the scale, rounded as a division rounds them: products with the reciprocal
+        fall on the other side of a half now and then, and one step of the remainder mends that."""
+        b, lanes = self.b, x.type.count
+        factor, divisor = V.splat(b, self.inverse, lanes), V.splat(b, self.divisor, lanes)
+        near = b.fmul(x, factor)
+        return V.fma(b, V.fma(b, b.fneg(near), divisor, x), factor, near)

@@ -13,7 +13,7 @@ from ..ir import dims as D
 from ..ir.graph import Graph, Node, Value
 from ..ir.verify import verify
 from ..ops import get
-from ..ops.registry import Kind
+from ..ops.registry import Kind, OpError
 from ..passes.manager import PassTrace
 from ..passes.pipeline import optimize
 from ..plan.program import Profile, Program
@@ -21,7 +21,7 @@ from ..regions.chain import join_pairs
 from ..regions.fuse import Fusion, fuse
 from ..regions.layout import assign_layouts, permute_stages
 from ..regions.region import Region
-from ..regions.specialize import at_sizes, symbols_of
+from ..regions.specialize import at_sizes, makes_sense, symbols_of
 from ..support import logger as log
 from ..support.errors import BuildError, RefusedError
 from ..tactics.kernel import Kernel
@@ -383,8 +383,15 @@ class _Compiler:
             or kernel.before or kernel.finds is not None
         ):
             return
-        with at_sizes(region, self.opt) as fixed:
-            choice = self._choose(fixed, f"{general.tactic}({general.candidate})")
+        try:
+            if not makes_sense(region, self.opt):
+                return
+            with at_sizes(region, self.opt) as fixed:
+                choice = self._choose(fixed, f"{general.tactic}({general.candidate})")
+        except OpError as e:  # in a branch that is not taken for these sizes
+            log.verbose(f"layer {region.name!r}: no kernel for the sizes of opt: {e}",
+                        self.settings.logger)
+            return
         own = choice.kernel
         if own is None or own.dims or own.before or own.finds is not None:
             return

@@ -19,6 +19,13 @@ def symbols_of(region: Region) -> set[str]:
     return {s for d in dims for s in D.symbols(d)}
 
 
+def makes_sense(region: Region, env: Mapping[str, int]) -> bool:
+    """Whether all sizes of a region's values are positive. In a branch that is not taken for these
+    sizes of the inputs they needn't be."""
+    sizes = (D.substitute(d, env) for v in _values(region) for d in v.dims)
+    return all(isinstance(d, D.Dim) or d > 0 for d in sizes)
+
+
 @contextmanager
 def at_sizes(region: Region, env: Mapping[str, int]) -> Iterator[Region]:
     """The region with its symbols replaced by numbers.
@@ -71,7 +78,8 @@ def _stage(s: E.Stage, env: Mapping[str, int]) -> E.Stage:
 
     def var(v: E.Var) -> E.Var:
         if v not in new:
-            new[v] = E.Var(v.dtype, v.name, D.substitute(v.extent, env))
+            twin = E.Var(v.dtype, v.name, D.substitute(v.extent, env))
+            new[v] = new[twin] = twin  # rewriting shows twins again: i + 0 becomes i
         return new[v]
 
     def visit(x: E.Expr) -> E.Expr | None:

@@ -439,11 +439,10 @@ def plan_load(engine: Any) -> dict[str, float]:
     return {"load_ms": round(took, 1), "plan_mb": round(len(plan) / 1e6, 1)}
 
 
-def peer(name: str, batch: int) -> float:
-    """torch's eager mode, FP16, channels-last, in a CUDA graph: milliseconds."""
+def torch_network(name: str, batch: int) -> tuple[Any, Any]:
+    """A module in FP16 on the GPU, and its input."""
     import torch
 
-    torch.backends.cudnn.benchmark = True
     if name == "bert_base":
         from transformers import BertConfig, BertModel
 
@@ -456,8 +455,15 @@ def peer(name: str, batch: int) -> float:
         x = torch.randn(batch, 3, 224, 224, device="cuda").half()
         x = x.contiguous(memory_format=torch.channels_last)
     net = net.cuda().half().eval()
-    if name == "resnet50":
-        net = net.to(memory_format=torch.channels_last)
+    return net.to(memory_format=torch.channels_last) if name == "resnet50" else net, x
+
+
+def peer(name: str, batch: int) -> float:
+    """torch's eager mode, FP16, channels-last, in a CUDA graph: milliseconds."""
+    import torch
+
+    torch.backends.cudnn.benchmark = True
+    net, x = torch_network(name, batch)
     stream = torch.cuda.Stream()
     with torch.no_grad(), torch.cuda.stream(stream):
         for _ in range(4):

@@ -153,25 +153,6 @@ def line_of(r: dict[str, Any], peers: dict[str, Any] | None = None) -> str:
 # --- torch --------------------------------------------------------------------------------------
 
 
-def torch_network(name: str, batch: int) -> tuple[Any, Any]:
-    """A module in FP16 on the GPU, and its input."""
-    import torch
-
-    if name == "bert_base":
-        from transformers import BertConfig, BertModel
-
-        net: Any = BertModel(BertConfig(), add_pooling_layer=False)
-        x = torch.randint(0, 1000, (batch, 128), device="cuda")
-    else:
-        import torchvision
-
-        net = getattr(torchvision.models, {"vit_b16": "vit_b_16"}.get(name, name))()
-        x = torch.randn(batch, 3, 224, 224, device="cuda").half()
-        x = x.contiguous(memory_format=torch.channels_last)
-    net = net.cuda().half().eval()
-    return net.to(memory_format=torch.channels_last) if name == "resnet50" else net, x
-
-
 def torch_times(net: Any, x: Any) -> tuple[float, float]:
     """Milliseconds of a call, and of a call in a CUDA graph (both by events)."""
     import torch
@@ -217,7 +198,7 @@ def run_peers(args: argparse.Namespace) -> dict[str, Any]:
                 return found
             began = time.time()
             try:
-                net, x = torch_network(name, batch)
+                net, x = gpu.torch_network(name, batch)
                 if kind == "compile":
                     torch._dynamo.reset()
                     net = torch.compile(net)

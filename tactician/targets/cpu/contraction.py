@@ -30,7 +30,6 @@ from .codegen import Gen, Num
 from .isa import Isa
 
 Accumulators = list[list[ir.Value]]
-_LINE = 64  # bytes of a cache line
 _PREFETCH_ROWS = 4  # row tiles from which the next panel is fetched
 _COLD = 1 << 17  # bytes of constants that other layers have driven out of the nearer caches
 
@@ -383,10 +382,8 @@ class Contraction:
     def _prefetch(self, ahead: ir.Value, k: Num) -> None:
         g, step = self.g, self._ahead()
         at = g.at(ahead, g.mul(k, step // self.tile.unroll))
-        args = [V.PTR, V.I32, V.I32, V.I32]
-        fn = V.declare(g.b.module, "llvm.prefetch.p0", ir.VoidType(), args)
-        for line in range(0, step, _LINE):
-            g.b.call(fn, [g.at(at, line), V.I32(0), V.I32(2), V.I32(1)])  # to read, into L2
+        for line in range(0, step, g.isa.line):
+            V.prefetch(g.b, g.at(at, line), level=2)
 
     def _even(self, unroll: int) -> bool:
         """Whether every block of k is a multiple of ``unroll``."""

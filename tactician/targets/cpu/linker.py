@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...support.errors import PlanError
+from .objectfile import _SECTION, _SYMBOL, _SYMTAB
 
-_SECTION = struct.Struct("<IIQQQQIIQQ")
-_SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QQq")
-_SYMTAB, _RELOCATIONS, _NOBITS = 2, 4, 8
+_RELOCATIONS, _NOBITS = 4, 8
 _ALLOC, _WRITE, _EXECUTE = 2, 1, 4
 _X86_64_UNWIND = 0x70000001  # tables for exceptions, which never pass through kernels
 _R_64, _R_PC32, _R_PLT32 = 1, 2, 4
-_COMMON, _ABSOLUTE = 0xFFF2, 0xFFF1
 _STUB = b"\xff\x25\x00\x00\x00\x00"  # jmp [rip]; the address follows
 
 

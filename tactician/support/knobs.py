@@ -9,7 +9,7 @@
 | ``TACTICIAN_GPU`` | GPU that builds for CUDA are for where there is none: ``sm_90``, ``H100``, …; ``interpreter`` and ``null`` run such engines on the host |
 | ``TACTICIAN_KERNEL_CACHE`` | folder of compiled GPU kernels (default ``~/.cache/tactician/kernels``); ``off``: keep none |
 | ``TACTICIAN_ENGINE_CACHE`` | folder of engines that ``torch.compile`` made (default ``~/.cache/tactician/engines``); ``off``: keep none |
-| ``TACTICIAN_OVERLAP`` | 1: a GPU kernel may be launched while the one before it still runs (compute capability 9.0 on) |
+| ``TACTICIAN_OVERLAP`` | 0: a GPU kernel is launched only when the one before it has ended (from compute capability 9.0 on it is launched earlier, and waits on the device) |
 | ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
 | ``TACTICIAN_LIBRARY_PATH`` | folders with cuDNN and cuBLASLt, before those of the Python wheels (separated by ``:``) |
 """  # noqa: E501
@@ -89,4 +89,4 @@ def library_path() -> list[str]:
 def overlap() -> bool:
     """Whether GPU kernels are launched before the kernels ahead of them have ended; they wait for
     these on the device."""
-    return os.environ.get("TACTICIAN_OVERLAP", "0") == "1"
+    return os.environ.get("TACTICIAN_OVERLAP", "1") != "0"

@@ -1,5 +1,6 @@
 """Helpers for the tests of contractions: one region from a graph, its kernel in the interpreter."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from tactician.ir import dims as D
 from tactician.ir.graph import Graph
 from tactician.ops import emit, evaluate
 from tactician.regions.fuse import fuse
+from tactician.regions.layout import assign_layouts
 from tactician.regions.region import is_slice, pitch
 
 pytest.importorskip("triton", reason="the CUDA target needs Triton")
@@ -27,8 +29,11 @@ def region_of(graph):
 
 
 def run(kernel, arrays, env=None):
-    """Runs a kernel; ``arrays`` maps values to arrays. Workspaces start as garbage."""
+    """Runs a kernel, after those ahead of it; ``arrays`` maps values to arrays. Workspaces
+    start as garbage."""
     env, launch = env or {}, kernel.launch
+    for first in kernel.before:
+        run(first, arrays, env)
     keep = [a if isinstance(a, np.ndarray) else arrays[a] for a in kernel.args]
     values = [a.ctypes.data for a in keep]
     if D.evaluate(launch.workspace, env):
@@ -91,10 +96,14 @@ def check_kernel(graph, kernel, inputs, env=None, tolerance=1e-5, region=None):
             shape = (*shape[:-1], int(pitch(twin)))
         arrays[twin], check = guarded(shape, v.dtype.np)
         checks.append(check)
-    for a in kernel.args:
+    for a in [a for k in (*kernel.before, kernel) for a in k.args]:
         if isinstance(a, np.ndarray) or a in arrays:
             continue
         v = back.get(a, a)
+        if v.const is None and v not in inputs:  # the kernel's own: starts as garbage
+            shape = tuple(D.evaluate(d, env) for d in v.dims)
+            arrays[a] = np.full(shape, 0xCD, np.uint8).astype(v.dtype.np)
+            continue
         arrays[a] = stored(a, np.asarray(v.const if v.const is not None else inputs[v]))
     arrays = {v: x if not isinstance(x, np.ndarray) or x.flags.c_contiguous
               else np.ascontiguousarray(x) for v, x in arrays.items()}
@@ -138,3 +147,47 @@ def ptx_of(kernel, arch=90):
 
 
 __all__ = ["DEVICE", "Graph", "check_kernel", "emit", "ptx_of", "reference", "region_of", "run"]
+
+
+rng = np.random.default_rng(2)
+TYPES = {"f32": (np.float32, 3e-6), "f16": (np.float16, 2e-3), "bf16": (ml_dtypes.bfloat16, 1e-2)}
+
+
+def convolution(
+    x, w, bias=True, const=True, dtype="f32", tail=None, symbols=None, op="convolution", **attrs
+):
+    """A graph of one convolution (and what ``tail`` adds) and its input arrays."""
+    g, np_type = Graph(), TYPES[dtype][0]
+    real = tuple((symbols or {}).get(d, d) for d in x)
+    v = g.add_input("x", dtype, tuple(D.sym(d) if isinstance(d, str) else d for d in x))
+    inputs = {v: rng.standard_normal(real).astype(np_type)}
+    weights = rng.standard_normal(w).astype(np_type)
+    if const:
+        weights = g.constant(weights)
+    else:
+        inputs[node := g.add_input("w", dtype, w)], weights = weights, None
+        weights = node
+    operands = [v, weights]
+    if bias:
+        channels = w[0] if op == "convolution" else w[1] * attrs.get("groups", 1)
+        operands.append(g.constant(rng.standard_normal(channels).astype(np_type)))
+    y = emit(g, op, operands, **attrs).output
+    if tail:
+        y = tail(g, y, inputs)
+    g.outputs = [y]
+    return g, inputs
+
+
+def stored_last(graph, tactic):
+    """The region with all operands channels-last, as in the middle of a network."""
+    graph.toposort()
+    fusion = fuse(graph)
+    wants = lambda r: tactic.wants_channels_last(r, DEVICE)  # noqa: E731
+    regions = assign_layouts(graph, fusion, wants, lambda r: True).regions
+    return next(r for r in regions if r.anchor is not None)
+
+
+def relu_residual(g, y, inputs):
+    r = g.add_input("r", y.dtype, y.dims)
+    inputs[r] = rng.standard_normal(y.dims).astype(y.dtype.np)
+    return emit(g, "activation", [emit(g, "binary", [y, r], fn="add").output], fn="relu").output

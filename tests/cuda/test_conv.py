@@ -2,61 +2,33 @@
 
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import pytest
-from contraction_kit import DEVICE, Graph, check_kernel, emit, ptx_of
+from contraction_kit import (
+    DEVICE,
+    TYPES,
+    Graph,
+    check_kernel,
+    convolution,
+    emit,
+    ptx_of,
+    relu_residual,
+    stored_last,
+)
 
-from tactician.ir import dims as D
 from tactician.regions.fuse import fuse
-from tactician.regions.layout import assign_layouts
 from tactician.targets.cuda import conv, depthwise
 from tactician.targets.cuda.device import CudaDevice
 from tactician.targets.cuda.product import Tile
 
 rng = np.random.default_rng(2)
 TACTIC = conv.Conv()
-TYPES = {"f32": (np.float32, 3e-6), "f16": (np.float16, 2e-3), "bf16": (ml_dtypes.bfloat16, 1e-2)}
 SMALL = Tile(128, 16, 32, 4, 2)  # few blocks: the interpreter runs them one by one
-
-
-def convolution(
-    x, w, bias=True, const=True, dtype="f32", tail=None, symbols=None, op="convolution", **attrs
-):
-    """A graph of one convolution (and what ``tail`` adds) and its input arrays."""
-    g, np_type = Graph(), TYPES[dtype][0]
-    real = tuple((symbols or {}).get(d, d) for d in x)
-    v = g.add_input("x", dtype, tuple(D.sym(d) if isinstance(d, str) else d for d in x))
-    inputs = {v: rng.standard_normal(real).astype(np_type)}
-    weights = rng.standard_normal(w).astype(np_type)
-    if const:
-        weights = g.constant(weights)
-    else:
-        inputs[node := g.add_input("w", dtype, w)], weights = weights, None
-        weights = node
-    operands = [v, weights]
-    if bias:
-        channels = w[0] if op == "convolution" else w[1] * attrs.get("groups", 1)
-        operands.append(g.constant(rng.standard_normal(channels).astype(np_type)))
-    y = emit(g, op, operands, **attrs).output
-    if tail:
-        y = tail(g, y, inputs)
-    g.outputs = [y]
-    return g, inputs
-
-
-def stored_last(graph):
-    """The region with all operands channels-last, as in the middle of a network."""
-    graph.toposort()
-    fusion = fuse(graph)
-    wants = lambda r: TACTIC.wants_channels_last(r, DEVICE)  # noqa: E731
-    regions = assign_layouts(graph, fusion, wants, lambda r: True).regions
-    return next(r for r in regions if r.anchor is not None)
 
 
 def check(graph, inputs, tile=SMALL, env=None, tolerance=None, last=False, tactic=TACTIC):
     if last:
-        region = stored_last(graph)
+        region = stored_last(graph, TACTIC)
     else:
         graph.toposort()
         (region,) = fuse(graph).regions
@@ -117,12 +89,6 @@ DECONVOLUTIONS = [
 def test_deconvolution(x, w, attrs, how):
     case = convolution(x, w, const=how != "runtime", op="deconvolution", **attrs)
     check(*case, last=how == "last")
-
-
-def relu_residual(g, y, inputs):
-    r = g.add_input("r", y.dtype, y.dims)
-    inputs[r] = rng.standard_normal(y.dims).astype(y.dtype.np)
-    return emit(g, "activation", [emit(g, "binary", [y, r], fn="add").output], fn="relu").output
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])

@@ -14,8 +14,8 @@ from tactician.targets.cuda.product import Tile
 rng = np.random.default_rng(8)
 
 
-def quantized(dtype, zero, scale, relu=False, shape=(1, 32, 9, 8)):
-    """``quantize(relu(dequantize(conv(x, w)) + b))``."""
+def quantized(dtype, zero, scale, relu=False, shape=(1, 32, 9, 8), beside=None):
+    """``quantize(relu(dequantize(conv(x, w)) + b + dequantize(z)))``; ``beside``: type of ``z``."""
     g = Graph()
     x = g.add_input("x", "i8", shape)
     c = shape[1]
@@ -25,25 +25,38 @@ def quantized(dtype, zero, scale, relu=False, shape=(1, 32, 9, 8)):
     y = emit(g, "dequantize", [y, factors], axis=1).output
     bias = rng.standard_normal((1, 24, 1, 1)).astype(np.float32)
     y = emit(g, "binary", [y, g.constant(bias)], fn="add").output
+    inputs = {x: rng.integers(-128, 128, shape).astype(np.int8)}
+    if beside is not None:
+        z = g.add_input("z", beside, y.dims)
+        low = 0 if beside == "u8" else -128
+        inputs[z] = rng.integers(low, low + 256, tuple(y.dims)).astype(z.dtype.np)
+        point = g.constant(z.dtype.np.type(9))
+        z = emit(g, "dequantize", [z, g.constant(np.float32(0.013)), point]).output
+        y = emit(g, "binary", [y, z], fn="add").output
     if relu:
         y = emit(g, "activation", [y], fn="relu").output
     given = [y, g.constant(np.float32(scale))]
     if zero is not None:
         given.append(g.constant(named(dtype).np.type(zero)))
     g.outputs = [emit(g, "quantize", given, to=named(dtype)).output]
-    return g, {x: rng.integers(-128, 128, shape).astype(np.int8)}
+    return g, inputs
 
 
 @pytest.mark.parametrize(
-    ("dtype", "zero", "scale", "relu"),
-    [("i8", None, 0.031, False), ("i8", 0, 0.02, True), ("u8", 128, 0.011, False),
-     ("u8", 0, 0.017, True), ("i8", -5, 0.001, False), ("i8", 7, 3e4, False)],
+    ("dtype", "zero", "scale", "relu", "beside"),
+    [("i8", None, 0.031, False, None), ("i8", 0, 0.02, True, None), ("u8", 128, 0.011, False, None),
+     ("u8", 0, 0.017, True, None), ("i8", -5, 0.001, False, None), ("i8", 7, 3e4, False, None),
+     ("i8", 0, 0.02, True, "i8"), ("u8", 3, 0.019, False, "u8"), ("i8", -5, 0.03, True, "u8")],
 )  # fmt: skip
-def test_bytes(dtype, zero, scale, relu):
-    g, inputs = quantized(dtype, zero, scale, relu)
+def test_bytes(dtype, zero, scale, relu, beside):
+    g, inputs = quantized(dtype, zero, scale, relu, beside=beside)
     region = region_of(g)
     kernel = conv.Conv().build(region, Tile(32, 32, 32, 4, 2), DEVICE)
     assert "_low_bits" in kernel.source and " / " not in kernel.source.split("e1 =")[1]
+    if beside is not None:  # is asked for before the sums, and becomes floats without conversions
+        text = kernel.source.split("def conv")[1]
+        place = kernel.args.index(next(v for v in inputs if v.name == "z"))
+        assert text.index("_byte(") > text.index("tl.dot") > text.index(f"tl.load(p{place} + ")
     values = dict(inputs)
     for node in g.nodes:
         ins = [None if v is None else values.get(v, v.const) for v in node.inputs]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 # One module per group of tactics; `register_tactic` in them makes these known.
 TACTICS = (
-    "loops", "gemm", "conv", "pair", "norm_gemm", "depthwise", "attention", "recurrence",
+    "loops", "gemm", "conv", "stem", "pair", "norm_gemm", "depthwise", "attention", "recurrence",
     "topk", "cumulative", "scatter", "selection", "unique", "nms", "lengths",
     "cudnn", "cudnn_attention", "cublaslt",
 )

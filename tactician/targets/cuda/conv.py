@@ -18,7 +18,15 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import cost
 from .emit import Frame, is_wide
 from .epilogue import Index, epilogue, refuse_epilogue, result_of
-from .gemm import DESCRIPTOR_FLOPS, Side, acc_dtype, epilogue_bytes, kernel_of, refuse_types
+from .gemm import (
+    DESCRIPTOR_FLOPS,
+    Side,
+    acc_dtype,
+    bytes_beside,
+    epilogue_bytes,
+    kernel_of,
+    refuse_types,
+)  # fmt: skip
 from .product import Operand, Product, Strided, Tile, Writer, acc_type, divides, precision
 from .windows import (
     Convolution,
@@ -93,8 +101,10 @@ def rows(frame: Frame, c: Convolution, other: str, convert: str) -> Operand:
     )  # fmt: skip
 
 
-class _Builder:
+class Builder:
     """Builds the kernel of one candidate."""
+
+    tall = 1  # rows of the image that a row of the product covers
 
     def __init__(self, region: Region, t: Tile, device: Any):
         node = region.anchor
@@ -123,6 +133,7 @@ class _Builder:
             frame, a, b, c.rows, c.filters, c.inner(t.bk), c.groups * c.phases,
             acc_type(self.dtype), precision(self.dtype, self.device.tf32),
             self._finish, self._begin, self._each if extra else None, extra,
+            bytes_beside(self.region, frame),
         )  # fmt: skip
         name = "deconv" if c.transposed else "conv"
         return kernel_of(product, t, self.device, frame, name)
@@ -146,6 +157,9 @@ class _Builder:
     def _finish(self, w: Writer, acc: str) -> None:
         c, t, frame = self.c, self.t, self.frame
         channel = "rn"
+        if self.tall > 1:
+            w(f"rc = rn % {c.filters}")
+            channel = "rc"
         if c.groups > 1:
             group = "z" if c.phases == 1 else f"(z // {c.phases})"
             w(f"rc = {group} * {c.filters} + rn")
@@ -156,19 +170,24 @@ class _Builder:
         inside = self.positions.inside()
         if inside:
             masks[0] = " & ".join([*(f"{x}[:, None]" for x in inside), *masks.values()])
-        if c.filters % t.bn:
-            masks[1] = f"(rn < {c.filters})[None, :]"
-        real = f", mask=rn < {c.filters}, other=0" if c.filters % t.bn else ""
+        columns = c.filters * self.tall
+        if columns % t.bn:
+            masks[1] = f"(rn < {columns})[None, :]"
+        real = f", mask=rn < {columns}, other=0" if columns % t.bn else ""
         if c.bias is not None:
             bias = f"tl.load({frame.pointer(c.bias)} + {channel}{real})"
             w(f"{acc} += {bias}.to(tl.{acc_type(self.dtype)})[None, :]")
         if self.dtype.is_int:
             self._zero_points(w, acc, channel, real)
-        place = [Index(f"{n}[:, None]", (0,)) for n in self.positions.names]
+        place = self._place()
         index = [place[0], Index(f"{channel}[None, :]", (1,)), *place[1:]]
         if "logical" in result_of(self.region).meta:
             index = [*place, index[1]]
         w(*epilogue(self.region, frame, acc, index, masks, (t.bm, t.bn), acc_dtype(self.dtype)))
+
+    def _place(self) -> list[Index]:
+        """The image and the position of each sum."""
+        return [Index(f"{n}[:, None]", (0,)) for n in self.positions.names]
 
     def _zero_points(self, w: Writer, acc: str, channel: str, inside: str) -> None:
         """``sum (x - zx)(w - zw) = sum x w - zx sum w - zw (sum x - k zx)``: elements outside
@@ -247,4 +266,4 @@ class Conv(Tactic):
         return tiles(region, device)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(region, candidate, device).build()
+        return Builder(region, candidate, device).build()

@@ -21,6 +21,8 @@ _ASSUMED = 256  # what a size known only at run time is taken for
 _START = 1.6e-6  # a block's way from launch to its first multiply-add, and its epilogue
 _STEP_LATENCY = 0.5e-6  # from asking for a step's tiles to having them
 _STEP = 0.09e-6  # a step however small: waiting, barrier, addresses
+_ROUNDING = 14.0  # instructions that turn a sum into a byte (counted in machine code)
+_LANES = 128 * 1.7e9  # instructions that the lanes of a multiprocessor issue in a second
 _JOIN = 3.0e-6  # parts to the cache, finding out which is last, and back (measured: 2 to 4)
 
 
@@ -93,7 +95,15 @@ def seconds(t: Tile, w: Work, gpu: Gpu) -> float:
     busy = max(flops / peak, moved / l2) * together
     step = max(busy, _STEP, _STEP_LATENCY / max(1, t.stages - 1))
     out = t.bm * t.bn * w.out_bytes * together / (gpu.bandwidth / gpu.sms)
-    total = waves * (steps * step + _START + out)
+    if w.dtype.is_int and w.dtype.size == 1:
+        # what rounds and packs bytes takes longer than short sums: a block by itself waits for
+        # its tiles, then computes, then writes; several fill each other's gaps
+        rounding = t.bm * t.bn * _ROUNDING / _LANES
+        each = max(busy / together, _STEP, _STEP_LATENCY / max(1, t.stages - 1))
+        alone = _STEP_LATENCY + steps * each + _START + rounding + out / together
+        total = waves * max(alone, steps * busy + together * rounding, out)
+    else:
+        total = waves * (steps * step + _START + out)
     floor = (w.a_bytes + w.b_bytes + float(w.m) * w.n * w.batch * w.out_bytes) / gpu.bandwidth
     total = max(total, floor)
     if t.split > 1:

@@ -188,7 +188,7 @@ class Emitter:
             if first > 0:
                 inner = f"({text})" if "/" in text else text
                 text = f"{inner} % {self.frame.size(g.size(first, last))}"
-            memo[key] = self._at(g.depth, lambda: self._assign(text, g.flat.dt, g.flat.axes))
+            memo[key] = self._at(g.depth, lambda: self.assign(text, g.flat.dt, g.flat.axes))
         return memo[key]
 
     def bind_number(self, var: Var, number: int) -> None:
@@ -293,8 +293,7 @@ class Emitter:
                 return scope.memo[e]
         rounding = None if self.fn.exact else requantize.match(e)
         if rounding is not None:
-            x = self.emit(rounding.x)
-            made = self._at(depth, lambda: self._rounded(e, rounding, x))
+            made = self._at(depth, lambda: self._rounded(e, rounding))
         else:
             operands = self._operands(e)
             made = self._at(depth, lambda: self._make(e, operands))
@@ -315,7 +314,7 @@ class Emitter:
             return ()
         return tuple(self.emit(c) for c in A.children(e))
 
-    def _assign(self, text: str, dt: DType, axes: frozenset[int]) -> Text:
+    def assign(self, text: str, dt: DType, axes: frozenset[int]) -> Text:
         if text.isidentifier():
             return Text(text, dt, axes)
         name = self.name()
@@ -338,7 +337,7 @@ class Emitter:
         if isinstance(e, E.Unary):
             x = self._tensor(ops[0])
             dt = T.b1 if e.dtype is T.b1 else x.dt
-            return self._assign(self.fn.unary(e.fn, x), dt, axes)
+            return self.assign(self.fn.unary(e.fn, x), dt, axes)
         if isinstance(e, E.Binary):
             return self._binary(e, ops, axes)
         if isinstance(e, E.Cast):
@@ -348,14 +347,14 @@ class Emitter:
         dt = _wider(a, b)
         if (a.number is not None and b.number is not None) or dt.bits == 64:
             a = self._tensor(a, dt)
-        return self._assign(f"tl.where({c}, {a}, {b}).to({ty.tl_name(dt)})", dt, axes)
+        return self.assign(f"tl.where({c}, {a}, {b}).to({ty.tl_name(dt)})", dt, axes)
 
     def _tensor(self, x: Text, dt: DType | None = None) -> Text:
         """A literal as a tensor of its type."""
         dt = dt or x.dt
         if x.number is None:
-            return x if x.dt is dt else self._assign(f"{x}.to({ty.tl_name(dt)})", dt, x.axes)
-        return self._assign(f"tl.full((), {x}, {ty.tl_name(dt)})", dt, frozenset())
+            return x if x.dt is dt else self.assign(f"{x}.to({ty.tl_name(dt)})", dt, x.axes)
+        return self.assign(f"tl.full((), {x}, {ty.tl_name(dt)})", dt, frozenset())
 
     def _cast(self, e: E.Cast, x: Text) -> Text:
         index = e.x.dtype is T.i64 and x.dt is T.i32
@@ -366,16 +365,14 @@ class Emitter:
             return constant(x.number, e.dtype, self.frame.wide)
         x = self._tensor(x)
         dt = ty.register(e.dtype)
-        return self._assign(self.fn.cast(x, e.x.dtype, e.dtype, e.saturate), dt, x.axes)
+        return self.assign(self.fn.cast(x, e.x.dtype, e.dtype, e.saturate), dt, x.axes)
 
-    def _rounded(self, e: Expr, r: requantize.Rounding, x: Text) -> Text:
-        x = self._tensor(x)
-        if r.factor != 1.0:
-            x = self._assign(f"{x} * {r.factor!r}", x.dt, x.axes)
-        bits = self.fn.call("_low_bits", x.text, f"{r.low}.0", f"{r.high}.0")
+    def _rounded(self, e: Expr, r: requantize.Rounding) -> Text:
+        x = requantize.scaled(self, r)
+        bits = self.fn.call("_low_bits", x.text, repr(r.low), repr(r.high))
         if r.zero:
             bits = f"({bits} + {r.zero})"
-        return self._assign(f"{bits}.to({ty.tl_name(e.dtype)})", e.dtype, x.axes)
+        return self.assign(f"{bits}.to({ty.tl_name(e.dtype)})", e.dtype, x.axes)
 
     def _binary(self, e: E.Binary, ops: tuple[Text, ...], axes: frozenset[int]) -> Text:
         a, b = ops
@@ -393,7 +390,7 @@ class Emitter:
                 nonnegative = True
         if e.dtype is T.b1:
             dt = T.b1
-        return self._assign(self.fn.binary(e.fn, a, b, nonnegative), dt, axes)
+        return self.assign(self.fn.binary(e.fn, a, b, nonnegative), dt, axes)
 
     def _index_pair(self, e: E.Binary, a: Text, b: Text) -> tuple[Text, Text, DType]:
         """Operands of integer arithmetic that counts elements: 32 bits where they suffice."""
@@ -452,7 +449,7 @@ class Emitter:
                 at = f"({at})" if at.startswith("-") else at
                 return Text(at, T.i64 if self.frame.wide else T.i32, axes, number)
             total += f" - {at[1:]}" if at.startswith("-") else f" + {at}"
-        return self._assign(total, dt, axes)
+        return self.assign(total, dt, axes)
 
     def _terms(self, e: A.Linear) -> list[tuple[Text, D.DimLike]]:
         """The terms of a linear form; neighbours within a group that step as one are one."""
@@ -495,10 +492,10 @@ class Emitter:
             text += " != 0"
         elif ty.is_narrow_float(e.value.dtype):
             text += ".to(tl.float32)"
-        x = self._assign(text, dt, axes)
+        x = self.assign(text, dt, axes)
         if guard is not None and not literal and other is not None:
             text = f"tl.where({guard}, {x}, {other}).to({ty.tl_name(dt)})"
-            return self._assign(text, dt, axes | other.axes)
+            return self.assign(text, dt, axes | other.axes)
         return x
 
     def _spread(self, at: Text, axes: frozenset[int]) -> str:

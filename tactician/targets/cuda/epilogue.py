@@ -10,6 +10,7 @@ from ...ir import expr as E
 from ...ir.dtypes import DType
 from ...ir.graph import Value
 from ...regions.region import Region
+from . import requantize
 from . import types as ty
 from .emit import Emitter, Frame
 
@@ -92,12 +93,13 @@ def epilogue(
     variables = E.iter_vars(result.dims)
     for v, i in zip(variables, index, strict=True):
         em.bind(v, i.text, i.axes)
-    for stage in region.stages:
+    stages = requantize.joined(region.stages, frozenset(region.outputs))
+    for stage in stages:
         env = dict(zip(stage.vars, variables, strict=True))
         lowered = em.lowerer.lower(stage.expr, env)
         if stage.out in region.outputs:
             em.store(stage.out, em.lowerer.flat(stage.out, variables), lowered)
-        if stage is not region.stages[-1]:
+        if stage is not stages[-1]:
             x = em.emit(lowered)
             em.bind_result(stage.out, x.text, x.axes, x.dt)
     if result in region.outputs:

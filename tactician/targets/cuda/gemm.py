@@ -272,8 +272,19 @@ def build(region: Region, t: Tile, device: Any) -> Kernel:
         frame, a, b, p.m, p.n, p.k, D.product(p.batch), acc_type(p.a.dtype),
         precision(p.a.dtype, device.tf32), finish,
         each=None if zeros is None else zeros.each, extra=extra,
+        early=bytes_beside(region, frame),
     )  # fmt: skip
     return kernel_of(product, t, device, frame, "gemm")
+
+
+def bytes_beside(region: Region, frame: Frame) -> list[str]:
+    """Tensors of bytes that are added to the sums, element by element. (Wider ones would take too
+    many registers while a block sums.)"""
+    node = region.anchor
+    assert node is not None
+    count = node.outputs[0].numel
+    return [frame.pointer(v) for v in region.inputs
+            if v not in node.inputs and v.dtype.size == 1 and v.dtype.is_int and v.numel == count]
 
 
 def kernel_of(product: Product, t: Tile, device: Any, frame: Frame, symbol: str) -> Kernel:

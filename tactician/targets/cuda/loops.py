@@ -439,12 +439,12 @@ class _Nest:
             other = "0.0" if dt.is_float else "0"
             text = (f"tl.load({self._slot(k, dt, count)} + {p}q, mask={p}hm, other={other}, "
                     'cache_modifier=".cg")')
-            names.append(em._assign(f"{text} != 0" if dt is T.b1 else text, dt, R.whole(em)).text)
+            names.append(em.assign(f"{text} != 0" if dt is T.b1 else text, dt, R.whole(em)).text)
         k = 0
         for r in now:
             dt = slots[k][1]
             neutral = em.full(R.whole(em), R.identity(r.fn, dt), dt)
-            value = em._assign(f"tl.where({p}hm, {names[k]}, {neutral})", dt, R.whole(em)).text
+            value = em.assign(f"tl.where({p}hm, {names[k]}, {neutral})", dt, R.whole(em)).text
             at = ""
             if r.fn.startswith("arg"):
                 k += 1

@@ -9,6 +9,7 @@ results don't depend on timing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from .code import EARLY, LAUNCH, WAIT
 from .emit import Frame
 
 _WIDE = 1 << 31  # elements from which on offsets need 64 bits
+_IN_LOOP = {"acc", "sa", "sb"}  # sums, known only behind the loop
+_FIXED = -1  # a line that is no plain assignment stays where it is
 _FEW_TILES = 264  # blocks up to which most of the constants are read by one of them
 
 
@@ -287,6 +290,8 @@ class Product:
         epilogue: What becomes of the sums.
         begin: Lines at the start that operands and epilogue rely on; they know ``z`` (the batch).
         each: Lines after each step, with the names of both tiles.
+        early: Pointers (parameters) whose blocks the epilogue loads, to be asked for ahead of the
+            sums: with few steps the wait for them would be most of the block's time.
     """
 
     frame: Frame
@@ -302,6 +307,7 @@ class Product:
     begin: Callable[[Writer], None] | None = None
     each: Callable[[Writer, str, str], None] | None = None
     extra: list[str] = field(default_factory=list)  # sums kept beside the product
+    early: Sequence[str] = ()
 
     def write(self, symbol: str, t: Tile, sms: int) -> str:
         """The function's text."""
@@ -346,6 +352,11 @@ class Product:
         self._before_others(w, t, first)
         self.a.setup(w, t, first)
         self.b.setup(w, t, first)
+        ending = Writer(w.depth)
+        if t.split == 1:
+            self.epilogue(ending, "acc")
+            ahead, ending.lines = loads_ahead(ending.lines, self.early)
+            w.lines += ahead
         w(f"acc = tl.zeros(({t.bm}, {t.bn}), tl.{self.acc})", *self.extra)
         with w.block(f"for it in range({first}, {last}):"):
             x = self.a.load(w, t)
@@ -359,8 +370,7 @@ class Product:
             w(LAUNCH)
         if t.split > 1:
             self._join(w, t)
-        else:
-            self.epilogue(w, "acc")
+        w.lines += ending.lines
 
     def _before_others(self, w: Writer, t: Tile, first: str) -> None:
         """What a block can do before the kernels ahead of it have ended (see `code.overlapped`):
@@ -442,6 +452,43 @@ class Product:
             with w.block(f"for i in {'tl.static_range' if few else 'range'}({t.split}):"):
                 w(f'total += tl.load(wp + i * {size}, cache_modifier=".cg")')
             self.epilogue(w, "total")
+
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def loads_ahead(lines: list[str], pointers: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Lines that load from ``pointers``, with those they need, and the others."""
+    if not pointers or not lines:
+        return [], lines
+    depth = _depth(lines[0])
+    made: dict[str, int] = {}
+    needs: list[set[str]] = []
+    for k, line in enumerate(lines):
+        name, equals, text = line.strip().partition(" = ")
+        plain = bool(equals) and name.isidentifier() and name not in made and _depth(line) == depth
+        made[name] = k if plain else _FIXED
+        needs.append(set(_NAME.findall(text if equals else line)))
+
+    def reach(k: int) -> set[int] | None:
+        """The lines that line ``k`` needs and itself, if all of them can be moved."""
+        found = {k}
+        for name in needs[k] & (made.keys() | _IN_LOOP):
+            more = None if name in _IN_LOOP or made[name] == _FIXED else reach(made[name])
+            if more is None:
+                return None
+            found |= more
+        return found
+
+    moved: set[int] = set()
+    for k, line in enumerate(lines):
+        if any(line.partition(" = ")[2].startswith(f"tl.load({p} +") for p in pointers):
+            moved |= reach(k) or set()
+    return [lines[k] for k in sorted(moved)], [x for k, x in enumerate(lines) if k not in moved]
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def acc_type(dtype: DType) -> str:

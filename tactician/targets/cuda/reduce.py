@@ -114,7 +114,7 @@ def body_block(em: Emitter, e: E.Reduce) -> Partial:
         text = f"tl.where({mask}, {text}, {filler})"
     elif x.axes != whole(em):
         text = f"tl.broadcast_to({text}, {em.shape_text(whole(em))})"
-    value = em._assign(text, dt, whole(em)).text
+    value = em.assign(text, dt, whole(em)).text
     if not e.fn.startswith("arg"):
         return Partial(value)
     return Partial(value, em.emit(e.vars[0]).text)
@@ -125,9 +125,9 @@ def finish(em: Emitter, e: E.Reduce, p: Partial, axis: int, mask: str = "") -> T
     dt = T.b1 if e.fn in ("any", "all") else accumulator_type(e)
     left = whole(em) - {axis}
     if not p.at:
-        return em._assign(across(em, e.fn, p.value, axis, dt), dt, left)
+        return em.assign(across(em, e.fn, p.value, axis, dt), dt, left)
     index = T.i64 if em.frame.wide else T.i32
-    best = em._assign(across(em, e.fn[3:6], p.value, axis, dt), dt, left)
+    best = em.assign(across(em, e.fn[3:6], p.value, axis, dt), dt, left)
     here = f"({p.value} == {best})"
     if dt.is_float:
         here += f" | ({p.value} != {p.value})"
@@ -136,7 +136,7 @@ def finish(em: Emitter, e: E.Reduce, p: Partial, axis: int, mask: str = "") -> T
     last = e.fn.endswith("_last")
     found = f"tl.where({here}, {p.at}, {-1 if last else 2147483647})"
     text = f"tl.{'max' if last else 'min'}({found}, axis={axis}, keep_dims=True)"
-    return em._assign(text, index, left)
+    return em.assign(text, index, left)
 
 
 def start(em: Emitter, e: E.Reduce) -> Partial:

@@ -276,7 +276,9 @@ def _points(nest: LoopNest, sms: int, scale: int) -> Tile:
     stores = [s.at for s in nest.steps if s.at is not None]
     last = _unit(stores[-1], rows) or rows[-1]
     across = _transposed(nest, rows, last, weights)
-    warps = min(8, max(1, size // 256))
+    # sixteen bytes for each thread (a max pooling of bytes on an H200: 74 µs with eight, 53)
+    narrow = all(s.out.dtype.size == 1 for s in nest.steps if s.at is not None)
+    warps = min(8, max(1, size // (512 if narrow else 256)))
     if across is not None:
         return _transpose(nest, rows, last, across, size, warps)
     rest = [v for v in rows if v is not last]

@@ -7,7 +7,7 @@ plans), ``resnet50:1,32,128``, ``bert_base:1,32``, ``vit_b16:1,32`` (FP16: outpu
 onnxruntime in FP32, times by events, torch's eager mode in a CUDA graph as the peer, floors),
 ``shared`` (the models of ``--shared``) and ``onnx:150`` (ONNX's backend cases for so many seconds,
 see `gpu_onnx`). A stage that fails does not stop the others. A short table
-comes last; ``DIR/gpu.json`` holds everything. ``resnet50:1:overlap`` launches kernels before those
+comes last; ``DIR/gpu.json`` holds everything. ``resnet50:1:serial`` launches kernels before those
 ahead of them have ended. With ``TACTICIAN_GPU=interpreter`` or ``null`` the script runs without a
 GPU, as a rehearsal.
 """
@@ -611,7 +611,7 @@ def main() -> None:
             attempt("shared", lambda: shared_models(args))
         else:
             batches, _, how = batches.partition(":")
-            os.environ["TACTICIAN_OVERLAP"] = "1" if how == "overlap" else "0"
+            os.environ["TACTICIAN_OVERLAP"] = "0" if how == "serial" else "1"
             for batch in batches.split(",") if batches else ["1"]:
                 if left(args) < 15:
                     row(f"{name}:{batch}: no time left")

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/gpu_suite.py --out DIR --seconds 540 [--cache FILE] [JOB…]
 
-A job is ``NAME:BATCH[:WORD…]`` of `zoo.MODELS`; words: ``int8`` (quantized, Q/DQ), ``overlap``
-(``TACTICIAN_OVERLAP=1``), ``l2`` (level 2; any digit), ``alone`` (nothing else runs meanwhile, so
+A job is ``NAME:BATCH[:WORD…]`` of `zoo.MODELS`; words: ``int8`` (quantized, Q/DQ), ``serial``
+(``TACTICIAN_OVERLAP=0``), ``l2`` (level 2; any digit), ``alone`` (nothing else runs meanwhile, so
 that its build time says something). Kernels compile in parallel; whatever is timed holds a lock.
 ``peers`` runs torch: eager in a CUDA graph, then ``torch.compile``, plain and in a CUDA graph.
 Results are printed as they come and again at the end. ``DIR`` gets ``suite.json``,
@@ -34,10 +34,9 @@ import gpu_steps  # noqa: E402
 from tactician.targets.cuda.bench import exclusive  # noqa: E402
 
 JOBS = (
-    "resnet50:1:alone", "peers", "bert_base:1", "vit_b16:1", "bert_base:1:overlap",
-    "vit_b16:1:overlap", "resnet50:128:int8", "bert_base:32", "vit_b16:32",
-    "resnet50:1:overlap", "resnet50:128", "resnet50:32:l2", "bert_base:32:overlap",
-    "vit_b16:32:overlap", "resnet50:128:l2:overlap",
+    "resnet50:1:alone", "peers", "bert_base:1", "vit_b16:1", "resnet50:128:int8:l2",
+    "bert_base:32", "vit_b16:32", "resnet50:128:l2", "resnet50:32:l2", "resnet50:1:serial",
+    "bert_base:1:serial", "vit_b16:32:serial",
 )
 PEER_ORDER = (
     ("bert_base", 1), ("vit_b16", 1), ("resnet50", 1), ("bert_base", 32), ("vit_b16", 32),
@@ -74,7 +73,7 @@ def run_job(args: argparse.Namespace, job: str) -> dict[str, Any]:
     """Builds a network, compares its results and times it."""
     name, number, *words = job.split(":")
     batch = int(number)
-    os.environ["TACTICIAN_OVERLAP"] = "1" if "overlap" in words else "0"
+    os.environ["TACTICIAN_OVERLAP"] = "0" if "serial" in words else "1"
     level = next((int(w[1:]) for w in words if w[:1] == "l" and w[1:].isdigit()), args.level)
     import tactician
     from tactician.support import logger as log

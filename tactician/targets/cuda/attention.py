@@ -201,6 +201,9 @@ class _Builder:
                 self._loop(w, "0", str(whole), False)
             if whole < keys:
                 w(f"n = {whole}")
+                left = _block(keys - whole)
+                if not t.tma and left < t.bn:  # the last keys need a narrow step only
+                    w(f"rn = tl.arange(0, {left})")
                 self._step(w, True)
             return
         w(f"seen = low + (high - low) // {t.bn} * {t.bn}")

@@ -54,7 +54,8 @@ class LoopTactic(Tactic):
         return refusal(region.stages, region.outputs, getattr(device, "arch", 90))
 
     def candidates(self, region: Region, device: Any) -> Sequence[LoopCandidate]:
-        return [LoopCandidate(n) for n in (0, 1, -1)]
+        reduces = any(isinstance(e, E.Reduce) for s in region.stages for e in E.walk(s.expr))
+        return [LoopCandidate(n) for n in ((0, -1, -3, 1) if reduces else (0, 1, -1))]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         sms = getattr(device, "sms", _DEFAULT_SMS)

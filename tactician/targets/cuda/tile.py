@@ -370,8 +370,8 @@ def _rows(
         if unknown and not along_rows:
             width = 1024
     warps = max(1, min(16, height * width // 256))
-    if scale < 0:
-        warps = max(1, warps // 2)
+    if scale < 0:  # a row within a warp needs no exchange through shared memory
+        warps = max(1, warps >> -scale)
     tile = Tile(nest, [], rows, cols, (height, width), mode, warps, reduces=reduces)
     _split(tile, sms)
     return tile

@@ -67,7 +67,8 @@ def compile_kernel(request: dict[str, Any]) -> dict[str, Any]:
         )
     attrs = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types) if t.startswith("*")}
     src = ASTSource(fn, signature=dict(zip(names, types, strict=True)), constexprs={}, attrs=attrs)
-    options = {"num_warps": request["warps"], "num_stages": request["stages"]}
+    options = {"num_warps": request["warps"], "num_stages": request["stages"],
+               "enable_fp_fusion": True}  # fmt: skip
     options.update(request["options"])
     target = GPUTarget("cuda", request["arch"], 32)
     out = triton.compile(src, target=target, options=options)

@@ -20,7 +20,7 @@ from tactician.targets.cuda.code import Code
 from tactician.targets.cuda.compiler import CompileError
 from tactician.targets.cuda.device import CudaDevice, make_device
 from tactician.targets.cuda.host import HostDriver, host_driver
-from tactician.targets.cuda.measure import Broken, Zeros
+from tactician.targets.cuda.measure import Broken, Part, Zeros
 
 DOUBLE = """
 @triton.jit
@@ -205,10 +205,10 @@ def test_a_candidate_that_breaks_its_process_is_refused(monkeypatch):
     )[1]
     x = np.arange(100, dtype="f4")
     process.ask("open", [x, Zeros((100,), np.dtype("f4"))], [1], [], 0.0)
-    assert process.ask("time", code, [0, 1], (2, 1, 1), [100], 0, 0) > 0
+    assert process.ask("time", [Part(code, [0, 1], (2, 1, 1), [100], 0, 0)]) > 0
     assert np.array_equal(process.ask("results", True)[0], 2 * x)
     with pytest.raises(RefusedError):
-        process.ask("time", code, [0], (2, 1, 1), [100], 0, 0)
+        process.ask("time", [Part(code, [0], (2, 1, 1), [100], 0, 0)])
     process._child.kill()
     with pytest.raises(Broken):
         process.ask("results", True)

@@ -9,12 +9,15 @@ from contraction_kit import (
     convolution,
     emit,
     ptx_of,
+    reference,
     region_of,
     relu_residual,
     stored_last,
 )
 
+from tactician.targets.cuda.bench import TimingDevice
 from tactician.targets.cuda.device import CudaDevice
+from tactician.targets.cuda.host import host_driver
 from tactician.targets.cuda.stem import Stem, StemTile
 
 rng = np.random.default_rng(4)
@@ -103,3 +106,18 @@ def test_candidates_gather_whole_runs():
         text = ptx_of(kernel)
         assert "ld.global.v4.b32" in text or "cp.async.cg.shared.global [ %r" in text, tile
         assert len(device.compile(kernel)[1]) > 1000 < len(device.compile(kernel.before[0])[1])
+
+
+def test_timed_with_the_kernel_ahead():
+    """The tuner times both kernels, on memory of their own."""
+    attrs = {"stride": (2, 2), "pre": (1, 1), "post": (1, 1)}
+    graph, inputs = convolution((1, 3, 8, 10), (6, 3, 3, 3), dtype="f16", **attrs)
+    region, device = region_of(graph), TimingDevice(host_driver("interpreter", 90))
+    arrays = {v: np.asarray(inputs.get(v, v.const)) for v in region.inputs}
+    arrays.update((v, np.zeros(tuple(v.dims), v.dtype.np)) for v in region.outputs)
+    bench = device.bench(region, arrays, {}, 1e-3)
+    assert bench.time(TACTIC.build(region, StemTile(32, 16, 16, 4, 2, tall=2), device)) > 0
+    (got,) = bench.results(True).values()
+    (want,) = reference(graph, inputs)
+    np.testing.assert_allclose(got.astype("f"), want.astype("f"), rtol=1e-2, atol=1e-2)
+    bench.close()

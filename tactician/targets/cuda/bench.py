@@ -30,7 +30,7 @@ from ...tactics.tuner import Bench, storage_of
 from .compiler import compiler
 from .device import CudaDevice
 from .driver import Array, Driver, grid_of
-from .measure import Broken, Measurer, Zeros
+from .measure import Broken, Measurer, Own, Part, Zeros
 
 TIMEOUT = 60.0  # seconds that one candidate may take
 
@@ -109,22 +109,35 @@ class GpuBench(Bench):
             self._process.ask("open", given, outs, consts, self.seconds)
 
     def time(self, kernel: Kernel) -> float:
-        launch = kernel.launch
-        assert launch is not None
-        symbol, code = self._cuda.start(kernel)
-        args = [self._keys[a] if isinstance(a, Value) else a for a in kernel.args]
-        grid = grid_of([D.evaluate(d, self.env) for d in launch.grid])
-        dims = [D.evaluate(d, self.env) for d in kernel.dims]
-        shared = [D.evaluate(d, self.env) for d in (launch.workspace, launch.counters)]
-        blob = code.result()
+        chain = (*kernel.before, kernel)
+        started = [self._cuda.start(k) for k in chain]
+        symbol = started[-1][0]
+        own: dict[Value, Own] = {}
+        parts = [self._part(k, own, code.result()) for k, (_, code) in zip(chain, started,
+                                                                           strict=True)]
         try:
             with exclusive():
-                return float(self._process.ask("time", blob, args, grid, dims, *shared))
+                return float(self._process.ask("time", parts))
         except Broken as e:
             self._cuda.failed[symbol] = str(e)
             self._process.restart()
             self._open()
             raise RefusedError(str(e)) from None
+
+    def _part(self, kernel: Kernel, own: dict[Value, Own], blob: bytes) -> Part:
+        launch, env = kernel.launch, self.env
+        assert launch is not None
+        args: list[Any] = []
+        for a in kernel.args:
+            if isinstance(a, Value) and a not in self._keys:  # memory of the kernels' own
+                nbytes = D.evaluate(a.numel, env) * a.dtype.size
+                a = own.setdefault(a, Own(len(own), nbytes))  # type: ignore[assignment]
+            args.append(self._keys[a] if isinstance(a, Value) else a)
+        return Part(
+            blob, args, grid_of([D.evaluate(d, env) for d in launch.grid]),
+            [D.evaluate(d, env) for d in kernel.dims], D.evaluate(launch.workspace, env),
+            D.evaluate(launch.counters, env),
+        )
 
     def results(self, whole: bool) -> dict[Value, Array]:
         got = self._process.ask("results", whole)

@@ -47,6 +47,37 @@ class Zeros:
     dtype: Any
 
 
+@dataclass(frozen=True)
+class Own:
+    """Memory that a kernel and those ahead of it share."""
+
+    number: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kernel to be timed, or one that runs ahead of it.
+
+    Attributes:
+        blob: See `code.Code`.
+        args: Operands' numbers, arrays that are constants of this kernel alone, or its own memory.
+        grid, dims: Blocks, and integer arguments.
+        workspace, counters: See `tactics.kernel.Launch`.
+    """
+
+    blob: bytes
+    args: list[int | Array | Own]
+    grid: tuple[int, int, int]
+    dims: list[int]
+    workspace: int
+    counters: int
+
+
+Chain = list[tuple[Call, tuple[int, int, int]]]
+"""The calls of a kernel and of those ahead of it, in order."""
+
+
 class Measurer:
     """Operands of one region in device memory, and the timing of kernels on them."""
 
@@ -98,15 +129,9 @@ class Measurer:
         self._operands.clear()
         self._outputs = []
 
-    def time(
-        self, blob: bytes, args: list[int | Array], grid: tuple[int, int, int], dims: list[int],
-        workspace: int, counters: int,
-    ) -> float:
-        """Seconds that a kernel takes; results are overwritten before.
-
-        Args:
-            blob: See `code.Code`.
-            args: Operands' numbers, or arrays that are constants of this kernel alone.
+    def time(self, parts: list[Part]) -> float:
+        """Seconds that a kernel (the last part) takes with those ahead of it; results are
+        overwritten before.
 
         Raises:
             RefusedError: If it can't be launched.
@@ -114,7 +139,7 @@ class Measurer:
         """
         mark = len(self._taken)
         try:
-            took = self._time(blob, args, grid, dims, workspace, counters)
+            took = self._time(parts)
             self._release(mark)
             return took
         except OutOfMemoryError as e:
@@ -151,35 +176,44 @@ class Measurer:
             self._loaded[code.symbol] = self.driver.load(code)
         return self._loaded[code.symbol]
 
-    def _time(
-        self, blob: bytes, args: list[int | Array], grid: tuple[int, int, int], dims: list[int],
-        workspace: int, counters: int,
-    ) -> float:
-        driver, stream = self.driver, self._stream
-        loaded = self._load(blob)
-        need, begin = scratch_needs(loaded.code, workspace, grid)
-        at = self._take(need) if need else 0
-        count_at = self._take(4 * counters) if counters else 0
-        if counters:
-            driver.fill(count_at, 0, 4 * counters, stream)
-        extra = np.array([at, count_at, at + begin, 0], np.int64)
-        numbers = np.array(dims, np.int64)
-        operands = [self._operand(a) for a in args]
+    def _time(self, parts: list[Part]) -> float:
+        own: dict[int, tuple[int, int, bool]] = {}
+        operands = [[self._operand(a, own) for a in p.args] for p in parts]
+        prepared = [self._shared(p) for p in parts]
         for out, shape, dt in self._outputs:
             nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dt).itemsize
-            driver.fill(out, UNWRITTEN, nbytes, stream)
-        first = np.array([a for a, _, _ in operands], np.int64)
-        call = driver.prepare(loaded, first, numbers, extra)
-        self._run([call], grid)
-        once = max(self._run([call], grid), 1e-6)
-        launches = max(4, min(_MOST_LAUNCHES, int(_GRAPH_SECONDS / once)))
-        calls = [
-            driver.prepare(loaded, row, numbers, extra)
-            for row in self._rotated(operands, min(launches, _MOST_COPIES))
-        ]
-        return self._replay(calls, grid, launches, once)
+            self.driver.fill(out, UNWRITTEN, nbytes, self._stream)
 
-    def _operand(self, a: int | Array) -> tuple[int, int, bool]:
+        def chain(rows: list[Array]) -> Chain:
+            return [
+                (self.driver.prepare(loaded, row, np.array(p.dims, np.int64), extra), p.grid)
+                for p, (loaded, extra), row in zip(parts, prepared, rows, strict=True)
+            ]
+
+        first = chain([np.array([a for a, _, _ in o], np.int64) for o in operands])
+        self._run(first)
+        once = max(self._run(first), 1e-6)
+        launches = max(4, min(_MOST_LAUNCHES, int(_GRAPH_SECONDS / once)))
+        chains = [chain(rows) for rows in self._rotated(operands, min(launches, _MOST_COPIES))]
+        return self._replay(chains, launches, once)
+
+    def _shared(self, p: Part) -> tuple[Loaded, Array]:
+        """A part's code, and the addresses of its workspace, counters and scratch memory."""
+        loaded = self._load(p.blob)
+        need, begin = scratch_needs(loaded.code, p.workspace, p.grid)
+        at = self._take(need) if need else 0
+        count_at = self._take(4 * p.counters) if p.counters else 0
+        if p.counters:
+            self.driver.fill(count_at, 0, 4 * p.counters, self._stream)
+        return loaded, np.array([at, count_at, at + begin, 0], np.int64)
+
+    def _operand(
+        self, a: int | Array | Own, own: dict[int, tuple[int, int, bool]]
+    ) -> tuple[int, int, bool]:
+        if isinstance(a, Own):
+            if a.number not in own:
+                own[a.number] = self._take(a.nbytes), a.nbytes, False
+            return own[a.number]
         if not isinstance(a, np.ndarray):
             return self._operands[a]
         data = np.ascontiguousarray(a)
@@ -188,40 +222,44 @@ class Measurer:
         self.driver.synchronize(self._stream)
         return at, data.nbytes, True
 
-    def _rotated(self, operands: list[tuple[int, int, bool]], most: int) -> list[Array]:
+    def _rotated(
+        self, operands: list[list[tuple[int, int, bool]]], most: int
+    ) -> list[list[Array]]:
         """Arguments of launches, with copies of the constants in turn."""
-        constant = sum(n for _, n, const in operands if const)
+        constant = sum(n for part in operands for _, n, const in part if const)
         copies = min(most, -(-2 * self.driver.gpu.l2 // constant)) if constant > 4096 else 1
-        rows = []
+        found = []
         for k in range(copies):
-            row = []
-            for at, nbytes, const in operands:
-                if const and k and nbytes > 4096:
-                    twin = self._take(nbytes)
-                    self.driver.copy(twin, at, nbytes, self._stream)
-                    at = twin
-                row.append(at)
-            rows.append(np.array(row, np.int64))
-        return rows
+            rows = []
+            for part in operands:
+                row = []
+                for at, nbytes, const in part:
+                    if const and k and nbytes > 4096:
+                        twin = self._take(nbytes)
+                        self.driver.copy(twin, at, nbytes, self._stream)
+                        at = twin
+                    row.append(at)
+                rows.append(np.array(row, np.int64))
+            found.append(rows)
+        return found
 
-    def _run(self, calls: list[Call], grid: tuple[int, int, int]) -> float:
+    def _run(self, chain: Chain) -> float:
         begin, end = self._ticks
         self.driver.record(begin, self._stream)
-        for call in calls:
+        for call, grid in chain:
             call.launch(grid, self._stream)
         self.driver.record(end, self._stream)
         self.driver.synchronize(self._stream)
         return self.driver.elapsed(begin, end) * 1e-3
 
-    def _replay(
-        self, calls: list[Call], grid: tuple[int, int, int], launches: int, once: float
-    ) -> float:
+    def _replay(self, chains: list[Chain], launches: int, once: float) -> float:
         driver, stream = self.driver, self._stream
         begin, end = self._ticks
         driver.begin_capture(stream)
         try:
-            for call in itertools.islice(itertools.cycle(calls), launches):
-                call.launch(grid, stream)
+            for chain in itertools.islice(itertools.cycle(chains), launches):
+                for call, grid in chain:
+                    call.launch(grid, stream)
         except BaseException:
             driver.abandon_capture(stream)
             raise

@@ -1,11 +1,18 @@
 """The real cuDNN, where it is installed, plans for a GPU that is not there."""
 
+import ctypes
+
 import pytest
 
 from tactician.targets.cuda import cudnn_call, cudnn_graph, libraries
 from tactician.targets.cuda.arch import named_gpu
 
 missing = libraries.unavailable("cudnn")
+if missing is None:
+    try:  # its engines are linked with the driver from cuDNN 9.2x on
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        missing = f"this cuDNN loads its engines only where there is a driver: {error}"
 pytestmark = pytest.mark.skipif(missing is not None, reason=missing or "")
 
 

@@ -216,6 +216,9 @@ class CudnnCall:
         self.replanned = False
         try:
             self.plan = graphs.load_plan(text.decode())
+            if self.plan.workspace > self.workspace:
+                raise LibraryError(f"the plan wants {self.plan.workspace} bytes of workspace now, "
+                                   f"{self.workspace} when it was made")
         except LibraryError as e:
             if strict:
                 raise

@@ -124,6 +124,23 @@ def test_pointwise_convolution(stride):
     check((2, 16, 9, 10), (40, 16, 1, 1), stride=(stride, stride), act="relu")
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_last_tile_overlaps(residual, monkeypatch):
+    """190 pixels are 31.7 tiles of six: the last one begins early instead of being another kind."""
+    kinds = []
+    tile = conv_direct.Builder._tile
+    monkeypatch.setattr(
+        conv_direct.Builder, "_tile", lambda self, *a: kinds.append(a) or tile(self, *a)
+    )
+    monkeypatch.setattr(
+        conv_direct, "_shapes", lambda p, i: [(6, 2 if i.vector_registers < 32 else 4)]
+    )
+    conv_direct._SOURCES._known.clear()
+    check((1, 24, 1, 190), (32, 24, 1, 1), residual=residual, act="relu")
+    assert [pixels for pixels, _ in kinds] == [6] * len(kinds)
+    assert kinds
+
+
 @pytest.mark.parametrize("k", [1, 5, 40])
 @pytest.mark.parametrize("dynamic", [(), (0,)])
 def test_images_of_one_pixel(k, dynamic):

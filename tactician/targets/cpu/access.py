@@ -37,7 +37,7 @@ def _raw(em: Emitter, value: Value, at: A.Linear, allowed: ir.Value | None) -> i
     b = em.builder
     if not width:
         if allowed is None or not V.lanes(allowed.type):
-            return _scalar(em, value, em.linear(at), allowed)
+            return _element(em, em.place(value, at), value, allowed)
         return _gather(em, value, lambda k: em.linear(at), V.lanes(allowed.type), allowed)
     if step is None:
         indices = em.linear(at)
@@ -45,15 +45,15 @@ def _raw(em: Emitter, value: Value, at: A.Linear, allowed: ir.Value | None) -> i
         return _gather(
             em, value, lambda k: b.extract_element(indices, I32(k)), width, allowed
         )
-    base = em.lane_base(at)
     if allowed is None and em.mask is None and not isinstance(step, D.Dim):
-        wide = _strided(em, value, base, int(step), width)
+        wide = _strided(em, value, at, int(step), width)
         if wide is not None:
             return wide
     if em.mask is not None:
         allowed = em.mask if allowed is None else em.builder.and_(allowed, em.mask)
     if step == 1 and allowed is not None and V.lanes(allowed.type) and value.dtype.size >= 4:
-        return _masked(em, value, base, width, allowed)
+        return _masked(em, value, at, width, allowed)
+    base = em.lane_base(at)
 
     def index(k: int) -> ir.Value:
         assert step is not None
@@ -65,7 +65,10 @@ def _raw(em: Emitter, value: Value, at: A.Linear, allowed: ir.Value | None) -> i
 def _scalar(
     em: Emitter, value: Value, index: ir.Value, allowed: ir.Value | None
 ) -> ir.Value:
-    at = em.address(value, index)
+    return _element(em, em.address(value, index), value, allowed)
+
+
+def _element(em: Emitter, at: ir.Value, value: Value, allowed: ir.Value | None) -> ir.Value:
     if allowed is not None:
         at = em.builder.select(allowed, at, em.safe_address())
     t = convert.memory_type(value.dtype)
@@ -82,34 +85,34 @@ def _raw_packed(em: Emitter, value: Value, at: A.Linear, packed: int) -> ir.Valu
 
 
 def _strided(
-    em: Emitter, value: Value, base: ir.Value, step: int, width: int
+    em: Emitter, value: Value, at: A.Linear, step: int, width: int
 ) -> ir.Value | None:
     """Constant steps that whole vectors serve: 1, -1, 2; None for others."""
     b, t, size = em.builder, convert.memory_type(value.dtype, width), value.dtype.size
     if step == 1:
-        return b.load(em.address(value, base), typ=t, align=size)
+        return b.load(em.place(value, at), typ=t, align=size)
+    if step not in (-1, 2):
+        return None
+    base = em.lane_base(at)
     if step == -1:
         first = em.address(value, b.sub(base, I64(width - 1)))
         x = b.load(first, typ=t, align=size)
         order = [width - 1 - k for k in range(width)]
         return b.shuffle_vector(x, x, ir.Constant(ir.VectorType(I32, width), order))
-    if step == 2:
-        # the second vector starts one element early and so ends with the last lane's element
-        low = b.load(em.address(value, base), typ=t, align=size)
-        high = b.load(em.address(value, b.add(base, I64(width - 1))), typ=t, align=size)
-        order = [2 * k if 2 * k < width else width + 2 * k - (width - 1) for k in range(width)]
-        return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, width), order))
-    return None
+    # the second vector starts one element early and so ends with the last lane's element
+    low = b.load(em.address(value, base), typ=t, align=size)
+    high = b.load(em.address(value, b.add(base, I64(width - 1))), typ=t, align=size)
+    order = [2 * k if 2 * k < width else width + 2 * k - (width - 1) for k in range(width)]
+    return b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, width), order))
 
 
 def _masked(
-    em: Emitter, value: Value, base: ir.Value, width: int, mask: ir.Value
+    em: Emitter, value: Value, at: A.Linear, width: int, mask: ir.Value
 ) -> ir.Value:
     b, t = em.builder, convert.memory_type(value.dtype, width)
     name = f"llvm.masked.load.{V.type_suffix(t)}.p0"
     fn = V.declare(b.module, name, t, [V.PTR, I32, mask.type, t])
-    at = em.address(value, base)
-    return b.call(fn, [at, I32(value.dtype.size), mask, ir.Constant(t, None)])
+    return b.call(fn, [em.place(value, at), I32(value.dtype.size), mask, ir.Constant(t, None)])
 
 
 def _times(em: Emitter, step: D.DimLike, k: int) -> ir.Value:
@@ -128,7 +131,7 @@ def _gather(
 ) -> ir.Value:
     """One scalar load per lane."""
     b = em.builder
-    out: ir.Value = ir.Constant(convert.memory_type(value.dtype, width), ir.Undefined)
+    out: ir.Value = V.undefined(convert.memory_type(value.dtype, width))
     for k in range(width):
         ok = allowed
         if allowed is not None and V.lanes(allowed.type):
@@ -210,7 +213,7 @@ def _one_by_one(em: Emitter, e: A.FlatLoad, width: int) -> ir.Value:
     slot = V.entry_alloca(em.builder, convert.register_type(e.dtype, width))
 
     def lane(k: ir.Value, now: list[ir.Value]) -> list[ir.Value]:
-        em.bind(var, em.builder.add(wide.value, k))
+        em.bind(var, em.builder.add(em.first_lane(wide), k))
         x = em._emit(e)
         if e.dtype.kind == "b":
             x = em.builder.zext(x, V.I8)
@@ -311,10 +314,10 @@ def emit_store(em: Emitter, value: Value, at: A.Linear, register: ir.Value) -> N
     if not width:
         if V.lanes(register.type):
             raise ValueError(f"a vector for one element of {value}")
-        b.store(raw, em.address(value, em.linear(at)), align=dt.size)
+        b.store(raw, em.place(value, at), align=dt.size)
         return
     if step == 1:
-        target = em.address(value, em.lane_base(at))
+        target = em.place(value, at)
         if em.mask is None:
             b.store(raw, target, align=dt.size)
         else:

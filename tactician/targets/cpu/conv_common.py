@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 
@@ -16,7 +16,7 @@ from ...regions.region import Region, is_slice, pitch
 from . import affine as A
 from . import vecmath as V
 from .conv_ir import I32, I64, PTR, ConvShape, lane_mask
-from .emitter import Emitter
+from .emitter import Emitter, Shifted
 
 
 def stored_last(v: Value) -> bool:
@@ -168,6 +168,9 @@ class RuntimeSizes:
         return b.load(at, typ=I64)
 
 
+Index: TypeAlias = "ir.Value | Shifted"
+
+
 class Epilogue:
     """The region's stage on sums in registers, inside a function of the kernel.
 
@@ -203,7 +206,7 @@ class Epilogue:
         for v, x in zip(self._space()[:-1], outer, strict=True):
             em.bind(v, x)
 
-    def _bind_pixel(self, em: Emitter, x: Any) -> None:
+    def _bind_pixel(self, em: Emitter, x: Index) -> None:
         if self.p.by_image:
             em.bind(self.stage.vars[0], x)
             x = I64(0)
@@ -222,7 +225,7 @@ class Epilogue:
     def _last(self) -> bool:
         return "logical" in self.stage.out.meta
 
-    def store(self, em: Emitter, x: Any, k: Any, sums: Any, count: int) -> None:
+    def store(self, em: Emitter, x: Index, k: Index, sums: Any, count: int) -> None:
         """Computes and writes one vector of channels of a pixel.
 
         Args:
@@ -248,7 +251,7 @@ class Epilogue:
         em.pop()
 
 
-    def touch(self, em: Emitter, x: Any, k: Any) -> None:
+    def touch(self, em: Emitter, x: Index, k: Index) -> None:
         """Asks for the lines that `store` will read and write for a vector of channels.
 
         Args:
@@ -262,8 +265,8 @@ class Epilogue:
         if channel is not None:
             em.bind(channel, k)
         index = [em.lowerer.lower(v) for v in self.stage.vars]
-        at = em.linear(em.lowerer.flat(self.stage.out, index))
-        V.prefetch(b, em.address(self.stage.out, at), level=3, write=True)
+        at = em.lowerer.flat(self.stage.out, index)
+        V.prefetch(b, em.place(self.stage.out, at), level=3, write=True)
         for ld in E.loads(self.stage.expr):
             own = len(ld.index) == len(self.stage.vars) and all(
                 i is v for i, v in zip(ld.index, self.stage.vars, strict=True)
@@ -271,7 +274,7 @@ class Epilogue:
             if own and ld.guard is None and ld.value is not self.source:
                 load = em.lowerer.lower(ld)
                 assert isinstance(load, A.FlatLoad)
-                V.prefetch(b, em.address(load.value, em.linear(load.at)), level=3)
+                V.prefetch(b, em.place(load.value, load.at), level=3)
         em.pop()
 
 

@@ -23,6 +23,8 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import convert
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Stream, Tile
+from .emitter import Shifted
+from .folding import FoldingBuilder
 from .isa import Isa
 
 _THREAD_FLOPS = 100_000  # some 3 µs of work: a spinning worker begins within half a µs
@@ -30,6 +32,7 @@ _FLAT_TILES = 16  # most tiles in a row of a flattened 1x1 convolution
 _ROW_PIXELS = 64  # about as many pixels are a work item otherwise
 
 
+_MOST_EXTRA = 0.02  # of the pixels, that may be computed twice
 _SHARING = 4  # tiles that share a panel of weights, from which on they ask for the next one
 _L2_RATE = 28  # bytes a cycle that were measured
 _NEAR_BYTES = 256 << 10  # results so small are in the second cache still
@@ -322,7 +325,7 @@ class Builder:
 
     def _main(self, fn: ir.Function) -> None:
         args, dims, begin, end, scratch = fn.args
-        b = ir.IRBuilder(fn.append_basic_block("entry"))
+        b = FoldingBuilder(fn.append_basic_block("entry"))
         self.b, self.fn_args, self.fn_dims, self.scratch = b, args, dims, scratch
         size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
         self.pointers = [argument(b, args, i) for i in range(3)]
@@ -410,7 +413,7 @@ class Builder:
                 before = b.mul(before, I64(run))
             else:
                 before = b.mul(before, I64(tiles))
-            self._even_tiles(call, start, stop, low, more, b.sub(before, start))
+            self._even_tiles(call, start, stop, (tiles, low, more), b.sub(before, start))
             return
         start, stop = I64(0), self.width
         if self.p.flat:
@@ -425,11 +428,18 @@ class Builder:
                 call(1, col.index, I64(0))
 
     def _even_tiles(
-        self, call: Any, start: Any, stop: Any, low: int, more: int, before: Any
+        self, call: Any, start: Any, stop: Any, split: tuple[int, int, int], before: Any
     ) -> None:
-        """Tiles ``start`` to ``stop`` of a row of which the first ``more`` have ``low + 1``
-        pixels and the others ``low``; ``before`` more count as the tile's number in the item."""
+        """Tiles ``start`` to ``stop`` of a row split by `even_split`; ``before`` more count as the
+        tile's number in the item."""
+        tiles, low, more = split
         b = self.b
+        if self._overlap(tiles, low, more):
+            end = tiles * low + more - low - 1
+            with Loop(b, start, stop) as tile:
+                x = least(b, b.mul(tile.index, I64(low + 1)), I64(end))
+                call(low + 1, x, b.add(tile.index, before))
+            return
         if more:
             with Loop(b, start, least(b, stop, I64(more))) as tile:
                 number = b.add(tile.index, before)
@@ -438,6 +448,12 @@ class Builder:
         with Loop(b, start, stop) as tile:
             number = b.add(tile.index, before)
             call(low, b.add(b.mul(tile.index, I64(low)), I64(more)), number)
+
+    def _overlap(self, tiles: int, low: int, more: int) -> bool:
+        """Whether the last tiles of a row begin where a whole one fits and do a few pixels again,
+        so that all are of one kind and half as much code is compiled."""
+        extra = (tiles - more) / (tiles * low + more)
+        return more > 0 and self.stream.passes == 1 and extra <= _MOST_EXTRA
 
     def _coordinates(self, row: Any) -> tuple[Any, list[Any]]:
         """Image number and outer output coordinates of a row."""
@@ -511,9 +527,9 @@ class Builder:
         self.epilogue.enter(b, m.args)
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
-            x = b.add(m.pixel[-1], I64(i))
+            x = Shifted(m.pixel[-1], i)
             for j in range(m.nv):
-                self.epilogue.touch(em, x, b.add(m.k, I64(j * lanes)))
+                self.epilogue.touch(em, x, Shifted(m.k, j * lanes))
 
     def _store(self, m: MicroKernel, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue: each accumulator through the stage's expression, then to memory."""
@@ -521,9 +537,9 @@ class Builder:
         self.epilogue.enter(b, m.args)
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
-            x = b.add(m.pixel[-1], I64(i))
+            x = Shifted(m.pixel[-1], i)
             for j in range(m.nv):
-                k = b.add(m.k, I64(j * lanes))
+                k = Shifted(m.k, j * lanes)
                 self.epilogue.store(em, x, k, acc[i * m.nv + j], channels - j * lanes)
 
 

@@ -18,7 +18,8 @@ from llvmlite import ir
 
 from ...ir.dtypes import DType, f32
 from . import convert
-from .vecmath import prefetch, type_suffix
+from .folding import FoldingBuilder
+from .vecmath import prefetch, splat, type_suffix
 
 F32, I64, I1, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 PTR = ir.PointerType()
@@ -26,6 +27,7 @@ PTR = ir.PointerType()
 _WHOLE = 4  # up to here all channels of a tap are unrolled
 _MOST_PRODUCTS = 400  # multiply-adds written out for a row of the window
 _LINE = 16  # floats in a cache line
+_POINTERS = 8  # pixels that can have registers of their own for their addresses
 Store = Callable[["MicroKernel", ir.IRBuilder, list[Any]], None]
 """Writes a finished tile: accumulators by pixel, then by vector of channels."""
 Touch = Callable[["MicroKernel", ir.IRBuilder], None]
@@ -143,14 +145,6 @@ class Loop:
         self.results = self.carried
 
 
-def splat(b: ir.IRBuilder, x: Any, lanes: int) -> Any:
-    """A scalar in every lane."""
-    vt = ir.VectorType(x.type, lanes)
-    one = b.insert_element(ir.Constant(vt, ir.Undefined), x, I32(0))
-    zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
-    return b.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
-
-
 class MicroKernel:
     """Emits the internal function that computes one tile.
 
@@ -195,7 +189,7 @@ class MicroKernel:
             store: Writes the tile.
             touch: Asks for what `store` needs.
         """
-        b = ir.IRBuilder(self.fn.append_basic_block("entry"))
+        b = FoldingBuilder(self.fn.append_basic_block("entry"))
         w, start = self.w, [ir.Constant(self.vt, None)] * self.nv
         if bias:
             start = [self._weights(b, w, I64(0), j) for j in range(self.nv)]
@@ -240,8 +234,10 @@ class MicroKernel:
         b.ret_void()
 
     def _weights(self, b: ir.IRBuilder, w: Any, base: Any, j: int) -> Any:
-        at = b.add(base, I64(j * self.tile.lanes))
-        return b.load(b.gep(w, [at], source_etype=F32), align=4, typ=self.vt)
+        return self._weights_at(b, b.gep(w, [base], source_etype=F32), j * self.tile.lanes)
+
+    def _weights_at(self, b: ir.IRBuilder, w: Any, at: int) -> Any:
+        return b.load(b.gep(w, [I64(at)], source_etype=F32), align=4, typ=self.vt)
 
     def _taps(self, b: ir.IRBuilder, d: int, x: Any, w: Any, acc: list[Any]) -> list[Any]:
         """Loops over the window along spatial dimension ``d`` and those inside it."""
@@ -370,6 +366,15 @@ class MicroKernel:
         yes, no = b.append_basic_block("interior"), b.append_basic_block("border")
         join = b.append_basic_block("join")
         b.cbranch(fits, yes, no)
+        if s.x_channel == 1 and not s.depthwise and self.mr <= _POINTERS:
+            b.position_at_end(no)
+            near, _ = self._at_border(b, x, at)  # one loop serves both
+            b.branch(join)
+            b.position_at_end(yes)
+            rows = self._rows_apart(b, x, at, pixel, step)
+            b.branch(join)
+            b.position_at_end(join)
+            return self._channels(b, _merge(b, rows, yes, near, no), w, acc)
         b.position_at_end(no)
         slow = self._border(b, x, w, acc, at)
         slow_end = b.block
@@ -383,6 +388,12 @@ class MicroKernel:
 
     def _border(self, b: ir.IRBuilder, x: Any, w: Any, acc: list[Any], at: Any) -> list[Any]:
         """A tap of which some pixels lie outside the input."""
+        pointers, inside = self._at_border(b, x, at)
+        return self._channels(b, pointers, w, acc, inside)
+
+    def _at_border(self, b: ir.IRBuilder, x: Any, at: Any) -> tuple[list[Any], list[Any]]:
+        """Where each pixel of a tap begins; which of them exist, unless pointers to zeros stand
+        for the others."""
         s = self.shape
         pointers, inside = [], []
         for i in range(self.mr):
@@ -395,7 +406,7 @@ class MicroKernel:
                 pos = b.select(ok, pos, I64(0))
                 pointers.append(b.gep(x, [b.mul(pos, I64(s.x_pixel))], source_etype=self.xt))
                 inside.append(ok)
-        return self._channels(b, pointers, w, acc, inside)
+        return pointers, inside
 
     def _rows_apart(self, b: ir.IRBuilder, x: Any, at: Any, pixel: Any, step: int) -> list[Any]:
         base = b.gep(x, [b.mul(at, pixel)], source_etype=self.xt)
@@ -444,15 +455,15 @@ class MicroKernel:
         self, b: ir.IRBuilder, rows: list[Any], w: Any, c: Any, unroll: int, acc: list[Any],
         inside: list[Any] | None,
     ) -> list[Any]:
-        t = self.tile
+        t, apart = self.tile, self.shape.x_channel
         acc = list(acc)
+        w = b.gep(w, [b.mul(c, I64(t.nr))], source_etype=F32)
+        offset = b.mul(c, I64(apart))
+        rows = [b.gep(row, [offset], source_etype=self.xt) for row in rows]
         for u in range(unroll):
-            at = b.add(c, I64(u))
-            base = b.mul(at, I64(t.nr))
-            weights = [self._weights(b, w, base, j) for j in range(self.nv)]
-            offset = b.mul(at, I64(self.shape.x_channel))
+            weights = [self._weights_at(b, w, u * t.nr + j * t.lanes) for j in range(self.nv)]
             for i in range(self.mr):
-                at = b.gep(rows[i], [offset], source_etype=self.xt)
+                at = b.gep(rows[i], [I64(u * apart)], source_etype=self.xt)
                 x = b.load(at, align=self.shape.dtype.size, typ=self.xt)
                 if inside:
                     x = b.select(inside[i], x, ir.Constant(self.xt, 0))

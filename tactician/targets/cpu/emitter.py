@@ -51,11 +51,30 @@ class Scope:
 
 @dataclass(eq=False)
 class Binding:
-    """A variable's value: ``value``, or ``value`` … ``value + width - 1`` over the lanes."""
+    """A variable's value: ``value + shift``, or that many ``width`` from there over the lanes.
+
+    Attributes:
+        outer: Whether ``value`` is known in the outermost scope: addresses made there serve all
+            shifts of it.
+    """
 
     value: ir.Value
     scope: Scope
     width: int = 0
+    shift: int = 0
+    outer: bool = False
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The index ``base + by``."""
+
+    base: ir.Value
+    by: int
+
+    def value(self, b: ir.IRBuilder) -> ir.Value:
+        """As one number."""
+        return b.add(self.base, I64(self.by)) if self.by else self.base
 
 
 class Emitter:
@@ -101,10 +120,14 @@ class Emitter:
     def builder(self) -> ir.IRBuilder:
         return self.scopes[-1].builder
 
-    def bind(self, var: Var, value: ir.Value, width: int = 0) -> None:
+    def bind(self, var: Var, value: ir.Value | Shifted, width: int = 0) -> None:
         """Gives an iteration variable its value in the current scope. With ``width`` it is
-        spread over that many lanes, starting at ``value``."""
-        self._vars[var] = Binding(value, self.scopes[-1], width)
+        spread over that many lanes, starting at ``value``. The base of a shifted one must be
+        known in the outermost scope."""
+        if isinstance(value, Shifted):
+            self._vars[var] = Binding(value.base, self.scopes[-1], width, value.by, outer=True)
+        else:
+            self._vars[var] = Binding(value, self.scopes[-1], width)
 
     def lane_binding(self, e: Expr) -> tuple[Var, Binding]:
         """The variable that ``e`` has along the lanes."""
@@ -210,7 +233,7 @@ class Emitter:
     def _emit(self, e: Expr) -> ir.Value:
         if isinstance(e, E.Const):
             return convert.literal(e.value, e.dtype)
-        if isinstance(e, Var) and not self._vars[e].width:
+        if isinstance(e, Var) and not (self._vars[e].width or self._vars[e].shift):
             return self._vars[e].value
         if isinstance(e, A.FlatLoad) and e.value in self._results:
             return self._results[e.value][0]
@@ -237,8 +260,9 @@ class Emitter:
 
     def _compute(self, e: Expr) -> ir.Value:
         if isinstance(e, Var):
-            b = self._vars[e]
-            return self._iota(b.value, b.width, 1)
+            first = self.first_lane(self._vars[e])
+            width = self._vars[e].width
+            return self._iota(first, width, 1) if width else first
         if isinstance(e, A.Linear):
             return self.linear(e)
         if isinstance(e, A.FlatLoad):
@@ -278,6 +302,10 @@ class Emitter:
         return tuple(V.splat(self.builder, v, w) for v in values)
 
     # --- integers ------------------------------------------------------------------------
+
+    def first_lane(self, binding: Binding) -> ir.Value:
+        """A variable's value in the first lane."""
+        return Shifted(binding.value, binding.shift).value(self.builder)
 
     def dim(self, d: D.DimLike) -> ir.Value:
         """A dimension as an i64 value."""
@@ -355,7 +383,7 @@ class Emitter:
             return base
         lane = next(self._vars[t] for t, _ in at.terms if isinstance(t, Var) and self.width(t))
         assert step is not None
-        offset = lane.value
+        offset = self.first_lane(lane)
         if step != 1:
             offset = self.builder.mul(offset, self.dim(step))
         return self.builder.add(base, offset)
@@ -364,6 +392,41 @@ class Emitter:
         t = convert.memory_type(value.dtype)
         base = self._bases[value] if value in self._bases else self._pointer(value)
         return self.builder.gep(base, [index], source_etype=t)
+
+    def place(self, value: Value, at: A.Linear) -> ir.Value:
+        """Address of the element at a flat index, of the first lane's if the index has lanes (and
+        is linear in their variable)."""
+        outer: list[tuple[Binding, int]] = []
+        rest: list[tuple[Expr, D.DimLike]] = []
+        for term, c in at.terms:
+            known = self._vars[term] if isinstance(term, Var) else None
+            if known is not None and known.outer and not isinstance(c, D.Dim):
+                outer.append((known, c))
+            else:
+                rest.append((term, c))
+        if not outer or any(self.width(t) for t, _ in rest):
+            return self.address(value, self.lane_base(at))
+        plain = A.Linear(at.dtype, tuple(rest), at.offset)
+        depth = self.depth(plain)
+        key = ("place", value, plain.terms, plain.offset, tuple((id(k.value), c) for k, c in outer))
+        base = next((s.memo[key] for s in self.scopes[depth:] if key in s.memo), None)
+        if base is None:
+            base = self._at(depth, key, lambda: self._place(value, plain, outer))
+        shift = sum(k.shift * c for k, c in outer)
+        return self._moved(value, base, shift) if shift else base
+
+    def _place(
+        self, value: Value, plain: A.Linear, outer: list[tuple[Binding, int]]
+    ) -> ir.Value:
+        total = self.linear(plain)
+        for k, c in outer:
+            term = self.builder.mul(k.value, I64(c)) if c != 1 else k.value
+            total = self.builder.add(total, term)
+        return self.address(value, total)
+
+    def _moved(self, value: Value, base: ir.Value, by: int) -> ir.Value:
+        t = convert.memory_type(value.dtype)
+        return self.builder.gep(base, [I64(by)], source_etype=t)
 
     def _load(self, e: A.FlatLoad) -> ir.Value:
         from .access import emit_load

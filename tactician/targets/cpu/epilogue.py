@@ -190,7 +190,7 @@ class RegionEpilogue:
             if not p.lanes:
                 return x
             if out is None:
-                out = ir.Constant(V.with_lanes(x.type, p.lanes), ir.Undefined)
+                out = V.undefined(V.with_lanes(x.type, p.lanes))
             out = g.b.insert_element(out, x, V.I32(lane))
         assert out is not None
         return out
@@ -219,7 +219,7 @@ class RegionEpilogue:
     def _index_vector(self, g: Gen, p: _Point, stage: E.Stage, e: E.Expr) -> ir.Value:
         if not p.lanes or not self._moves(e):
             return g.value(self._index(g, p, stage, e))
-        out: ir.Value = ir.Constant(ir.VectorType(V.I64, p.lanes), ir.Undefined)
+        out: ir.Value = V.undefined(ir.VectorType(V.I64, p.lanes))
         for lane in range(p.lanes):
             here = _Point(p.batch, p.m, g.add(p.n, lane), g.add(p.flat, lane), 0)
             x = g.value(self._index(g, here, stage, e))

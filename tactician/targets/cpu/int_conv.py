@@ -25,6 +25,7 @@ from .conv_direct import Builder, even_split, tile_cycles
 from .conv_ir import Loop, Tile
 from .dot_ir import DotMicroKernel
 from .dots import Products
+from .emitter import Shifted
 from .int_depthwise import DepthwiseMicroKernel, pack_depthwise
 from .int_dot import Dot, methods
 from .int_problem import IntProblem
@@ -290,7 +291,7 @@ class DotBuilder(Builder):
         self.epilogue.enter(b, m.args)
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
-            self.epilogue.touch_pixel(em, b.add(m.pixel[-1], I64(i)), m.k, self.t.nr)
+            self.epilogue.touch_pixel(em, Shifted(m.pixel[-1], i), m.k, self.t.nr)
 
     def _store(self, m: Any, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue, on all vectors of a pixel at once where they are full: narrowing to
@@ -299,13 +300,13 @@ class DotBuilder(Builder):
         self.epilogue.enter(b, m.args)
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
-            x = b.add(m.pixel[-1], I64(i))
+            x = Shifted(m.pixel[-1], i)
             row = acc[i * m.nv : (i + 1) * m.nv]
             done = 0
             while done < m.nv:
                 full = (channels - done * lanes) // lanes  # vectors left that are full
                 n = 1 << max(0, full.bit_length() - 1) if self.p.out.dtype.size == 1 else 1
-                k = b.add(m.k, I64(done * lanes)) if done else m.k
+                k = Shifted(m.k, done * lanes)
                 sums = V.concat(b, row[done : done + n])
                 self.epilogue.store(em, x, k, sums, channels - done * lanes)
                 done += n

@@ -147,7 +147,7 @@ def load_bytes(b: ir.IRBuilder, at: Any, lanes: int, count: int) -> ir.Value:
             out = b.insert_element(out, b.load(here, align=1, typ=I8), I32(done))
         else:
             part = b.load(here, align=1, typ=ir.VectorType(I8, n))
-            undefined = ir.Constant(part.type, ir.Undefined)
+            undefined = V.undefined(part.type)
             spread = [I32(k - done if done <= k < done + n else 0) for k in range(lanes)]
             mask = ir.Constant(ir.VectorType(I32, lanes), spread)
             wide = b.shuffle_vector(part, undefined, mask)

@@ -29,6 +29,7 @@ from . import int_problem, requantize
 from . import vecmath as V
 from .conv_common import RuntimeSizes, argument, least, stored_last
 from .conv_ir import PTR, Loop
+from .emitter import Shifted
 from .int_dot import Dot
 from .int_epilogue import IntEpilogue
 from .int_problem import IntProblem
@@ -451,8 +452,9 @@ class _Tile:
         assert channel is not None
         x = V.concat(b, sums)
         em.push(b)
-        o.epilogue._bind_pixel(em, b.add(self.col, I64(c)))
-        em.bind(channel, b.add(self.lane, I64(2 * half * self.lanes)), width=2 * self.lanes)
+        o.epilogue._bind_pixel(em, Shifted(self.col, c))
+        first = Shifted(self.lane, 2 * half * self.lanes)
+        em.bind(channel, first, width=2 * self.lanes)
         em.bind_result(o.epilogue.source, b.sitofp(x, V.like(x.type, F32)))
         y = V.splat(b, em.emit(found[0]), 2 * self.lanes)
         zero = None if found[1] is None else em.emit(found[1])
@@ -461,11 +463,11 @@ class _Tile:
         packed = requantize.pair(b, y, zero, signed, e.dtype, small)
         em.pop()
         em.push(b)
-        o.epilogue._bind_pixel(em, b.add(self.col, I64(c)))
+        o.epilogue._bind_pixel(em, Shifted(self.col, c))
         em.bind(channel, self.k)
         index = [em.lowerer.lower(v) for v in o.epilogue.stage.vars]
         out = o.epilogue.stage.out
-        target = em.address(out, em.linear(em.lowerer.flat(out, index)))
+        target = em.place(out, em.lowerer.flat(out, index))
         em.pop()
         count = o.t.block // 8
         pieces = b.bitcast(packed, ir.VectorType(I64, count))

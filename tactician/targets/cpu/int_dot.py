@@ -190,4 +190,4 @@ def _every(b: ir.IRBuilder, x: ir.Value, first: int, step: int) -> ir.Value:
     """Every ``step``-th lane from ``first`` on."""
     index = [I32(k) for k in range(first, x.type.count, step)]
     mask = ir.Constant(ir.VectorType(I32, len(index)), index)
-    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
+    return b.shuffle_vector(x, V.undefined(x.type), mask)

@@ -19,6 +19,7 @@ from ...ir.graph import Value
 from . import convert, requantize
 from . import vecmath as V
 from .conv_common import Epilogue, own_or_by_channel
+from .emitter import Shifted
 from .vecmath import F32, I32, I64
 
 Array = np.ndarray[Any, Any]
@@ -320,7 +321,7 @@ class IntEpilogue(Epilogue):
         em.bind(channel, k)
         for load in own:
             flat = em.lowerer.lower(load)
-            at = em.address(flat.value, em.linear(flat.at))
+            at = em.place(flat.value, flat.at)
             for byte in range(0, count * load.dtype.size, _LINE):
                 V.prefetch(b, b.gep(at, [I64(byte)], source_etype=V.I8), level=3)
         em.pop()
@@ -348,6 +349,7 @@ class RowEpilogue(IntEpilogue):
         if self.flat:
             em.bind(self.rows[-1], x)
             return
+        x = x.value(em.builder) if isinstance(x, Shifted) else x
         for v in reversed(self.rows[1:]):
             size = em.dim(v.extent)
             em.bind(v, em.builder.srem(x, size))

@@ -200,7 +200,7 @@ def _packs(b: ir.IRBuilder, to: T.DType) -> tuple[str, str] | None:
 
 def _shuffled(b: ir.IRBuilder, x: ir.Value, index: list[int]) -> ir.Value:
     mask = ir.Constant(ir.VectorType(I32, len(index)), [I32(i) for i in index])
-    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
+    return b.shuffle_vector(x, V.undefined(x.type), mask)
 
 
 def _plus(b: ir.IRBuilder, x: ir.Value, zero: ir.Value) -> ir.Value:

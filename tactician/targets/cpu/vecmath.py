@@ -53,6 +53,23 @@ _MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer in the low ma
 _MAGIC_BITS = 0x4B400000
 
 
+class Splat(ir.Constant):  # type: ignore[misc]
+    """One constant in every lane. Its short form makes a fifth of a kernel's text."""
+
+    def __init__(self, t: ir.VectorType, x: ir.Constant):
+        super().__init__(t, [x] * t.count)
+
+    def _get_reference(self) -> str:
+        return f"splat ({self.constant[0]})"
+
+
+class _Undefined(ir.Constant):  # type: ignore[misc]
+    """llvmlite spells out the lanes of its own."""
+
+    def _get_reference(self) -> str:
+        return "undef"
+
+
 def lanes(t: ir.Type) -> int:
     """Lanes of a vector type, 0 of a scalar."""
     return t.count if isinstance(t, ir.VectorType) else 0
@@ -83,7 +100,7 @@ def const(t: ir.Type, value: Any) -> ir.Constant:
     else:
         value = int(value)
     n = lanes(t)
-    return ir.Constant(t, [ir.Constant(e, value)] * n) if n else ir.Constant(t, value)
+    return Splat(t, ir.Constant(e, value)) if n else ir.Constant(t, value)
 
 
 def _to_f32(x: float) -> float:
@@ -120,7 +137,7 @@ def part(b: ir.IRBuilder, x: ir.Value, first: int, count: int) -> ir.Value:
     if count == x.type.count:
         return x
     index = ir.Constant(ir.VectorType(I32, count), [I32(first + k) for k in range(count)])
-    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), index)
+    return b.shuffle_vector(x, undefined(x.type), index)
 
 
 def splat(b: ir.IRBuilder, x: ir.Value, n: int) -> ir.Value:
@@ -129,10 +146,15 @@ def splat(b: ir.IRBuilder, x: ir.Value, n: int) -> ir.Value:
         return x
     t = ir.VectorType(x.type, n)
     if isinstance(x, ir.Constant):
-        return ir.Constant(t, [x] * n)
-    undef = ir.Constant(t, ir.Undefined)
+        return Splat(t, x)
+    undef = undefined(t)
     one = b.insert_element(undef, x, I32(0))
-    return b.shuffle_vector(one, undef, ir.Constant(ir.VectorType(I32, n), [0] * n))
+    return b.shuffle_vector(one, undef, Splat(ir.VectorType(I32, n), I32(0)))
+
+
+def undefined(t: ir.Type) -> ir.Constant:
+    """Any value of a type."""
+    return _Undefined(t, ir.Undefined)
 
 
 def type_suffix(t: ir.Type) -> str:

@@ -20,7 +20,7 @@ from llvmlite import ir
 
 from . import vecmath as V
 from .conv_common import Epilogue, least
-from .conv_ir import F32, I64, PTR, Loop, load_lanes, splat
+from .conv_ir import F32, I64, PTR, Loop, load_lanes
 from .winograd_math import columns_of_pairs, rows_of_pairs, transforms
 
 _LINE = 16  # floats in a cache line
@@ -230,7 +230,7 @@ class Parts:
                 bs = [self._load(b, weights, n * w.nr + j * w.lanes) for j in range(w.nv)]
                 for i in range(rows):
                     at = b.gep(a, [I64(i * s.v_row + n)], source_etype=F32)
-                    x = splat(b, b.load(at, align=4, typ=F32), w.lanes)
+                    x = V.splat(b, b.load(at, align=4, typ=F32), w.lanes)
                     for j in range(w.nv):
                         q = i * w.nv + j
                         acc[q] = V.intrinsic(b, "fma", x, bs[j], acc[q])

@@ -76,7 +76,7 @@ def test_sections_are_aligned_and_not_copied(plan):
 
 def test_header_alone_can_be_read(plan):
     h = read_header(plan[:512])
-    assert (h.version, h.target, h.device) == (2, "reference", "x86_64-some-cpu")
+    assert (h.version, h.target, h.device) == (3, "reference", "x86_64-some-cpu")
     assert h.file_size == len(plan)
 
 
@@ -87,6 +87,48 @@ def test_one_flipped_byte_anywhere(plan, share):
     broken[at] ^= 1 << (at % 8)
     with pytest.raises(PlanError):
         read_plan(broken)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A container of several pieces and threads, with a tail that is no whole block."""
+    rng = np.random.default_rng(0)
+    return bytes(pack("reference", "cpu", b"{}", [
+        rng.integers(0, 256, n, np.uint8) for n in (30 << 20, 5000, 77)
+    ]))
+
+
+def test_large_files_by_hand(large):
+    """The checksum as the module's text describes it, in plain Python."""
+    header = struct.unpack_from("<I", large, 12)[0]
+    content, digests = large[header:], []
+    for at in range(0, len(content), 1 << 20):
+        piece = content[at : at + (1 << 20)]
+        words = np.frombuffer(piece[: len(piece) // 4096 * 4096], "<u8").reshape(-1, 512)
+        with np.errstate(over="ignore"):
+            sums = [words.sum(1, dtype="<u8").tobytes(), words.sum(0, dtype="<u8").tobytes()]
+        tail = piece[len(piece) // 4096 * 4096 :]
+        digests.append(hashlib.sha256(b"".join([*sums, tail])).digest())
+    assert hashlib.sha256(b"".join(digests)).digest() == large[64:96]
+    assert len(unpack(large)[2]) == 3
+
+
+@pytest.mark.parametrize("share", np.linspace(0.001, 1, 12, endpoint=False))
+@pytest.mark.parametrize("damage", ["bit", "zeros", "swapped words", "swapped blocks"])
+def test_damage_in_large_files(large, share, damage):
+    at = int(share * len(large)) // 8 * 8
+    broken = bytearray(large)
+    if damage == "bit":
+        broken[at] ^= 4
+    elif damage == "zeros":
+        broken[at : at + 512] = bytes(len(broken[at : at + 512]))
+    else:
+        size, apart = (8, 4096) if damage == "swapped words" else (4096, 8192)
+        other = at + apart if at + apart + size < len(large) else at - apart
+        a, b = large[at : at + size], large[other : other + size]
+        broken[at : at + size], broken[other : other + size] = b, a
+    with pytest.raises(PlanError, match="content is damaged"):
+        unpack(broken)
 
 
 @pytest.mark.parametrize("at", range(200))
@@ -115,7 +157,7 @@ def test_foreign_files(data):
 
 
 def test_other_version(plan):
-    with pytest.raises(PlanError, match=r"format version 77.* reads version 2"):
+    with pytest.raises(PlanError, match=r"format version 77.* reads version 3"):
         read_plan(plan[:8] + struct.pack("<I", 77) + plan[12:])
 
 

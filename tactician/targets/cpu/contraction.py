@@ -16,6 +16,7 @@ kernel was built (constants), or are packed by the item.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,7 @@ from .isa import Isa
 
 Accumulators = list[list[ir.Value]]
 _PREFETCH_ROWS = 4  # row tiles from which the next panel is fetched
+_NEAR = 256 << 10  # bytes of results that are in L2 anyway
 _COLD = 1 << 17  # bytes of constants that other layers have driven out of the nearer caches
 
 
@@ -77,6 +79,9 @@ class Epilogue(Protocol):
 
     def finish(self, g: Gen, acc: ir.Value, batch: Num, m: Num, n: Num) -> None:
         """Computes from ``acc`` (a vector along n, or a scalar) and stores the results."""
+
+    def touch(self, g: Gen, batch: Num, m: Num, n: Num) -> None:
+        """Asks for the lines that `finish` will read and write for a vector."""
 
 
 @dataclass
@@ -147,6 +152,10 @@ class Contraction:
             raise ValueError("packing with a symbolic k needs kc")
         self.kc: Num = self.k if whole else kc
         self.k_blocks: Num = 1 if whole else g.max(g.ceil_div(self.k, kc), 1)
+        sizes = (shape.batch, self.m, self.n)
+        self.far_results = not all(isinstance(x, int) for x in sizes) or (
+            math.prod(sizes) * self.size > _NEAR  # type: ignore[arg-type]
+        )
         self.in_place_b = not (b.packed or tile.pack_b or b.pack is not None)
         self._layout_scratch()
 
@@ -290,6 +299,8 @@ class Contraction:
         else:
             acc = [[zero] * nv for _ in range(mr)]
         whole = mr == self.tile.mr and nv == self.tile.nv
+        if self.far_results and whole and rows == mr:
+            self._touch(i, j)
         ahead = self._next_panel(i, b_base, nv) if whole else None
         acc = self._k_loop(acc, a_rows, a_step, b_base, b_step, whole, ahead)
         if self.last is True:
@@ -303,6 +314,14 @@ class Contraction:
                     for v in range(nv):
                         slot = self._sum_slot(sums, r, v)
                         g.store(acc[r][v], slot, self.lanes * self.size)
+
+    def _touch(self, i: Num, j: Num) -> None:
+        """Asks for the tile's results while its sums are computed: lines that are far away would
+        hold up the stores."""
+        g, t = self.g, self.tile
+        for r in range(t.mr):
+            for v in range(t.nv):
+                self.epilogue.touch(g, self.batch, g.add(i, r), g.add(j, v * self.lanes))
 
     def _sums_at(self, i: Num, j: Num) -> ir.Value | None:
         if not self.cut_k:

@@ -93,6 +93,19 @@ class RegionEpilogue:
             at = g.at(self.pointers[v], p.flat, v.dtype.size)
             g.store(convert.to_memory(g.b, x, v.dtype), at, v.dtype.size)
 
+    def touch(self, g: Gen, batch: Num, m: Num, n: Num) -> None:
+        """See `contraction.Epilogue`."""
+        flat = g.add(g.mul(g.add(g.mul(batch, self.m), m), self.n), n)
+        for v in self.region.outputs:
+            V.prefetch(g.b, g.at(self.pointers[v], flat, v.dtype.size), level=3, write=True)
+        made = {self.result, *(s.out for s in self.region.stages)}
+        own = {
+            ld.value: None for s in self.region.stages for ld in E.loads(s.expr)
+            if _own(ld, s) and ld.value.shape == s.out.shape and ld.value not in made
+        }
+        for v in own:
+            V.prefetch(g.b, g.at(self.pointers[v], flat, v.dtype.size), level=3)
+
     def _whole(self, g: Gen, p: _Point, stage: E.Stage, e: E.Expr) -> ir.Value:
         return V.splat(g.b, self._value(g, p, stage, e), p.lanes)
 

@@ -264,8 +264,7 @@ def _block(p: Problem, isa: Isa, threads: int, mr: int, nv: int, kc: int, lanes:
     if must_pack_b and kc == 0 and isinstance(p.k, D.Dim):
         kc = 384
     depth = min(kc or k, k)
-    # A block of A should stay in half of L2 while panels of B pass by.
-    mb = max(mr, min(_round(m, mr), isa.l2 // 2 // max(1, depth * p.acc.size) // mr * mr, 40 * mr))
+    mb = min(_rows_in(isa, m, mr, max(1, depth * p.acc.size)), 40 * mr)
     nb = max(nr, min(_round(n, nr), 512 // nr * nr))
     if must_pack_b:
         mb = _round(m, mr) if m <= 1024 else 1024 // mr * mr
@@ -276,6 +275,13 @@ def _block(p: Problem, isa: Isa, threads: int, mr: int, nv: int, kc: int, lanes:
     if in_place_b and m >= 4 * mr:
         out.append(replace(tile, pack_b=True, kc=kc or min(k, 512)))
     return out
+
+
+def _rows_in(isa: Isa, m: int, mr: int, size: int) -> int:
+    """Rows of ``size`` bytes in a block of A, which should stay in L2 while panels of B pass by:
+    all of them if they take up to half of it, so that B is read once; else a quarter is best."""
+    rows = _round(m, mr)
+    return rows if rows * size <= isa.l2 // 2 else max(mr, isa.l2 // 4 // size // mr * mr)
 
 
 def _round(x: int, unit: int) -> int:

@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 
 from ...ir import dims as D
+from ...ir.graph import Value
 from ...tactics.kernel import Kernel
+from ...tactics.operands import aligned_zeros
 from ...tactics.tuner import Device
 from .isa import Isa, physical_cores
 from .native import KERNEL, STEP_WORDS, aligned, default_pool
 from .toolchain import LinkedCode, Toolchain, link, toolchain
 
 _REPEATS = 4  # runs per launch while timing, so that the launch itself doesn't count
+_COLD = 1 << 17  # bytes of constants that other layers have driven out of the nearer caches
+_COPIES, _COPIED = 8, 32 << 20  # most copies of constants while timing, and their bytes
 
 
 class CpuDevice(Device):
@@ -83,14 +87,20 @@ class CpuDevice(Device):
         self, kernel: Kernel, arrays: Sequence[np.ndarray[Any, Any]], env: Mapping[str, int]
     ) -> None:
         """Runs a kernel once; outputs are written into ``arrays``."""
-        self._prepare(kernel, arrays, env, 1)[0]()
+        self._prepare(kernel, [arrays], env)[0]()
 
     def time_kernel(
         self, kernel: Kernel, arrays: list[np.ndarray[Any, Any]], env: Mapping[str, int],
-        seconds: float,
+        seconds: float, warm: bool = False,
     ) -> float:
-        """Best time of one run, in seconds; see `tactics.tuner.Device`."""
-        launch, ticks = self._prepare(kernel, arrays, env, _REPEATS)
+        """Best time of one run, in seconds; see `tactics.tuner.Device`.
+
+        Args:
+            warm: Let constants stay in the cache from one run to the next. In a network other
+                layers run between, so by default runs take turns with copies of them.
+        """
+        runs_of = [arrays] * _REPEATS if warm else _with_copies(kernel, arrays)
+        launch, ticks = self._prepare(kernel, runs_of, env)
         best, spent, runs = float("inf"), 0.0, 0
         while runs < 2 or (spent < seconds and runs < 10000):
             launch()
@@ -101,11 +111,12 @@ class CpuDevice(Device):
         return best
 
     def _prepare(
-        self, kernel: Kernel, arrays: Sequence[np.ndarray[Any, Any]], env: Mapping[str, int],
-        repeats: int,
+        self, kernel: Kernel, runs: Sequence[Sequence[np.ndarray[Any, Any]]],
+        env: Mapping[str, int],
     ) -> tuple[Any, np.ndarray[Any, Any]]:
-        """A launch of the kernel ``repeats`` times in a row, and its time stamps."""
-        args = np.array([a.ctypes.data for a in arrays] or [0], np.int64)
+        """A launch of the kernel on some operands after others, and its time stamps."""
+        repeats = len(runs)
+        args = np.array([[a.ctypes.data for a in run] or [0] for run in runs], np.int64)
         sizes = [D.evaluate(d, env) for d in kernel.dims]
         dims = np.array([*sizes, D.evaluate(kernel.work, env)], np.int64)
         stride = -(-D.evaluate(kernel.scratch, env) // 64) * 64
@@ -113,7 +124,7 @@ class CpuDevice(Device):
         steps = np.zeros((repeats + 1, STEP_WORDS), np.int64)
         steps[:repeats, 0] = KERNEL
         steps[:repeats, 1] = self.function(kernel)
-        steps[:repeats, 2] = args.ctypes.data
+        steps[:repeats, 2] = args.ctypes.data + args.strides[0] * np.arange(repeats)
         steps[:repeats, 3] = dims.ctypes.data
         steps[:repeats, 4] = dims.ctypes.data + 8 * len(sizes)
         steps[:repeats, 5] = kernel.grain
@@ -122,13 +133,33 @@ class CpuDevice(Device):
         launch = default_pool().prepare(
             steps, None, self.threads, ticks, scratch.ctypes.data, stride
         )
-        keep = (arrays, args, dims, scratch)
+        keep = (runs, args, dims, scratch)
 
         def call() -> None:
             assert keep
             launch()
 
         return call, ticks
+
+
+def _with_copies(
+    kernel: Kernel, arrays: list[np.ndarray[Any, Any]]
+) -> list[list[np.ndarray[Any, Any]]]:
+    """Operands of several runs; each has its own copies of large constants."""
+    large = [
+        i for i, a in enumerate(kernel.args) if not isinstance(a, Value) and a.nbytes >= _COLD
+    ]
+    if not large:
+        return [arrays] * _REPEATS
+    copies = max(1, min(_COPIES, _COPIED // sum(arrays[i].nbytes for i in large)))
+    runs = [arrays]
+    for _ in range(copies - 1):
+        run = list(arrays)
+        for i in large:
+            run[i] = aligned_zeros(run[i].shape, run[i].dtype)
+            run[i][...] = arrays[i]
+        runs.append(run)
+    return runs
 
 
 def unique_source(kernel: Kernel) -> tuple[str, str]:

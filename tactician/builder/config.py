@@ -18,6 +18,7 @@ from ..network.enums_build import (
     TilingOptimizationLevel,
 )
 from ..network.values import as_int
+from ..support import knobs
 from ..support import logger as log
 from ..support.errors import UsageError
 from .profile import IOptimizationProfile
@@ -125,7 +126,7 @@ class IBuilderConfig:
         self.int8_calibrator = None
         self.algorithm_selector = None
         self.progress_monitor = None
-        self._level = 3
+        self._level = knobs.optimization_level()
         self._pools = dict(_POOLS)
         self._profiles: list[IOptimizationProfile] = []
         self._calibration_profile: IOptimizationProfile | None = None
@@ -164,7 +165,8 @@ class IBuilderConfig:
 
     @property
     def builder_optimization_level(self) -> int:
-        """0 (no timing, about a second) … 5 (everything timed)."""
+        """0 (no timing, about a second) … 5 (everything timed); 3 unless set here or by
+        ``TACTICIAN_OPTIMIZATION_LEVEL``."""
         return self._level
 
     @builder_optimization_level.setter

@@ -10,6 +10,7 @@
 | ``TACTICIAN_KERNEL_CACHE`` | folder of compiled GPU kernels (default ``~/.cache/tactician/kernels``); ``off``: keep none |
 | ``TACTICIAN_ENGINE_CACHE`` | folder of engines that ``torch.compile`` made (default ``~/.cache/tactician/engines``); ``off``: keep none |
 | ``TACTICIAN_OVERLAP`` | 0: a GPU kernel is launched only when the one before it has ended (from compute capability 9.0 on it is launched earlier, and waits on the device) |
+| ``TACTICIAN_OPTIMIZATION_LEVEL`` | ``builder_optimization_level``, 0 to 5, of programs that set none (default 3) |
 | ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
 | ``TACTICIAN_LIBRARY_PATH`` | folders with cuDNN and cuBLASLt, before those of the Python wheels (separated by ``:``) |
 """  # noqa: E501
@@ -70,6 +71,18 @@ def _cache(variable: str, name: str) -> str:
         return os.path.expanduser(text)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "tactician", name)
+
+
+def optimization_level() -> int:
+    """The builder's optimization level where a program sets none.
+
+    Raises:
+        ValueError: If it is no number from 0 to 5.
+    """
+    text = os.environ.get("TACTICIAN_OPTIMIZATION_LEVEL", "").strip() or "3"
+    if text not in ("0", "1", "2", "3", "4", "5"):
+        raise ValueError(f"TACTICIAN_OPTIMIZATION_LEVEL is {text!r}; it goes from 0 to 5")
+    return int(text)
 
 
 def compile_processes() -> int:

@@ -252,6 +252,19 @@ class TestConfiguration:
             if flags:
                 assert np.isnan(y[0]).any(0).sum() == 9
 
+    def test_level_of_programs_that_set_none(self, monkeypatch):
+        net, _ = conv_net()
+        config = trt.Builder(net.log).create_builder_config()
+        assert config.builder_optimization_level == 3
+        monkeypatch.setenv("TACTICIAN_OPTIMIZATION_LEVEL", "0")
+        config.reset()
+        assert config.builder_optimization_level == 0
+        config.builder_optimization_level = 1
+        assert config.builder_optimization_level == 1
+        monkeypatch.setenv("TACTICIAN_OPTIMIZATION_LEVEL", "6")
+        with pytest.raises(ValueError, match="'6'; it goes from 0 to 5"):
+            config.reset()
+
     def test_device_types_of_layers(self):
         net, _ = conv_net()
         layer = net.network.get_layer(0)

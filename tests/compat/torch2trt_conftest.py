@@ -11,6 +11,9 @@ import tactician.compat
 
 tactician.compat.install(shadow=True)
 
+# torch2trt has no converter for scaled_dot_product_attention; timm writes it out if told so
+os.environ.setdefault("TIMM_FUSED_ATTN", "0")
+
 import torch  # noqa: E402
 
 if not torch.cuda.is_available():
@@ -55,7 +58,18 @@ if os.environ.get("TACTICIAN_CROSS_VALIDATE"):
     _limit = float(os.environ["TACTICIAN_CROSS_VALIDATE"])
     torch.allclose = lambda a, b, rtol=1e-5, atol=1e-8, equal_nan=False: _allclose(
         a, b, rtol=min(rtol, _limit), atol=min(atol, _limit), equal_nan=equal_nan)
+    # TF32 is hardly more exact than that, in torch's convolutions, too
+    torch.backends.cudnn.allow_tf32 = False
+    import tensorrt
 
+    _config = tensorrt.Builder.create_builder_config
+
+    def _without_tf32(builder: tensorrt.Builder) -> tensorrt.IBuilderConfig:
+        config = _config(builder)
+        config.clear_flag(tensorrt.BuilderFlag.TF32)
+        return config
+
+    tensorrt.Builder.create_builder_config = _without_tf32
 
 # torch2trt was written for the exporter that traces; newer torch takes another unless told so
 _export = torch.onnx.export

@@ -89,6 +89,15 @@ def test_dynamic_shapes(interpreter, shape):
         assert np.allclose(engine(x)["y"], 1 / shape[1])
 
 
+@pytest.mark.parametrize("parts", [4, 9, 17])
+def test_many_nests_in_a_kernel_keep_their_sizes_apart(interpreter, parts):
+    x = np.random.default_rng(0).standard_normal((3, 5, 7)).astype("f4")
+    nodes = [h.make_node("Concat", ["x"] * parts, ["y"], axis=1)]
+    shapes = {"x": [(1, 2, 7), x.shape, x.shape]}
+    engine = build(model(nodes, {"x": x}, dynamic=True), shapes=shapes)
+    np.testing.assert_array_equal(engine(x)["y"], np.concatenate([x] * parts, 1))
+
+
 def branch(op):
     return h.make_graph([h.make_node(op, ["x", "two"], ["o"])], op, [],
                         [h.make_tensor_value_info("o", T.FLOAT, [2, 6])])

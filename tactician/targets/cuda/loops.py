@@ -235,7 +235,7 @@ class _Nest:
 
     def __init__(self, tile: Tile, frame: Frame, number: int, counter: int, base: int):
         self.tile, self.frame, self.counter, self.base = tile, frame, counter, base
-        self.prefix = "abcdefgh"[number % 8] + ("" if number < 8 else f"{number}_")
+        self.prefix = "abcefghk"[number % 8] + ("" if number < 8 else f"{number}_")
         self.workspace = 0
         self.done: set[loopnest.Step] = set()
         if tile.splits > 1:

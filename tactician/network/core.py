@@ -25,6 +25,11 @@ def default_implicit_batch(flags: int) -> bool:
     return version.major() < 10 and not explicit
 
 
+def _has_plugins(graph: Graph) -> bool:
+    """Whether plugins are called, in subgraphs too."""
+    return any(n.op == "plugin" or any(map(_has_plugins, n.subgraphs)) for n in graph.nodes)
+
+
 class NetworkCore:
     """Everything of a network but its ``add_*`` methods.
 
@@ -405,9 +410,11 @@ class NetworkCore:
         if graph is None:
             graph, _ = self.graph.clone()
         lower_control(graph)
-        if any(n.op == "plugin" for n in graph.nodes):
+        if _has_plugins(graph):
+            from .plugins.expand import expand_builtins
             from .plugins.runner import refresh
 
+            expand_builtins(graph)
             refresh(graph)
         return graph
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ... import ops
+from ...ir import dtypes as T
 from ...ir.graph import Graph, Value
 from ...ops.detection import CODES, prior_boxes
 from ...ops.interpreter import run_graph
@@ -118,8 +119,23 @@ class OpPlugin(IPluginV2DynamicExt):
             if np.any(fields.many(field) != 0):
                 log.warning(f"plugin {name}: field {field!r} has no effect on this target")
 
+    @property
+    def native(self) -> bool:
+        """Whether it is made of ops, which take its place when a network is built."""
+        return self.kind.compute is None
+
+    def emit(self, graph: Graph, inputs: Sequence[Value]) -> list[Value]:
+        """Adds what it computes to a graph; FP16 inputs are taken as FP32.
+
+        Raises:
+            OpError: If shapes or fields are wrong.
+        """
+        wide = [ops.emit(graph, "cast", [v], to=T.f32).output if v.dtype is T.f16 else v
+                for v in inputs]
+        return list(self.kind.build(graph, wide, self.fields))
+
     def graph(self, shapes: Sequence[Sequence[Any]]) -> Graph:
-        """What it computes for inputs of these shapes.
+        """What it computes for inputs of these shapes, in FP32.
 
         Raises:
             OpError: If shapes or fields are wrong.
@@ -127,7 +143,7 @@ class OpPlugin(IPluginV2DynamicExt):
         g = Graph(self.plugin_type)
         inputs = [g.add_input(f"x{i}", to_ir(self.kind.input(i)), s)
                   for i, s in enumerate(shapes)]
-        g.outputs.extend(self.kind.build(g, inputs, self.fields))
+        g.outputs.extend(self.emit(g, inputs))
         return g
 
     def get_output_dimensions(self, output_index: int, inputs: Sequence[DimsExprs],
@@ -136,25 +152,33 @@ class OpPlugin(IPluginV2DynamicExt):
         return DimsExprs([IDimensionExpr(d) for d in g.outputs[output_index].dims])
 
     def get_output_datatype(self, index: int, input_types: Sequence[DataType]) -> DataType:
-        return self.types[index]
+        return self._half(self.types[index], input_types)
+
+    def _half(self, want: DataType, input_types: Sequence[DataType]) -> DataType:
+        """HALF in the place of FLOAT where the first input that may be either is HALF."""
+        if want != DataType.FLOAT:
+            return want
+        kinds = (t for i, t in enumerate(input_types) if self.kind.input(i) == DataType.FLOAT)
+        return DataType.HALF if next(kinds, want) == DataType.HALF else want
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any],
                                     num_inputs: int) -> bool:
-        kind = self.kind
-        want = kind.input(pos) if pos < num_inputs else self.types[pos - num_inputs]
+        want = self.kind.input(pos) if pos < num_inputs else self.types[pos - num_inputs]
+        want = self._half(want, [d.type for d in in_out[:num_inputs]])
         return in_out[pos].type == want and in_out[pos].format == TensorFormat.LINEAR
 
     def enqueue(self, input_desc: Sequence[Any], output_desc: Sequence[Any],
                 inputs: Sequence[int], outputs: Sequence[int], workspace: int,
                 stream: int) -> None:
-        given = [_view(p, tuple(d.dims), self.kind.input(i))
-                 for i, (p, d) in enumerate(zip(inputs, input_desc, strict=True))]
+        given = [_view(p, tuple(d.dims), d.type)
+                 for p, d in zip(inputs, input_desc, strict=True)]
+        given = [a.astype(np.float32) if a.dtype == np.float16 else a for a in given]
         if self.kind.compute is not None:
             results = self.kind.compute(given, self.fields)
         else:
             results = run_graph(self.graph([x.shape for x in given]), given)
-        for r, p, d, t in zip(results, outputs, output_desc, self.types, strict=True):
-            _view(p, tuple(d.dims), t)[...] = r
+        for r, p, d in zip(results, outputs, output_desc, strict=True):
+            _view(p, tuple(d.dims), d.type)[...] = r
 
     def serialize(self) -> bytes:
         return pack_fields(PluginField(k, v) for k, v in self.fields.arrays.items())

@@ -12,7 +12,8 @@ from ... import ops
 from ...ir.graph import Graph, Value
 from ..enums import DataType
 from .builtin import KINDS, Array, Fields, Kind
-from .builtin_vision import _efficient, _efficient_shapes, _ints, _need, suppress
+from .builtin_boxes import need
+from .builtin_vision import _ints
 
 F, I, L = DataType.FLOAT, DataType.INT32, DataType.INT64
 
@@ -22,37 +23,6 @@ def _constant(g: Graph, values: Any) -> Value:
 
 
 # --- boxes ----------------------------------------------------------------------------------
-
-
-def _onnx_nms_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(3,), (3,)], "boxes [N, boxes, 4] and scores [N, classes, boxes]")
-    n = inputs[0].dims[0]
-    if not isinstance(n, int):
-        raise ops.OpError("the batch must be known: the output has a place for each box of it")
-    rows = n * int(f.one("max_output_boxes_per_class"))
-    return [_constant(g, np.zeros((rows, 3), np.int32))]
-
-
-def _onnx_nms(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
-    """(image, class, box) of boxes that stay, best first; rows of -1 where there are fewer."""
-    boxes, scores = arrays
-    if int(f.one("center_point_box", 0)):
-        centre, half = boxes[..., :2], boxes[..., 2:] / 2
-        boxes = np.concatenate([centre - half, centre + half], axis=-1)
-    limit = int(f.one("max_output_boxes_per_class"))
-    least, iou = float(f.one("score_threshold", 0.5)), float(f.one("iou_threshold", 0.5))
-    found: list[tuple[float, int, int, int]] = []
-    for b in range(len(boxes)):
-        for c in range(scores.shape[1]):
-            s = scores[b, c]
-            order = np.argsort(-s, kind="stable")
-            order = order[s[order] >= least]
-            found += [(float(s[k]), b, c, k) for k in suppress(boxes[b], order, iou, limit)]
-    rows = np.full((len(boxes) * limit, 3), -1, np.int32)
-    best = sorted(found, key=lambda r: -r[0])[: len(rows)]
-    for k, row in enumerate(best):
-        rows[k] = row[1:]
-    return [rows]
 
 
 def _crops(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
@@ -77,7 +47,7 @@ def _crops(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
 
 
 def _crop_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(4,), (3, 4)], "x [N, C, H, W] and rois [N, boxes, 4]")
+    need(inputs, [(4,), (3, 4)], "x [N, C, H, W] and rois [N, boxes, 4]")
     x, rois = inputs
     shape = (x.dims[0], rois.dims[1], x.dims[1], int(f.one("crop_height")),
              int(f.one("crop_width")))
@@ -102,7 +72,7 @@ def _split(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 
 def _tile_batch(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """The second input, repeated for each image of the first."""
-    _need(inputs, [(4,), (4,)], "x [N, C, H, W] and what is repeated [1, C, H, W]")
+    need(inputs, [(4,), (4,)], "x [N, C, H, W] and what is repeated [1, C, H, W]")
     whole = ops.emit(g, "shape", [inputs[0]]).output
     count = ops.emit(g, "slice", [whole, _ints(g, 0), _ints(g, 1), _ints(g, 1)]).output
     sizes = ops.emit(g, "concat", [count, _ints(g, 1, 1, 1)], axis=0).output
@@ -111,7 +81,7 @@ def _tile_batch(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]
 
 def _coordinates(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """Two more channels: y and x from -1 to 1."""
-    _need(inputs, [(4,)], "x [N, C, H, W]")
+    need(inputs, [(4,)], "x [N, C, H, W]")
     (x,) = inputs
     n, _, height, width = x.dims
     if not isinstance(height, int) or not isinstance(width, int):
@@ -137,7 +107,7 @@ def _deformed(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 
 
 def _group_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(3, 4, 5), (1,), (1,)], "x [N, C, spatial…], scales [C] and biases [C]")
+    need(inputs, [(3, 4, 5), (1,), (1,)], "x [N, C, spatial…], scales [C] and biases [C]")
     x = inputs[0]
     shape = _ints(g, 1, -1, *(1,) * (x.rank - 2))
     scale, bias = (ops.emit(g, "reshape", [v, shape], zero_copies=False).output
@@ -159,7 +129,7 @@ def _scatter_elements(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[
 
 
 def _corners(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(3,)], "detections [N, boxes, 6]")
+    need(inputs, [(3,)], "detections [N, boxes, 6]")
     return ops.emit(g, "strided_slice",
                     [inputs[0], _ints(g, 0), _ints(g, 4), _ints(g, 2)]).outputs
 
@@ -181,7 +151,7 @@ def _gelu(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 
 def _skip_layer_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """Sum of both inputs (and a bias), normalized along the hidden axis."""
-    _need(inputs, [(3, 4, 5)] * 2, "input and skip [length, N, size, 1, 1]")
+    need(inputs, [(3, 4, 5)] * 2, "input and skip [length, N, size, 1, 1]")
     x = _added(g, ops.emit(g, "binary", list(inputs), fn="add").output, f, 2)
     shape = (-1, *(1,) * (x.rank - 3))
     scale, bias = (g.constant(f.many(k).astype(np.float32).reshape(shape))
@@ -224,7 +194,7 @@ def _deformable_attention(arrays: Sequence[Array], f: Fields) -> Sequence[Array]
 
 
 def _attention_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(4,), (2,), (1,), (6,), (5,)], "value, spatial shapes, level starts, sampling "
+    need(inputs, [(4,), (2,), (1,), (6,), (5,)], "value, spatial shapes, level starts, sampling "
           "locations [N, queries, heads, levels, points, 2] and attention weights")
     value, places = inputs[0], inputs[3]
     shape = (value.dims[0], places.dims[1], *value.dims[2:])
@@ -235,11 +205,6 @@ def _attention_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[
 
 _BOTH = ("1", "2")
 KINDS.update({
-    "EfficientNMS_ONNX_TRT": Kind(
-        ("score_threshold", "iou_threshold", "max_output_boxes_per_class", "center_point_box"),
-        (I,), _onnx_nms_shapes, compute=_onnx_nms),
-    "EfficientNMS_Explicit_TF_TRT": Kind(
-        KINDS["EfficientNMS_TRT"].fields, (I, F, F, I), _efficient_shapes, compute=_efficient),
     "CropAndResize": Kind(("crop_width", "crop_height"), (F,), _crop_shapes, compute=_crops),
     "CropAndResizeDynamic": Kind(("crop_width", "crop_height"), (F,), _crop_shapes,
                                  compute=_crops, versions=_BOTH),

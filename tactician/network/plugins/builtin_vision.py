@@ -1,19 +1,18 @@
-"""Built-in plugins that models for vision name: suppression of boxes, regions, normalization,
-resizing, scatter."""
+"""Built-in plugins that models for vision name: regions, normalization, resizing, anchors,
+scatter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from ... import ops
 from ...ir.graph import Graph, Value
-from ...ops.detection import keep_apart
 from ..enums import DataType
 from .builtin import KINDS, Array, Fields, Kind
+from .builtin_boxes import need
 
 F, I = DataType.FLOAT, DataType.INT32
 
@@ -22,135 +21,11 @@ def _ints(g: Graph, *values: int) -> Value:
     return g.constant(np.array(values, np.int64))
 
 
-def _need(inputs: Sequence[Value], ranks: Sequence[tuple[int, ...]], what: str) -> None:
-    """Raises OpError unless the inputs have one of the ranks each."""
-    if len(inputs) != len(ranks) or any(
-            v.rank not in r for v, r in zip(inputs, ranks, strict=True)):
-        raise ops.OpError(f"its inputs must be {what}; got {', '.join(map(repr, inputs))}")
-
-
-# --- suppression of boxes -------------------------------------------------------------------
-
-
-def suppress(boxes: Array, order: Array, iou: float, limit: int, one: float = 0.0) -> list[int]:
-    """Indices of boxes, taken in ``order``, that overlap none taken before by more than ``iou``;
-    at most ``limit``."""
-    kept = keep_apart(boxes[order], iou, one=one, most=limit)
-    return [int(order[k]) for k in kept]
-
-
-def _detections(batch: Sequence[list[tuple[float, int, Array]]], keep: int, blank: float,
-                classes: Any) -> list[Array]:
-    """The four outputs: counts, boxes, scores, classes; best first."""
-    n = len(batch)
-    count = np.zeros((n, 1), np.int32)
-    boxes, scores = np.zeros((n, keep, 4), np.float32), np.zeros((n, keep), np.float32)
-    labels = np.full((n, keep), blank, classes)
-    for b, found in enumerate(batch):
-        best = sorted(found, key=lambda f: -f[0])[:keep]
-        count[b] = len(best)
-        for k, (score, label, box) in enumerate(best):
-            scores[b, k], labels[b, k], boxes[b, k] = score, label, box
-    return [count, boxes, scores, labels]
-
-
-def _detection_shapes(g: Graph, n: Any, keep: int, classes: Any) -> list[Value]:
-    zeros = [(np.int32, (n, 1)), (np.float32, (n, keep, 4)), (np.float32, (n, keep)),
-             (classes, (n, keep))]
-    return [ops.emit(g, "expand", [g.constant(np.zeros((1,) * len(s), t)), _shape(g, s)]).output
-            for t, s in zeros]
-
-
-def _shape(g: Graph, sizes: Sequence[Any]) -> Value:
-    """A shape as a tensor; symbolic sizes come from the first input's first dimension."""
-    parts = []
-    for d in sizes:
-        if isinstance(d, int):
-            parts.append(_ints(g, d))
-            continue
-        whole = ops.emit(g, "shape", [g.inputs[0]]).output
-        parts.append(ops.emit(
-            g, "slice", [whole, _ints(g, 0), _ints(g, 1), _ints(g, 1)]).output)
-    return ops.emit(g, "concat", parts, axis=0).output
-
-
-def _efficient_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    ranks = [(3, 4), (3,), (3,)]
-    _need(inputs, ranks[:max(len(inputs), 2)], "boxes [N, boxes, 4] or [N, boxes, classes, 4], "
-          "scores [N, boxes, classes], and perhaps anchors [1 or N, boxes, 4]")
-    return _detection_shapes(g, inputs[0].dims[0], int(f.one("max_output_boxes")), np.int32)
-
-
-def _decoded(boxes: Array, anchors: Array, sizes: bool) -> Array:
-    """Boxes from a network's corrections of anchors: of corners, or of centres and sizes."""
-    if not sizes:
-        return boxes + anchors
-    centre, size = anchors[..., :2], anchors[..., 2:]
-    return np.concatenate([boxes[..., :2] * size + centre, np.exp(boxes[..., 2:]) * size], axis=-1)
-
-
-def _efficient(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
-    boxes, scores, *anchors = arrays
-    if boxes.ndim == 3:
-        boxes = boxes[:, :, None]
-    if anchors:
-        boxes = _decoded(boxes, anchors[0][:, :, None], bool(f.one("box_coding", 0)))
-    if int(f.one("score_activation", 0)):
-        scores = 1 / (1 + np.exp(-scores))
-    if int(f.one("box_coding", 0)):
-        centre, half = boxes[..., :2], boxes[..., 2:] / 2
-        boxes = np.concatenate([centre - half, centre + half], axis=-1)
-    least, iou = float(f.one("score_threshold", 0.25)), float(f.one("iou_threshold", 0.5))
-    keep, background = int(f.one("max_output_boxes")), int(f.one("background_class", -1))
-    agnostic = bool(f.one("class_agnostic", 0))
-    found: list[list[tuple[float, int, Array]]] = []
-    for b in range(len(boxes)):
-        rows, labels = np.nonzero(scores[b] >= least)
-        use = labels != background
-        rows, labels = rows[use], labels[use]
-        s = scores[b, rows, labels]
-        at = boxes[b, rows, labels if boxes.shape[2] > 1 else 0]
-        order = np.argsort(-s, kind="stable")
-        groups = [order] if agnostic else [order[labels[order] == c] for c in np.unique(labels)]
-        found.append([(float(s[k]), int(labels[k]), at[k])
-                      for group in groups for k in suppress(at, group, iou, keep)])
-    return _detections(found, keep, 0, np.int32)
-
-
-def _batched_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(4,), (3,)], "boxes [N, boxes, 1 or classes, 4] and scores "
-          "[N, boxes, classes]")
-    return _detection_shapes(g, inputs[0].dims[0], int(f.one("keepTopK")), np.float32)
-
-
-def _batched(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
-    boxes, scores = arrays
-    one = 0.0 if f.one("isNormalized", 1) else 1.0
-    least, iou = float(f.one("scoreThreshold", 0)), float(f.one("iouThreshold", 0.5))
-    top, keep = int(f.one("topK", -1)), int(f.one("keepTopK"))
-    background = int(f.one("backgroundLabelId", -1))
-    found: list[list[tuple[float, int, Array]]] = []
-    for b in range(len(boxes)):
-        mine: list[tuple[float, int, Array]] = []
-        for c in range(scores.shape[2]):
-            if c == background:
-                continue
-            s, at = scores[b, :, c], boxes[b, :, c if boxes.shape[2] > 1 else 0]
-            order = np.argsort(-s, kind="stable")
-            order = order[s[order] > least][:top if top > 0 else None]
-            mine += [(float(s[k]), c, at[k]) for k in suppress(at, order, iou, len(s), one)]
-        found.append(mine)
-    count, at, s, labels = _detections(found, keep, -1, np.float32)
-    if f.one("clipBoxes", 1):
-        at = np.clip(at, 0, 1)
-    return [count, at, s, labels]
-
-
 # --- regions, normalization, resizing -------------------------------------------------------
 
 
 def _roi_align(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(4,), (2,), (1,)], "x [N, C, H, W], rois [R, 4] and batch indices [R]")
+    need(inputs, [(4,), (2,), (1,)], "x [N, C, H, W], rois [R, 4] and batch indices [R]")
     return ops.emit(
         g, "roi_align", inputs, mode="avg" if f.one("mode", 1) else "max",
         output_height=int(f.one("output_height", 1)), output_width=int(f.one("output_width", 1)),
@@ -160,7 +35,7 @@ def _roi_align(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 
 
 def _instance_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(3, 4, 5)], "x [N, C, spatial…]")
+    need(inputs, [(3, 4, 5)], "x [N, C, spatial…]")
     (x,) = inputs
     shape = (1, -1, *(1,) * (x.rank - 2))
     scale, bias = (g.constant(f.many(k).astype(np.float32).reshape(shape))
@@ -174,7 +49,7 @@ def _instance_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Val
 
 
 def _resize_nearest(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    _need(inputs, [(3, 4)], "x [C, H, W] or [N, C, H, W]")
+    need(inputs, [(3, 4)], "x [C, H, W] or [N, C, H, W]")
     (x,) = inputs
     scales = g.constant(np.array([f.one("scale")] * 2, np.float32))
     return ops.emit(g, "resize", [x, None, scales], mode="nearest", coordinate="asymmetric",
@@ -204,7 +79,7 @@ def _scatter_nd(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]
 
 def _region(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """Per anchor: logistic of x, y and objectness, softmax over classes; the rest as it is."""
-    _need(inputs, [(4,)], "x [N, num * (coords + 1 + classes), H, W]")
+    need(inputs, [(4,)], "x [N, num * (coords + 1 + classes), H, W]")
     (x,) = inputs
     num, coords, classes = (int(f.one(k)) for k in ("num", "coords", "classes"))
     width = coords + 1 + classes
@@ -230,7 +105,7 @@ def _region(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 def _reorg(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """Pixels into channels as Darknet's layer does it: the image is taken for one of C / s^2
     channels with s times the height and width, and cut into blocks of s x s."""
-    _need(inputs, [(4,)], "x [N, C, H, W]")
+    need(inputs, [(4,)], "x [N, C, H, W]")
     (x,) = inputs
     s = int(f.one("stride"))
     c, h, w = x.dims[1:]
@@ -282,18 +157,7 @@ def _grid_anchors(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Valu
 _ANCHORS = Kind(
     ("minSize", "maxSize", "aspectRatios", "featureMapShapes", "variance", "numLayers"),
     (F,), _grid_anchors, count="numLayers")
-_BATCHED = Kind(
-    ("shareLocation", "backgroundLabelId", "numClasses", "topK", "keepTopK", "scoreThreshold",
-     "iouThreshold", "isNormalized", "clipBoxes", "scoreBits", "caffeSemantics"),
-    (I, F, F, F), _batched_shapes, compute=_batched,
-    ignored=("scoreBits", "caffeSemantics"))
 KINDS.update({
-    "EfficientNMS_TRT": Kind(
-        ("score_threshold", "iou_threshold", "max_output_boxes", "background_class",
-         "score_activation", "box_coding", "class_agnostic"),
-        (I, F, F, I), _efficient_shapes, compute=_efficient),
-    "BatchedNMS_TRT": _BATCHED,
-    "BatchedNMSDynamic_TRT": _BATCHED,
     "GridAnchor_TRT": _ANCHORS,
     "GridAnchorRect_TRT": _ANCHORS,
     "Reorg_TRT": Kind(("stride",), (F,), _reorg, versions=("1", "2")),

@@ -209,7 +209,7 @@ def resnet(shape, weights, **attrs):
     x = g.add_input("x", "f16", shape)
     w = g.constant(np.zeros(weights, np.float16))
     g.outputs = [emit(g, "convolution", [x, w], **attrs).output]
-    return stored_last(g)
+    return stored_last(g, TACTIC)
 
 
 def test_hopper_multiplies_by_warp_groups():

@@ -227,7 +227,8 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     """Tiles worth timing, the likely best first."""
     c = convolution_of(region)
     w = work_of(c, region, device.tf32)
-    units = [u for u in (64, 128, 32) if c.mode is not Mode.TAPS or c.padded(u) <= c.channels * 1.3]
+    order = (128, 64, 32) if cost.is_bytes(w) else (64, 128, 32)
+    units = [u for u in order if c.mode is not Mode.TAPS or c.padded(u) <= c.channels * 1.3]
     scale = 2 // w.dtype.size if w.dtype.size < 2 else 1
     options = cost.product_tiles(w, device.gpu, [max(16, u // scale) for u in units] or (16,))
     if c.paired:

@@ -141,7 +141,7 @@ def line_of(r: dict[str, Any], peers: dict[str, Any] | None = None) -> str:
     text = f"{job:26s} {ms:8.4f} ms goal {goal} {'ok ' if goal and ms <= goal else 'NO '}"
     text += f"floor {r['floor_ms']:.3f} launches {r['launches']} build {r['build_s']} s"
     text += f" err {r.get('error', -1):.1e} load {r.get('load_ms', -1)} ms"
-    text += f" python {r.get('python_us', 0):.1f} us"
+    text += f" python {r.get('python_us', 0):.1f} us, queued {r.get('queued_us', 0):.1f} us"
     for kind in ("eager", "compile", "compile_graph"):
         if peer.get(kind) and ms:
             text += f" | {kind} {peer[kind]:.3f} ({peer[kind] / ms:.2f}x)"

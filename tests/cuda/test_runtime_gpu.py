@@ -154,6 +154,17 @@ def test_profiler_gets_times(interpreter):
     assert Times.seen and all(ms > 0 for ms in Times.seen.values())
 
 
+def test_bindings_queue_on_a_stream(interpreter):
+    context = build(SMALL).cuda_engine.create_execution_context()
+    x, y, stream = interpreter.put(X), interpreter.alloc(X.nbytes), interpreter.stream()
+    done = interpreter.event(timing=False)
+    for _ in range(3):  # one by one, and as a graph
+        interpreter.fill(y, 0, X.nbytes, stream)
+        assert context.execute_async_v2([x, y], stream, done)
+        interpreter.synchronize(stream)
+        assert np.array_equal(interpreter.get(y, X.shape, "f4"), np.maximum(X, 0) + 3)
+
+
 def test_plan_round_trip(interpreter):
     engine = build(SMALL)
     plan = bytes(engine.cuda_engine.serialize())

@@ -36,6 +36,8 @@ _MOST_EXTRA = 0.02  # of the pixels, that may be computed twice
 _SHARING = 4  # tiles that share a panel of weights, from which on they ask for the next one
 _L2_RATE = 28  # bytes a cycle that were measured
 _NEAR_BYTES = 256 << 10  # results so small are in the second cache still
+_FAR_WEIGHTS = 4 << 20  # bytes of weights that come from memory all the time
+_AGAIN = 0.1  # time that reading them once more takes, as a share
 _SOURCES = SourceCache()
 
 
@@ -164,22 +166,27 @@ def even_split(width: int, mr: int) -> tuple[int, int, int]:
 
 
 def _rows_of(p: Problem, nr: int, threads: int, channels_first: bool) -> int:
-    """Rows of a work item: some 64 pixels, but so that all threads get about the same."""
+    """Rows of a work item: some 64 pixels, but so that all threads get about the same. Where
+    weights come from far, it costs to read those of a block again for other rows."""
     rows, width = p.images * D.product(a.out for a in p.axes[:-1]), p.axes[-1].out
     if p.flat or not isinstance(width, int):
         return 1
     most = max(1, _ROW_PIXELS // max(width, 1))
+    if isinstance(rows, int):
+        most = min(most, rows)
     if not isinstance(rows, int) or threads == 1:
         return most
     blocks = -(-p.k // nr)
+    again = _AGAIN if channels_first and p.w.const.nbytes > _FAR_WEIGHTS else 0  # type: ignore[union-attr]
 
-    def busiest(n: int) -> int:
-        """Rows times blocks of the thread that has most."""
+    def busiest(n: int) -> float:
+        """Rows times blocks of the thread that has most, longer if weights are read again."""
         runs = -(-rows // n)
         sizes = [min(n, rows - r * n) for r in range(runs)]
         items = sizes * blocks if channels_first else [s for s in sizes for _ in range(blocks)]
         ends = [len(items) * t // threads for t in range(threads + 1)]
-        return max(sum(items[a:b]) for a, b in pairwise(ends))
+        most = max(sum(items[a:b]) for a, b in pairwise(ends))
+        return most * (1 + again * (runs - 1))
 
     return min(range(most, 0, -1), key=busiest)
 
@@ -248,12 +255,14 @@ class Builder:
         return Stream(passes, -(-lines // tiles) if early else 0)
 
     def _item_tiles(self) -> int:
-        """Register tiles of pixels in a work item; 0: not known."""
+        """Register tiles of pixels that follow each other with the same weights; 0: not known."""
         width = self._width()
         if not isinstance(width, int):
             return 0
         tiles = even_split(width, self.t.mr)[0]
-        return self._run(tiles) if self.p.flat else self.t.rows * tiles
+        if not self.p.flat:
+            return self.t.rows * tiles
+        return tiles if self.t.channels_first else self._run(tiles)
 
     def build(self) -> Kernel:
         p, t = self.p, self.t
@@ -410,7 +419,8 @@ class Builder:
                 run = self._run(tiles)
                 start = b.mul(row, I64(run))
                 stop = least(b, b.add(start, I64(run)), I64(tiles))
-                before = b.mul(before, I64(run))
+                # with channels first, the items before used the same weights
+                before = start if self.t.channels_first else b.mul(before, I64(run))
             else:
                 before = b.mul(before, I64(tiles))
             self._even_tiles(call, start, stop, (tiles, low, more), b.sub(before, start))
@@ -504,8 +514,10 @@ class Builder:
         again = b.gep(w, [b.mul(b.add(self.turn, I64(1)), I64(steps * t.nr))], source_etype=F32)
         last = b.icmp_signed("==", self.turn, I64(stream.passes - 1))
         following = b.select(last, self.after, again)
+        # the last tiles ask: what the first ones asked for might have left the cache again
+        number = b.sub(number, I64(max(0, self._item_tiles() - number_of_shares)))
         ahead = b.gep(following, [b.mul(number, I64(share))], source_etype=F32)
-        useful = b.icmp_signed("<", number, I64(number_of_shares))
+        useful = b.icmp_unsigned("<", number, I64(number_of_shares))
         return [self.turn, sums, b.select(useful, ahead, w)]
 
     # --- tiles -------------------------------------------------------------------------------
@@ -515,26 +527,28 @@ class Builder:
             self.module, self.p.shape, self.t, mr, channels, f"tile_{mr}x{channels}", self.stream
         )
         store = lambda m, b, acc: self._store(m, b, acc, channels)  # noqa: E731
-        mk.build(self.p.bias is not None, store, self._touch)
+        enter = lambda m, b: self.epilogue.enter(b, m.args)  # noqa: E731
+        mk.build(self.p.bias is not None, enter, store, self._touch if self._far() else None)
         return mk
 
-    def _touch(self, m: MicroKernel, b: ir.IRBuilder) -> None:
-        """Asks for operands and results of the epilogue, if they may lie far away."""
-        p, lanes = self.p, self.t.lanes
-        size = p.out.dtype.size * D.product(p.out.dims)
-        if (isinstance(size, int) and size < _NEAR_BYTES) or p.shape.depthwise:
-            return
-        self.epilogue.enter(b, m.args)
+    def _far(self) -> bool:
+        """Whether operands and results of the epilogue may lie far away."""
+        size = self.p.out.dtype.size * D.product(self.p.out.dims)
+        return not (isinstance(size, int) and size < _NEAR_BYTES) and not self.p.shape.depthwise
+
+    def _touch(self, m: MicroKernel, b: ir.IRBuilder, pixel: Any, vector: Any) -> None:
+        """Asks for operands and results of the epilogue."""
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
-        for i in range(m.mr):
-            x = Shifted(m.pixel[-1], i)
-            for j in range(m.nv):
-                self.epilogue.touch(em, x, Shifted(m.k, j * lanes))
+        if isinstance(pixel, int):
+            x, k = Shifted(m.pixel[-1], pixel), Shifted(m.k, vector * self.t.lanes)
+            self.epilogue.touch(em, x, k)
+            return
+        k = b.add(m.k, b.mul(vector, I64(self.t.lanes)))
+        self.epilogue.touch(em, b.add(m.pixel[-1], pixel), k)
 
     def _store(self, m: MicroKernel, b: ir.IRBuilder, acc: list[Any], channels: int) -> None:
         """The epilogue: each accumulator through the stage's expression, then to memory."""
         lanes = self.t.lanes
-        self.epilogue.enter(b, m.args)
         em = self.epilogue.at(b, m.dims, m.image, m.pixel[:-1])
         for i in range(m.mr):
             x = Shifted(m.pixel[-1], i)

@@ -28,10 +28,13 @@ _WHOLE = 4  # up to here all channels of a tap are unrolled
 _MOST_PRODUCTS = 400  # multiply-adds written out for a row of the window
 _LINE = 16  # floats in a cache line
 _POINTERS = 8  # pixels that can have registers of their own for their addresses
+_MANY = 8  # turns of a loop per request, from which on all requests at once cost little
 Store = Callable[["MicroKernel", ir.IRBuilder, list[Any]], None]
 """Writes a finished tile: accumulators by pixel, then by vector of channels."""
-Touch = Callable[["MicroKernel", ir.IRBuilder], None]
-"""Asks for the memory that `Store` will read and write."""
+Enter = Callable[["MicroKernel", ir.IRBuilder], None]
+Touch = Callable[["MicroKernel", ir.IRBuilder, Any, Any], None]
+"""Asks for the memory that `Store` will read and write for a pixel of the tile and one of its
+vectors of channels, given as numbers or LLVM values."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class MicroKernel:
     ):  # fmt: skip
         self.shape, self.tile, self.mr, self.channels = shape, tile, mr, channels
         self.stream = stream
+        self.spread: Touch | None = None
         self.nv = -(-channels // tile.lanes)
         self.rank = r = len(shape.window)
         self.vt = ir.VectorType(F32, tile.lanes)
@@ -181,15 +185,19 @@ class MicroKernel:
         self.image, self.pixel, self.k = a[5 + 3 * r], a[6 + 3 * r : 6 + 4 * r], a[6 + 4 * r]
         self.turn, self.sums, self.ahead = a[7 + 4 * r :]
 
-    def build(self, bias: bool, store: Store, touch: Touch) -> None:
+    def build(
+        self, bias: bool, enter: Enter, store: Store, touch: Touch | None
+    ) -> None:
         """Emits the body.
 
         Args:
             bias: Whether the packed weights begin with a vector of initial sums.
+            enter: What `store` and `touch` need in the first block.
             store: Writes the tile.
-            touch: Asks for what `store` needs.
+            touch: Asks for what `store` needs; None: that is near.
         """
         b = FoldingBuilder(self.fn.append_basic_block("entry"))
+        enter(self, b)
         w, start = self.w, [ir.Constant(self.vt, None)] * self.nv
         if bias:
             start = [self._weights(b, w, I64(0), j) for j in range(self.nv)]
@@ -197,14 +205,45 @@ class MicroKernel:
         if self.stream.passes > 1:
             self._pass(b, w, start * self.mr, store, touch)
             return
-        touch(self, b)
+        if touch is not None and self._spreads():
+            self.spread = touch
+        else:
+            self._touch_all(b, touch)
         self.begin = w
         acc = self._taps(b, 0, self.x, w, start * self.mr)
         store(self, b, acc)
         b.ret_void()
 
+    def _turns(self) -> int:
+        """Turns of the loop over channels."""
+        return self.shape.c // max(1, self.tile.unroll)
+
+    def _spreads(self) -> bool:
+        """Whether requests for memory are spread over the loop over channels: so many at once
+        that they are no small part of a short loop would hold up what is behind them."""
+        c, vectors = self.shape.c, self.mr * self.nv
+        if self.shape.taps > 1 or self.shape.pre[-1] or c % self.tile.unroll or c <= _WHOLE:
+            return False
+        return vectors <= 2 * self._turns() and self._turns() < _MANY * vectors
+
+    def _touch_all(self, b: ir.IRBuilder, touch: Touch | None) -> None:
+        if touch is not None:
+            for i in range(self.mr):
+                for j in range(self.nv):
+                    touch(self, b, i, j)
+
+    def _touch_some(self, b: ir.IRBuilder, touch: Touch, index: Any) -> None:
+        """The part of the requests that belongs to a turn of the loop over channels."""
+        vectors = self.mr * self.nv
+        share = -(-vectors // self._turns())
+        first = b.mul(b.udiv(index, I64(self.tile.unroll)), I64(share))
+        for n in range(share):
+            number = b.add(first, I64(n))
+            number = b.select(b.icmp_unsigned("<", number, I64(vectors)), number, I64(0))
+            touch(self, b, b.udiv(number, I64(self.nv)), b.urem(number, I64(self.nv)))
+
     def _pass(
-        self, b: ir.IRBuilder, w: Any, start: list[Any], store: Store, touch: Touch
+        self, b: ir.IRBuilder, w: Any, start: list[Any], store: Store, touch: Touch | None
     ) -> None:
         """One row of the window; only the last one stores."""
         s, passes = self.shape, self.stream.passes
@@ -220,7 +259,7 @@ class MicroKernel:
         acc = _join(b, before, start, kept, go)
         last = b.icmp_signed("==", self.turn, I64(passes - 1))
         with b.if_then(last):
-            touch(self, b)
+            self._touch_all(b, touch)
         at = b.add(self.origins[0], b.mul(self.turn, I64(s.dilation[0])))
         step = s.taps // passes * s.c * self.tile.nr
         self.begin = b.gep(w, [b.mul(self.turn, I64(step))], source_etype=F32)
@@ -436,6 +475,8 @@ class MicroKernel:
         ahead = None if inside else self._ahead(b, w, unroll)
         with Loop(b, I64(0), I64(c), unroll, carried=acc) as loop:
             sums = list(loop.carried)
+            if self.spread is not None:
+                self._touch_some(b, self.spread, loop.index)
             for n in range(self.stream.ahead if ahead is not None else 0):
                 line = b.mul(loop.index, I64(_LINE * self.stream.ahead // unroll))
                 at = b.gep(ahead, [b.add(line, I64(_LINE * n))], source_etype=F32)

@@ -16,13 +16,13 @@ kernel was built (constants), or are packed by the item.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from llvmlite import ir
 
+from ...ir import dims as D
 from ...ir.dims import DimLike
 from ...ir.dtypes import DType
 from . import convert
@@ -152,10 +152,8 @@ class Contraction:
             raise ValueError("packing with a symbolic k needs kc")
         self.kc: Num = self.k if whole else kc
         self.k_blocks: Num = 1 if whole else g.max(g.ceil_div(self.k, kc), 1)
-        sizes = (shape.batch, self.m, self.n)
-        self.far_results = not all(isinstance(x, int) for x in sizes) or (
-            math.prod(sizes) * self.size > _NEAR  # type: ignore[arg-type]
-        )
+        elements = D.product((shape.batch, shape.m, shape.n))
+        self.far_results = not isinstance(elements, int) or elements * self.size > _NEAR
         self.in_place_b = not (b.packed or tile.pack_b or b.pack is not None)
         self._layout_scratch()
 
@@ -195,8 +193,6 @@ class Contraction:
     @staticmethod
     def blocks(shape: Shape, tile: Tile) -> tuple[DimLike, DimLike]:
         """Blocks of rows and of columns."""
-        from ...ir import dims as D
-
         return D.ceil_div(shape.m, tile.mb), D.ceil_div(shape.n, tile.nb)
 
     def emit(self) -> None:

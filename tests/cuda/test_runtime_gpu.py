@@ -156,9 +156,10 @@ def test_profiler_gets_times(interpreter):
 
 def test_bindings_queue_on_a_stream(interpreter):
     context = build(SMALL).cuda_engine.create_execution_context()
+    context._on_gpu = True  # the driver's streams, as on a GPU
     x, y, stream = interpreter.put(X), interpreter.alloc(X.nbytes), interpreter.stream()
     done = interpreter.event(timing=False)
-    for _ in range(3):  # one by one, and as a graph
+    for _ in range(3):
         interpreter.fill(y, 0, X.nbytes, stream)
         assert context.execute_async_v2([x, y], stream, done)
         interpreter.synchronize(stream)

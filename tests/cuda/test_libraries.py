@@ -269,6 +269,9 @@ class HostDriver:
     def fill(self, to, byte, nbytes, stream=0):
         ctypes.memset(to, byte, nbytes)
 
+    def get(self, address, shape, dtype, stream=0):
+        return np.frombuffer(ctypes.string_at(address, shape[0]), dtype).reshape(shape)
+
     def stream(self):
         return 3
 
@@ -284,10 +287,11 @@ def test_engine_that_fails_when_it_runs(fakes):
     driver = HostDriver()
     here.libraries, here.attempt = True, lambda payload: cudnn_call.run_once(payload, driver)
     first = CONV.candidates(region, here)[0]
-    kernel = CONV.build(region, first, here)  # runs it once
-    assert len(fakes[0].executed) == 1 and not driver.blocks
+    kernel = CONV.build(region, first, here)  # runs it some times
+    tried = len(fakes[0].executed)
+    assert tried > 1 and not driver.blocks
     CONV.build(region, first, here)
-    assert len(fakes[0].executed) == 1
+    assert len(fakes[0].executed) == tried
     fakes[0].execute_status = [5000]
     run(region, kernel)  # the next engine does it
     cudnn_call._planners.clear()

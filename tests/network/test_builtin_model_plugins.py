@@ -9,30 +9,12 @@ import onnx
 import pytest
 from onnx import helper as h
 from onnx.reference import ReferenceEvaluator
+from plugin_kit import run
 
 import tactician as trt
 
 F, I, L = np.float32, np.int32, np.int64
 rng = np.random.default_rng(5)
-
-
-def run(name: str, fields: dict[str, Any], *feeds: np.ndarray, version: str = "1") -> Any:
-    assert trt.init_libnvinfer_plugins(None, "")
-    creator = trt.get_plugin_registry().get_creator(name, version, "")
-    assert creator is not None and {f.name for f in creator.field_names} >= set(fields)
-    plugin = creator.create_plugin(name, trt.PluginFieldCollection(
-        [trt.PluginField(k, v if isinstance(v, str) else np.atleast_1d(v))
-         for k, v in fields.items()]))
-    net = trt.INetworkDefinition(0, trt.Logger(trt.Logger.ERROR), implicit_batch=False)
-    types = {np.dtype(F): trt.float32, np.dtype(I): trt.int32, np.dtype(L): trt.int64}
-    inputs = [net.add_input(f"x{i}", types[x.dtype], x.shape) for i, x in enumerate(feeds)]
-    layer = net.add_plugin_v2(inputs, plugin)
-    for i in range(layer.num_outputs):
-        layer.get_output(i).name = f"y{i}"
-        net.mark_output(layer.get_output(i))
-    engine = trt.load(bytes(trt.build(net, level=0).cuda_engine.serialize()))  # from its state
-    out = engine({f"x{i}": x for i, x in enumerate(feeds)})
-    return [out[f"y{i}"] for i in range(layer.num_outputs)]
 
 
 def reference(op: str, feeds: list[np.ndarray], opset: int = 19, **attributes: Any) -> Any:

@@ -31,10 +31,11 @@ class Fields:
 
     Args:
         arrays: Flat arrays.
+        version: The plugin's version.
     """
 
-    def __init__(self, arrays: Mapping[str, Array]):
-        self.arrays = dict(arrays)
+    def __init__(self, arrays: Mapping[str, Array], version: str = "1"):
+        self.arrays, self.version = dict(arrays), version
 
     def one(self, name: str, default: float | None = None) -> Any:
         """A number.
@@ -75,6 +76,8 @@ class Kind:
         compute: Arrays of the outputs from those of the inputs, where no ops do that.
         ignored: Fields that have no effect here; a warning says so where one is set.
         versions: Versions of its creator.
+        half: Field that is not 0 where outputs are HALF instead of FLOAT; "": they are what the
+            inputs are.
         count: Field that says how many outputs there are (or what counts them from the fields), all
             of the first type; "": as `types`.
     """
@@ -86,6 +89,7 @@ class Kind:
     compute: Callable[[Sequence[Array], Fields], Sequence[Array]] | None = None
     ignored: tuple[str, ...] = ()
     versions: tuple[str, ...] = ("1",)
+    half: str = ""
     count: str | Callable[[Fields], int] = ""
 
     def outputs(self, fields: Fields) -> tuple[DataType, ...]:
@@ -158,6 +162,8 @@ class OpPlugin(IPluginV2DynamicExt):
         """HALF in the place of FLOAT where the first input that may be either is HALF."""
         if want != DataType.FLOAT:
             return want
+        if self.kind.half:
+            return DataType.HALF if self.fields.one(self.kind.half, 0) else want
         kinds = (t for i, t in enumerate(input_types) if self.kind.input(i) == DataType.FLOAT)
         return DataType.HALF if next(kinds, want) == DataType.HALF else want
 
@@ -215,11 +221,12 @@ class OpPluginCreator(IPluginCreator):
                       phase: Any = None) -> OpPlugin:
         """A plugin from fields; versions whose creator is of version 3 are told a phase."""
         arrays = {f.name: _flat(f.data) for f in field_collection if f.data is not None}
-        return self._made(Fields(arrays))
+        return self._made(Fields(arrays, self.plugin_version))
 
     def deserialize_plugin(self, name: str, serialized_plugin: bytes) -> OpPlugin:
         fields = unpack_fields(serialized_plugin)
-        return self._made(Fields({f.name: _flat(f.data) for f in fields}))
+        arrays = {f.name: _flat(f.data) for f in fields}
+        return self._made(Fields(arrays, self.plugin_version))
 
     def _made(self, fields: Fields) -> OpPlugin:
         plugin = OpPlugin(self.name, fields)

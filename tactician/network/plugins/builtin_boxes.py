@@ -88,7 +88,7 @@ def kept_scores(k: Kit, boxes: Value, scores: Value, rules: Rules) -> Value:
             b = k.expand(b, k.size(b, 0), classes, k.size(b, 2), 4)
         b, s = k.reshape(b, 0, -1, 4), k.reshape(s, 0, 1, -1)
     elif shared:
-        b = k.op("squeeze", b, k.ints(1))
+        b = k.squeeze(b, 1)
     else:
         sizes = [k.op("binary", k.size(s, 0), k.ints(classes), fn="mul"), k.size(s, 2)]
         b, s = k.reshape(b, *sizes, 4), k.reshape(s, sizes[0], 1, sizes[1])
@@ -117,12 +117,12 @@ def detections(k: Kit, boxes: Value, scores: Value, rules: Rules, count: int, bl
     number = k.size(scores, 1)
     label = k.div(at, number)
     if boxes.dims[2] == 1:
-        rows, at = k.op("squeeze", boxes, k.ints(2)), k.sub(at, k.mul(label, number))
+        rows, at = k.squeeze(boxes, 2), k.sub(at, k.mul(label, number))
     else:
         rows = k.reshape(k.transpose(boxes, 0, 2, 1, 3), k.size(boxes, 0), -1, 4)
     chosen = k.gather(rows, at, axis=1, batch=1)
     total = k.reduce("sum", k.cast(valid, T.i32), 1, keep=True)
-    chosen = k.where(k.op("unsqueeze", valid, k.ints(2)), chosen, np.float32(0))
+    chosen = k.where(k.unsqueeze(valid, 2), chosen, np.float32(0))
     label = k.where(valid, label, np.int64(blank))
     return [total, chosen, k.where(valid, values, np.float32(0)), k.cast(label, labels)]
 
@@ -149,10 +149,10 @@ def _efficient(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     k = Kit(g)
     boxes, scores, *anchors = inputs
     if boxes.rank == 3:
-        boxes = k.op("unsqueeze", boxes, k.ints(2))
+        boxes = k.unsqueeze(boxes, 2)
     coded = bool(f.one("box_coding", 0))
     if anchors:
-        boxes = _decoded(k, boxes, k.op("unsqueeze", anchors[0], k.ints(2)), coded)
+        boxes = _decoded(k, boxes, k.unsqueeze(anchors[0], 2), coded)
     if int(f.one("score_activation", 0)):
         scores = k.op("activation", scores, fn="sigmoid")
     keep = int(f.one("max_output_boxes"))
@@ -189,7 +189,7 @@ def _onnx_nms(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     limit = int(f.one("max_output_boxes_per_class"))
     rules = Rules(float(f.one("iou_threshold", 0.5)), float(f.one("score_threshold", 0.5)),
                   each=limit)
-    kept = kept_scores(k, k.op("unsqueeze", boxes, k.ints(2)), k.transpose(scores, 0, 2, 1), rules)
+    kept = kept_scores(k, k.unsqueeze(boxes, 2), k.transpose(scores, 0, 2, 1), rules)
     _, at, valid = best(k, k.reshape(kept, 1, -1), n * limit)
     at, valid = k.reshape(at, -1, 1), k.reshape(valid, -1, 1)
     number = k.size(scores, 2)

@@ -1,5 +1,5 @@
-"""Built-in plugins that exported models name: suppression of boxes, crops of Faster R-CNN,
-deformable convolution and attention, parts of transformers."""
+"""Built-in plugins that exported models name: crops of Faster R-CNN,
+deformable convolution and attention."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from ... import ops
+from ...ir import dtypes as T
 from ...ir.graph import Graph, Value
 from ..enums import DataType
-from .builtin import KINDS, Array, Fields, Kind
+from .builtin import KINDS, Fields, Kind
 from .builtin_boxes import need
 from .builtin_vision import _ints
+from .kit import Kit
 
 F, I, L = DataType.FLOAT, DataType.INT32, DataType.INT64
 
@@ -25,35 +27,33 @@ def _constant(g: Graph, values: Any) -> Value:
 # --- boxes ----------------------------------------------------------------------------------
 
 
-def _crops(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
+def _crops(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """TensorFlow's crop_and_resize: corners of a crop are centres of pixels; zeros outside."""
-    x, rois = arrays
-    high, wide = int(f.one("crop_height")), int(f.one("crop_width"))
-    box = rois.reshape(*rois.shape[:2], 4)
-    n, r = box.shape[:2]
-    taps = []
-    for k, (count, size) in enumerate(zip((high, wide), x.shape[2:], strict=True)):
-        first, last = box[..., k, None] * (size - 1), box[..., k + 2, None] * (size - 1)
-        at = (first + last) / 2 if count == 1 else first + (last - first) * (
-            np.arange(count) / (count - 1))
-        inside = (at >= 0) & (at <= size - 1)
-        low = np.clip(np.floor(at), 0, size - 1).astype(int)
-        up = np.clip(np.ceil(at), 0, size - 1).astype(int)
-        weights = np.zeros((n, r, count, size))
-        np.add.at(weights, (*np.indices(low.shape), low), (1 - (at - low)) * inside)
-        np.add.at(weights, (*np.indices(up.shape), up), (at - low) * inside)
-        taps.append(weights)
-    return [np.einsum("nchw,nryh,nrxw->nrcyx", x, *taps, optimize=True).astype(np.float32)]
-
-
-def _crop_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     need(inputs, [(4,), (3, 4)], "x [N, C, H, W] and rois [N, boxes, 4]")
+    k = Kit(g)
     x, rois = inputs
-    shape = (x.dims[0], rois.dims[1], x.dims[1], int(f.one("crop_height")),
-             int(f.one("crop_width")))
-    if not all(isinstance(d, int) for d in shape):
-        raise ops.OpError("sizes of its inputs must be known")
-    return [_constant(g, np.zeros(shape, np.float32))]  # type: ignore[arg-type]
+    sizes = int(f.one("crop_height")), int(f.one("crop_width"))
+    if rois.rank == 4:
+        rois = k.reshape(rois, 0, 0, 4)
+    n, r = k.size(rois, 0), k.size(rois, 1)
+    corners = k.split(rois, 2)
+    lines, inside = [], []
+    for axis, count in enumerate(sizes):
+        limit = k.sub(k.f32(k.reshape(k.size(x, 2 + axis))), np.float32(1))
+        first, last = k.mul(corners[axis], limit), k.mul(corners[axis + 2], limit)
+        if count == 1:
+            at = k.mul(k.add(first, last), np.float32(0.5))
+        else:
+            at = k.add(first, k.mul(k.sub(last, first), k.const(np.linspace(0, 1, count))))
+        inside.append(k.mul(k.f32(k.binary("ge", at, np.float32(0))),
+                            k.f32(k.binary("le", at, limit))))
+        scale = k.div(np.float32(2), k.binary("max", limit, np.float32(1)))
+        lines.append(k.sub(k.mul(at, scale), np.float32(1)))
+    ys, xs = (k.expand(k.unsqueeze(v, 3 - a, 4), n, r, *sizes, 1) for a, v in enumerate(lines))
+    grid = k.reshape(k.join([xs, ys], 4), n, -1, sizes[1], 2)
+    y = k.op("grid_sample", x, grid, mode="linear", padding="border", align_corners=True)
+    y = k.transpose(k.reshape(y, n, k.size(x, 1), r, *sizes), 0, 2, 1, 3, 4)
+    return [k.mul(k.mul(y, k.unsqueeze(inside[0], 2, 4)), k.unsqueeze(inside[1], 2, 3))]
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -134,80 +134,64 @@ def _corners(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
                     [inputs[0], _ints(g, 0), _ints(g, 4), _ints(g, 2)]).outputs
 
 
-def _added(g: Graph, x: Value, f: Fields, axis: int) -> Value:
-    """``x`` plus the field ``bias``, if there is one, along an axis."""
-    bias = f.many("bias").astype(np.float32)
-    if not bias.size:
-        return x
-    shaped = g.constant(bias.reshape(-1, *(1,) * (x.rank - 1 - axis)))
-    return ops.emit(g, "binary", [x, shaped], fn="add").output
-
-
-def _gelu(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    (x,) = inputs
-    y = _added(g, x, f, min(2, x.rank - 1))
-    return ops.emit(g, "activation", [y], fn="gelu_tanh").outputs
-
-
-def _skip_layer_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    """Sum of both inputs (and a bias), normalized along the hidden axis."""
-    need(inputs, [(3, 4, 5)] * 2, "input and skip [length, N, size, 1, 1]")
-    x = _added(g, ops.emit(g, "binary", list(inputs), fn="add").output, f, 2)
-    shape = (-1, *(1,) * (x.rank - 3))
-    scale, bias = (g.constant(f.many(k).astype(np.float32).reshape(shape))
-                   for k in ("gamma", "beta"))
-    return ops.emit(g, "normalization", [x, scale, bias], axes=(2,), epsilon=1e-5).outputs
-
-
-def _disentangled(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
+def _disentangled(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """DeBERTa's scores: content to content, to position, and position to content."""
-    content, to_position, to_content = arrays
-    span, length = int(f.one("span")), content.shape[-1]
-    i, j = np.indices((length, length))
-    at = np.clip(i - j + span, 0, 2 * span - 1)
-    total = content + to_position[:, i, at] + to_content[:, j, at]
-    return [(total * np.float32(f.one("factor"))).astype(np.float32)]
+    need(inputs, [(3,)] * 3, "three scores, [N, length, length] and twice [N, length, 2 * span]")
+    k = Kit(g)
+    content, to_position, to_content = inputs
+    span, n, length = int(f.one("span")), k.size(content, 0), k.size(content, 2)
+    token = k.upto(length)
+    apart = k.sub(k.unsqueeze(token, 1), k.unsqueeze(token, 0))
+    at = k.unsqueeze(k.clip(k.add(apart, np.int64(span)), np.int64(0), np.int64(2 * span - 1)), 0)
+    first = k.op("gather_elements", to_position, k.expand(at, n, length, length), axis=2)
+    turned = k.expand(k.transpose(at, 0, 2, 1), n, length, length)
+    second = k.transpose(k.op("gather_elements", to_content, turned, axis=2), 0, 2, 1)
+    return [k.mul(k.add(k.add(content, first), second), np.float32(f.one("factor")))]
 
 
-def _like_first(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
-    return ops.emit(g, "identity", [inputs[0]]).outputs
-
-
-def _deformable_attention(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
+def _deformable_attention(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     """Weighted sums of values at fractional places of several images (levels)."""
-    value, sizes, starts, places, weights = arrays
-    n, _, heads, width = value.shape
-    out = np.zeros((n, places.shape[1], heads, width))
-    b, _, h = np.indices(places.shape[:3])
-    for level, ((high, wide), start) in enumerate(zip(sizes, starts.reshape(-1), strict=True)):
-        x = places[:, :, :, level, :, 0] * wide - 0.5
-        y = places[:, :, :, level, :, 1] * high - 0.5
-        for dy in (0, 1):
-            for dx in (0, 1):
-                row, column = np.floor(y).astype(int) + dy, np.floor(x).astype(int) + dx
-                share = (1 - abs(y - row)) * (1 - abs(x - column))
-                inside = (row >= 0) & (row < high) & (column >= 0) & (column < wide)
-                at = start + np.where(inside, row * wide + column, 0)
-                share = np.where(inside, share, 0) * weights[:, :, :, level]
-                out += (value[b[..., None], at, h[..., None]] * share[..., None]).sum(axis=3)
-    return [out.reshape(n, -1, heads, width).astype(np.float32)]
-
-
-def _attention_shapes(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     need(inputs, [(4,), (2,), (1,), (6,), (5,)], "value, spatial shapes, level starts, sampling "
-          "locations [N, queries, heads, levels, points, 2] and attention weights")
-    value, places = inputs[0], inputs[3]
-    shape = (value.dims[0], places.dims[1], *value.dims[2:])
-    if not all(isinstance(d, int) for d in shape):
-        raise ops.OpError("sizes of its inputs must be known")
-    return [_constant(g, np.zeros(shape, np.float32))]  # type: ignore[arg-type]
+         "locations [N, queries, heads, levels, points, 2] and attention weights")
+    k = Kit(g)
+    value, shapes, starts, places, weights = inputs
+    n, length, heads = (k.size(value, a) for a in range(3))
+    rows = k.reshape(value, -1, k.size(value, 3))
+    sizes = k.cast(k.reshape(shapes, 1, 1, 1, -1, 1, 2), T.i64)
+    high, wide = (k.squeeze(v, 5) for v in k.split(sizes))
+    start = k.cast(k.reshape(starts, 1, 1, 1, -1, 1), T.i64)
+    image = k.reshape(k.upto(n), -1, 1, 1, 1, 1)
+    head = k.reshape(k.upto(heads), 1, 1, -1, 1, 1)
+    base = k.add(k.mul(image, length), start)
+    column, row = (k.squeeze(v, 5) for v in k.split(places))
+    x = k.sub(k.mul(column, k.f32(wide)), np.float32(0.5))
+    y = k.sub(k.mul(row, k.f32(high)), np.float32(0.5))
+    total = None
+    for dy in (0, 1):
+        for dx in (0, 1):
+            parts, good, share = [], None, weights
+            for at, d, size in ((y, dy, high), (x, dx, wide)):
+                low = k.add(k.unary("floor", at), np.float32(d))
+                share = k.mul(share, k.sub(np.float32(1), k.unary("abs", k.sub(at, low))))
+                place = k.cast(low, T.i64)
+                fits = k.op("binary", k.binary("ge", place, np.int64(0)),
+                            k.binary("lt", place, size), fn="and")
+                good = fits if good is None else k.op("binary", good, fits, fn="and")
+                parts.append(k.clip(place, np.int64(0), k.sub(size, np.int64(1))))
+            at = k.add(base, k.add(k.mul(parts[0], wide), parts[1]))
+            taken = k.gather(rows, k.add(k.mul(at, heads), head), axis=0)
+            assert good is not None
+            tap = k.mul(taken, k.unsqueeze(k.where(good, share, np.float32(0)), 5))
+            total = tap if total is None else k.add(total, tap)
+    assert total is not None
+    return [k.reduce("sum", total, 3, 4)]
 
 
 _BOTH = ("1", "2")
 KINDS.update({
-    "CropAndResize": Kind(("crop_width", "crop_height"), (F,), _crop_shapes, compute=_crops),
-    "CropAndResizeDynamic": Kind(("crop_width", "crop_height"), (F,), _crop_shapes,
-                                 compute=_crops, versions=_BOTH),
+    "CropAndResize": Kind(("crop_width", "crop_height"), (F,), _crops),
+    "CropAndResizeDynamic": Kind(("crop_width", "crop_height"), (F,), _crops,
+                                 versions=_BOTH),
     "Split": Kind(("axis", "output_lengths"), (F,), _split,
                   count=lambda f: len(f.many("output_lengths"))),
     "BatchTilePlugin_TRT": Kind((), (F,), _tile_batch),
@@ -219,13 +203,8 @@ KINDS.update({
     "ScatterElements": Kind(("axis", "reduction"), (F,), _scatter_elements, inputs=(F, L, F),
                             versions=_BOTH),
     "SpecialSlice_TRT": Kind((), (F,), _corners),
-    "CustomGeluPluginDynamic": Kind(("type_id", "bias"), (F,), _gelu, ignored=("type_id",)),
-    "CustomSkipLayerNormPluginDynamic": Kind(
-        ("type_id", "ld", "beta", "gamma", "bias"), (F,), _skip_layer_norm,
-        ignored=("type_id",), versions=("1", "5")),
-    "DisentangledAttention_TRT": Kind(("span", "factor"), (F,), _like_first,
-                                      compute=_disentangled, versions=_BOTH),
+    "DisentangledAttention_TRT": Kind(("span", "factor"), (F,), _disentangled,
+                                      versions=_BOTH),
     "MultiscaleDeformableAttnPlugin_TRT": Kind(
-        (), (F,), _attention_shapes, inputs=(F, I, I, F, F), compute=_deformable_attention,
-        versions=_BOTH),
+        (), (F,), _deformable_attention, inputs=(F, I, I, F, F), versions=_BOTH),
 })  # fmt: skip

@@ -131,6 +131,14 @@ class Kit:
         """Tensors side by side."""
         return self.op("concat", *parts, axis=axis % parts[0].rank)
 
+    def squeeze(self, x: Value, *axes: int) -> Value:
+        """``x`` without dimensions of 1."""
+        return self.op("squeeze", x, self.ints(*axes))
+
+    def unsqueeze(self, x: Value, *axes: int) -> Value:
+        """``x`` with dimensions of 1, counted in the result."""
+        return self.op("unsqueeze", x, self.ints(*axes))
+
     def reduce(self, fn: str, x: Value, *axes: int, keep: bool = False) -> Value:
         """A reduction."""
         axes = tuple(a % x.rank for a in axes)

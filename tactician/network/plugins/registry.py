@@ -141,7 +141,14 @@ def get_builder_plugin_registry(arg0: Any = None) -> IPluginRegistry:
 
 def init_libnvinfer_plugins(logger: Any = None, namespace: str = "") -> bool:
     """Registers the plugins that come with tactician."""
-    from . import builtin_boxes, builtin_models, builtin_vision  # noqa: F401  (they add kinds)
+    from . import (  # noqa: F401  (they add kinds)
+        builtin_bert,
+        builtin_boxes,
+        builtin_models,
+        builtin_points,
+        builtin_rcnn,
+        builtin_vision,
+    )
     from .builtin import KINDS, OpPluginCreator
 
     if logger is not None:

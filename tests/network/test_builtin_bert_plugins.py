@@ -1,0 +1,124 @@
+"""Plugins of BERT against torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from plugin_kit import run
+
+torch = pytest.importorskip("torch")
+
+F, I = np.float32, np.int32
+rng = np.random.default_rng(3)
+LENGTH, BATCH, HEADS, HEAD = 7, 3, 4, 8
+SIZE = HEADS * HEAD
+LENGTHS = I([7, 4, 1])
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(F)
+
+
+def close(got: np.ndarray, want: Any, limit: float = 1e-4) -> None:
+    assert got.shape == tuple(want.shape)
+    np.testing.assert_allclose(got.astype(F), np.asarray(want, F), rtol=limit, atol=limit)
+
+
+def attended(qkv: np.ndarray, mask: Any = None) -> np.ndarray:
+    """torch's attention of heads in the plugin's order: [length, N, 3 * size] to [.., size]."""
+    parts = torch.tensor(qkv).reshape(*qkv.shape[:2], HEADS, 3, HEAD).permute(3, 1, 2, 0, 4)
+    y = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+    return y.permute(2, 0, 1, 3).reshape(*qkv.shape[:2], SIZE).numpy()
+
+
+FIELDS = {"type_id": I(0), "hidden_size": I(SIZE), "num_heads": I(HEADS)}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("version", ["1", "4"])
+def test_attention(masked: bool, version: str) -> None:
+    x = normal(LENGTH, BATCH, 3 * SIZE)
+    feeds, mask = [x[..., None, None]], None
+    if masked:
+        feeds.append(LENGTHS)
+        mask = torch.arange(LENGTH)[None] < torch.tensor(LENGTHS)[:, None]
+        mask = mask[:, None, None]
+    [y] = run("CustomQKVToContextPluginDynamic", FIELDS | {"has_mask": I(masked)}, *feeds,
+              version=version, native=True)
+    close(y, attended(x, mask)[..., None, None])
+
+
+def test_attention_of_packed_sequences() -> None:
+    ends = np.cumsum([0, *LENGTHS]).astype(I)
+    x = normal(int(ends[-1]), 1, 3 * SIZE)
+    [y] = run("CustomQKVToContextPluginDynamic", FIELDS | {"has_mask": I(1), "var_seqlen": I(1)},
+              x[:, 0, :, None, None], I([0]), ends, np.zeros(7, I), version="2", native=True)
+    want = np.concatenate([attended(x[a:b]) for a, b in zip(ends, ends[1:], strict=False)])
+    close(y, want[:, 0, :, None, None])
+
+
+def table() -> tuple[dict[str, np.ndarray], Any]:
+    words, kinds, places = normal(20, SIZE), normal(2, SIZE), normal(16, SIZE)
+    gamma, beta = normal(SIZE), normal(SIZE)
+    fields = {"bert_embeddings_layernorm_gamma": gamma, "bert_embeddings_layernorm_beta": beta,
+              "bert_embeddings_word_embeddings": words.ravel(),
+              "bert_embeddings_token_type_embeddings": kinds.ravel(),
+              "bert_embeddings_position_embeddings": places.ravel()}
+
+    def want(ids: np.ndarray, segments: np.ndarray, at: np.ndarray) -> np.ndarray:
+        total = torch.tensor(words[ids] + kinds[segments] + places[at])
+        norm = torch.nn.functional.layer_norm(
+            total, (SIZE,), torch.tensor(gamma), torch.tensor(beta), 1e-5)
+        return norm.numpy()
+
+    return fields, want
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_embeddings(half: int) -> None:
+    fields, want = table()
+    shape = LENGTH, BATCH
+    ids, segments = rng.integers(0, 20, shape).astype(I), rng.integers(0, 2, shape).astype(I)
+    mask = (np.arange(LENGTH)[:, None] < LENGTHS).astype(I)
+    y, count = run("CustomEmbLayerNormPluginDynamic", fields | {"output_fp16": I(half)}, ids,
+                   segments, mask, native=True)
+    assert y.dtype == (np.float16 if half else F)
+    at = np.arange(LENGTH)[:, None] + np.zeros(shape, int)
+    close(y, want(ids, segments, at)[..., None, None], 5e-3 if half else 1e-4)
+    assert count[:, 0].tolist() == LENGTHS.tolist()
+
+
+def test_embeddings_of_packed_sequences() -> None:
+    fields, want = table()
+    ends = np.cumsum([0, *LENGTHS]).astype(I)
+    ids = rng.integers(0, 20, ends[-1]).astype(I)
+    segments = rng.integers(0, 2, ends[-1]).astype(I)
+    y, _ = run("CustomEmbLayerNormPluginDynamic", fields | {"output_fp16": I(0)}, ids, segments,
+               ends, np.zeros(7, I), version="2", native=True)
+    at = np.concatenate([np.arange(n) for n in LENGTHS])
+    close(y, want(ids, segments, at)[..., None, None])
+
+
+def test_products() -> None:
+    x, w = normal(LENGTH, BATCH, SIZE, 1, 1), normal(SIZE, 5)
+    [y] = run("CustomFCPluginDynamic", {"out_dims": I(5), "type_id": I(0), "W": w.ravel()}, x,
+              native=True)
+    close(y, (x[..., 0, 0] @ w)[..., None, None])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", [F, np.float16])
+def test_normalized_sums(packed: bool, kind: Any) -> None:
+    shape = (LENGTH, SIZE, 1, 1) if packed else (LENGTH, BATCH, SIZE, 1, 1)
+    x, skip = (normal(*shape).astype(kind) for _ in range(2))
+    gamma, beta, bias = normal(SIZE), normal(SIZE), normal(SIZE)
+    [y] = run("CustomSkipLayerNormPluginDynamic", {
+        "type_id": I(0), "ld": I(SIZE), "gamma": gamma, "beta": beta, "bias": bias}, x, skip,
+        version="2" if packed else "1", native=True)
+    assert y.dtype == kind
+    total = torch.tensor((x.astype(F) + skip.astype(F))[..., 0, 0] + bias)
+    want = torch.nn.functional.layer_norm(
+        total, (SIZE,), torch.tensor(gamma), torch.tensor(beta), 1e-5)
+    close(y, want.numpy()[..., None, None], 1e-4 if kind is F else 1e-2)

@@ -105,8 +105,21 @@ class ITimingCache:
         return IHostMemory(json.dumps(table, indent=1).encode())
 
     def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        """Takes over the other cache's entries where this one has none. Keys name the device, so
-        caches of several devices may be combined whatever ``ignore_mismatch`` says."""
+        """Takes over the other cache's entries where this one has none.
+
+        Returns:
+            False, and a warning says so, if both have entries, for no device that is the same;
+            with ``ignore_mismatch`` they are combined (entries name their device, so neither
+            misleads a build).
+        """
+        ours, theirs = (
+            {k.rpartition("/")[0] for k in c.entries} for c in (self, input_cache)
+        )
+        if ours and theirs and not ours & theirs and not ignore_mismatch:
+            log.warning("combine: the timing caches are of different devices: "
+                        f"{', '.join(sorted(ours))} and {', '.join(sorted(theirs))}; "
+                        "ignore_mismatch=True combines them")
+            return False
         for key, entry in input_cache.entries.items():
             self.entries.setdefault(key, json.loads(json.dumps(entry)))
         return True

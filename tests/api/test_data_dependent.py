@@ -111,12 +111,23 @@ def test_nms_with_centers_and_a_score_threshold():
     np.testing.assert_array_equal(net.run(layer.get_output(0)), [[0, 0, 3], [0, 0, 0]])
 
 
-def test_nms_limit_of_boxes_is_not_needed_which_the_log_says():
-    net, layer = nms()
-    assert layer.topk_box_limit == 5000 or layer.topk_box_limit > 0
-    layer.topk_box_limit = 2
-    assert layer.topk_box_limit == 2 and "all boxes are looked at" in net.log.text()
-    assert len(net.run(layer.get_output(0))) == 3
+@pytest.mark.parametrize("limit", [1, 4, 7, 100])
+def test_nms_looks_at_the_best_boxes_only(limit):
+    side = np.arange(6, dtype=np.float32)
+    boxes = np.stack([side * 3, side * 3, side * 3 + 1, side * 3 + 1], -1)[None].repeat(2, 0)
+    scores = np.random.default_rng(1).permutation(24).reshape(2, 6, 2).astype(np.float32)
+    net, layer = nms(boxes=boxes, scores=scores)
+    layer.set_input(2, net.const(np.int32(6)))
+    assert layer.topk_box_limit == 2000
+    layer.topk_box_limit = limit
+    assert layer.topk_box_limit == limit
+    want = set()  # boxes lie apart: all that are looked at stay
+    for b in range(2):
+        best = np.argsort(-scores[b].reshape(-1))[:limit]
+        want |= {(b, int(k) % 2, int(k) // 2) for k in best}
+    assert {tuple(r) for r in net.run(layer.get_output(0)).tolist()} == want
+    with pytest.raises(ValueError, match="at least 1"):
+        layer.topk_box_limit = 0
 
 
 def test_allocators_with_streams():

@@ -451,6 +451,13 @@ def test_cache_combine_and_reset():
     assert a.reset() and not len(a)
 
 
+def test_caches_of_other_devices_are_combined_when_asked():
+    a, b = cache(**{"cpu/x86/k": {"x(1)": 1.0}}), cache(**{"cuda/H100/k": {"x(1)": 2.0}})
+    assert not a.combine(b, False) and len(a) == 1
+    assert a.combine(b, ignore_mismatch=True) and len(a) == 2
+    assert a.combine(b, False)  # now both have the device
+
+
 def test_debug_tensors_survive_fusion(builder, log):
     shown = {}
 

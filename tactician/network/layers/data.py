@@ -10,7 +10,7 @@ import numpy as np
 from ...ir import dtypes as T
 from ...ir.graph import Value
 from ...ops import OpError
-from ...support import logger as log
+from ...support.errors import UsageError
 from ..core import NetworkCore
 from ..enums import (
     BoundingBoxFormat,
@@ -163,12 +163,14 @@ class INonZeroLayer(ILayer):
 
 
 class BoxLimit(Attr):
-    """How many boxes selection should look at."""
+    """How many boxes selection looks at, once it is set."""
 
     def __set__(self, layer: Any, value: Any) -> None:
+        if as_int(value) < 1:
+            raise UsageError(f"layer {layer.name!r}: topk_box_limit is {value}; it must be at "
+                             "least 1")
+        layer._state["limited"] = True
         super().__set__(layer, value)
-        log.warning(f"layer {layer.name!r}: topk_box_limit has no effect: all boxes are looked at",
-                    layer._net._logger)
 
 
 class INMSLayer(ILayer):
@@ -179,7 +181,8 @@ class INMSLayer(ILayer):
 
     Attributes:
         bounding_box_format: How boxes are given.
-        topk_box_limit: Without effect, which is logged: all boxes are looked at.
+        topk_box_limit: Most boxes of a batch element, over all classes, that are looked at: those
+            with the best scores. Not set: all of them (2000 is what reading it then gives).
         indices_type: INT32 or INT64.
     """
 
@@ -187,7 +190,7 @@ class INMSLayer(ILayer):
     _title = "NMS"
     _default_outputs = 2
     bounding_box_format = Attr(BoundingBoxFormat, "How boxes are given.")
-    topk_box_limit = BoxLimit(as_int, "Without effect, which is logged: all boxes are looked at.")
+    topk_box_limit = BoxLimit(as_int, "Most boxes of a batch element that are looked at.")
     indices_type = Attr(DataType, "Element type of the indices.")
 
     def _max_inputs(self) -> int:
@@ -201,6 +204,8 @@ class INMSLayer(ILayer):
         iou = self._x(3) if self._in(3) is not None else None
         least = self._x(4) if self._in(4) is not None else None
         by_class = e.value("transpose", scores, perm=(0, 2, 1))
+        if self._state.get("limited"):
+            by_class, least = self._best(e, by_class, least)
         center = self.bounding_box_format is BoundingBoxFormat.CENTER_SIZES
         found = e.value("nms", boxes, by_class, most, iou, least, center_box=center)
         selected = _indices(e, found, self.indices_type)
@@ -208,6 +213,24 @@ class INMSLayer(ILayer):
                        e.ints([1]), None, mode="strict")
         count = e.value("reshape", size, e.const(np.zeros(0, np.int64)), zero_copies=False)
         return [selected, e.value("cast", count, to=T.i32)]
+
+    def _best(self, e: Emitter, scores: Value, least: Value | None) -> tuple[Value, Value]:
+        """Scores [batch, classes, boxes] with the worst number in the place of all but the
+        greatest, and what others must exceed."""
+        none = e.const(np.array(np.finfo(scores.dtype.np).min, scores.dtype.np))
+        flat = e.value("reshape", scores, e.ints([0, -1]), zero_copies=True)
+        limit = int(self.topk_box_limit)
+        have = flat.dims[1]
+        if isinstance(have, int) and have <= limit:
+            return scores, none if least is None else least
+        if not isinstance(have, int):
+            raise OpError("topk_box_limit needs known numbers of boxes and classes, got "
+                          f"{scores!r}")
+        best, at = e.op("topk", flat, e.ints([limit]), axis=1, largest=True, sorted=True).outputs
+        blank = e.value("expand", none, e.value("shape", flat))
+        kept = e.value("scatter_elements", blank, at, best, axis=1, reduction="none")
+        kept = e.value("reshape", kept, e.value("shape", scores), zero_copies=False)
+        return kept, none if least is None else least
 
 
 _FILL = {

@@ -82,7 +82,7 @@ def kept_scores(k: Kit, boxes: Value, scores: Value, rules: Rules) -> Value:
         s = k.op("scatter_elements", none, at, best, axis=2, reduction="none")
     b = k.transpose(boxes, 0, 2, 1, 3)  # [N, 1 or classes, boxes, 4]
     if rules.one:
-        b = k.add(b, k.const(np.float32([0, 0, 1, 1])))
+        b = k.add(b, k.const(np.array([0, 0, 1, 1], np.float32)))
     if rules.agnostic:
         if shared and classes > 1:
             b = k.expand(b, k.size(b, 0), classes, k.size(b, 2), 4)

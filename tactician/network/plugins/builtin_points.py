@@ -134,7 +134,7 @@ def _voxels(arrays: Sequence[Array], f: Fields) -> Sequence[Array]:
             mine = p[inverse == v][:each]
             y, x = divmod(int(pillars[v]), int(grid[0]))
             coords[b, v] = 0, 0, y, x
-            middle = size / 2 + np.float32([x, y, 0]) * size + low
+            middle = size / 2 + np.array([x, y, 0], np.float32) * size + low
             xyz = mine[:, :3]
             rows = np.concatenate([mine, xyz - xyz.mean(0), xyz - middle], 1)
             fit = min(width, rows.shape[1])

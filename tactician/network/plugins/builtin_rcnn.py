@@ -39,7 +39,7 @@ def _parts(k: Kit, x: Value) -> list[Value]:
 def _moved(k: Kit, boxes: Value, moves: Value) -> Value:
     """Boxes of relative coordinates after a network's corrections, within the image."""
     y1, x1, y2, x2 = _parts(k, boxes)
-    scaled = _parts(k, k.mul(moves, k.const(np.float32([0.1, 0.1, 0.2, 0.2]))))
+    scaled = _parts(k, k.mul(moves, k.const(np.array([0.1, 0.1, 0.2, 0.2], np.float32))))
     out = []
     for a, b, shift, grow in ((y1, y2, scaled[0], scaled[2]), (x1, x2, scaled[1], scaled[3])):
         size = k.sub(b, a)
@@ -56,7 +56,7 @@ def _moved_pixels(
 ) -> Value:
     """Boxes of pixels that belong to them, after corrections divided by weights."""
     y1, x1, y2, x2 = _parts(k, boxes)
-    scaled = _parts(k, k.div(moves, k.const(np.float32(weights))))
+    scaled = _parts(k, k.div(moves, k.const(np.array(weights, np.float32))))
     out = []
     for a, b, shift, grow, limit in ((y1, y2, scaled[0], scaled[2], image[0]),
                                      (x1, x2, scaled[1], scaled[3], image[1])):
@@ -267,7 +267,7 @@ def _pooled(
 
 def _levels(k: Kit, area: Value, first: float, count: int) -> Value:
     """Levels of boxes: one more at each of ``first``, four times that, and so on."""
-    limits = np.float32([first * 4**i for i in range(count - 1)])
+    limits = np.array([first * 4**i for i in range(count - 1)], np.float32)
     over = k.binary("gt", k.unsqueeze(area, 2), k.const(limits))
     return k.reduce("sum", k.cast(over, T.i64), 2)
 
@@ -278,14 +278,14 @@ def _sizes(maps: Sequence[Value]) -> list[Array]:
         high, wide = x.dims[2:]
         if not isinstance(high, int) or not isinstance(wide, int):
             raise ops.OpError(f"height and width of {x!r} must be known")
-        out.append(np.float32([high, wide]))
+        out.append(np.array([high, wide], np.float32))
     return out
 
 
 def _pyramid_align(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     need(inputs, [(3,)] + [(4,)] * 4, "boxes [N, R, 4] and four feature maps [N, C, H, W]")
     k = Kit(g)
-    image = np.float32(_image(f, 2, 1024, 1024))
+    image = np.array(_image(f, 2, 1024, 1024), np.float32)
     legacy = bool(f.one("legacy", 0))
     mode = -1 if legacy else int(f.one("roi_coords_transform", 2))
     samples = 1 if legacy else int(f.one("sampling_ratio", 0))
@@ -316,7 +316,7 @@ def _pyramid_align(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Val
 def _level_crops(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     need(inputs, [(3,)] + [(4,)] * 5, "boxes [N, R, 4] and five feature maps [N, C, H, W]")
     k = Kit(g)
-    image = np.float32(_image(f, 3, 3, 832, 1344))
+    image = np.array(_image(f, 3, 3, 832, 1344), np.float32)
     low, high = k.part(inputs[0], 2, 0, 2), k.part(inputs[0], 2, 2, 4)
     good = k.op("binary", k.binary("ge", low, np.float32(0)), k.binary("lt", low, high), fn="and")
     good = k.op("binary", good, k.binary("le", high, k.const(image)), fn="and")

@@ -30,11 +30,13 @@ from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .algorithms import Selection
 from .control import emit_assertion, emit_control, why_not_native
 from .debug import graph_dumper, show_program, show_source
+from .mixed import Mixed
 from .precision import apply_precisions, apply_ranges
 from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
-_GAIN = 0.98  # a special kernel's time over the general one's that makes it worth its room
+_GAIN = 0.98  # a special kernel's time over the general one's that makes it worth packed weights
+_NEAR = 1.05  # the same for one that needs none of its own: it does no more, so times are off
 _DEFAULT_SIZE = 4  # a symbolic size nothing is known of is tuned for this
 
 
@@ -92,14 +94,14 @@ def compile_network(
             return False
         return (takes_any or node.op != "attention") and takes_whole(node, device)
 
+    settings = _with_cache(settings)
     optimize(graph, report.trace, dump, takes)
-    if apply_ranges(graph, settings, takes):
+    if apply_ranges(graph, settings, takes, _stays_wide(graph, settings, device)):
         optimize(graph, report.trace, dump, takes)
     apply_precisions(graph, settings, device, report.trace, dump, takes)
     verify(graph)
     _mark_shape_outputs(graph, given)
     _tell(progress, "Optimizing the graph", 1, 1)
-    settings = _with_cache(settings)
     row_major: set[Node] = set()
     given_up: set[str] = set()
     while True:
@@ -129,6 +131,29 @@ def compile_network(
     _complete(program, settings, device, selection)
     show_program(program, time.perf_counter() - began)
     return program, report
+
+
+def _stays_wide(graph: Graph, settings: BuildSettings, device: Any) -> Any:
+    """What tells whether layers that may compute in INT8 are faster in FP32, if times tell."""
+    if settings.target != "cpu" or settings.optimization_level < 1 or not device.can_time:
+        return None
+    tuner = Tuner(device, tuner_settings(graph, settings))
+    return Mixed(tuner, lambda g, fusion: lay_out(g, fusion, device, set())).stays
+
+
+def tuner_settings(graph: Graph, settings: BuildSettings, select: Any = None) -> TunerSettings:
+    """What of the settings concerns choosing kernels for a graph."""
+    return TunerSettings(
+        level=settings.optimization_level,
+        cache=settings.timing_cache,
+        sources=settings.tactic_sources,
+        most=settings.max_num_tactics,
+        error_on_miss=settings.error_on_cache_miss,
+        env=tuning_sizes(graph, settings),
+        workspace=settings.workspace,
+        exact=settings.strict_nans,
+        select=select,
+    )
 
 
 def _mark_shape_outputs(graph: Graph, given: Graph) -> None:
@@ -253,20 +278,8 @@ class _Compiler:
         self.progress = progress
         self.graph = graph
         self.scheduler = Scheduler(graph, fusion, program)
-        self.tuner = Tuner(
-            device,
-            TunerSettings(
-                level=settings.optimization_level,
-                cache=settings.timing_cache,
-                sources=settings.tactic_sources,
-                most=settings.max_num_tactics,
-                error_on_miss=settings.error_on_cache_miss,
-                env=tuning_sizes(graph, settings),
-                workspace=settings.workspace,
-                exact=settings.strict_nans,
-                select=None if selection is None else selection.select,
-            ),
-        )
+        select = None if selection is None else selection.select
+        self.tuner = Tuner(device, tuner_settings(graph, settings, select))
         self.selection = selection
         self.opt = opt_sizes(graph, settings)
         self.code: dict[str, Future[bytes]] = {}
@@ -388,6 +401,8 @@ class _Compiler:
                 return
             with at_sizes(region, self.opt) as fixed:
                 choice = self._choose(fixed, f"{general.tactic}({general.candidate})")
+                if not _worth(choice, general):
+                    choice = self.tuner.same(fixed, general) or choice
         except OpError as e:  # in a branch that is not taken for these sizes
             log.verbose(f"layer {region.name!r}: no kernel for the sizes of opt: {e}",
                         self.settings.logger)
@@ -395,8 +410,7 @@ class _Compiler:
         own = choice.kernel
         if own is None or own.dims or own.before or own.finds is not None:
             return
-        times = [c.info.get("time_us") for c in (general, choice)]
-        if None not in times and times[1] > _GAIN * times[0]:  # type: ignore[operator]
+        if not _worth(choice, general):
             return
         info = {**_layer_info(region), **choice.info}
         self.scheduler.special(kernel, own, self.add_code(own), info)
@@ -456,6 +470,13 @@ class _Compiler:
         self.scheduler.reference(
             node, {**_layer_info(region), "tactic": "reference", **info}
         )
+
+
+def _worth(special: Choice, general: Choice) -> bool:
+    """Whether a kernel for certain sizes is worth its room beside the general one."""
+    mine, other = (c.info.get("time_us") for c in (special, general))
+    same = (special.tactic, special.candidate) == (general.tactic, general.candidate)
+    return mine is None or other is None or mine <= (_NEAR if same else _GAIN) * other
 
 
 def _with_parts(region: Region) -> list[Region]:

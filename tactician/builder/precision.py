@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ir import dtypes as T
 from ..ir.graph import Graph, Node
-from ..passes.implicit_quantize import quantize_by_ranges
+from ..passes.implicit_quantize import Stays, quantize_by_ranges
 from ..passes.manager import PassTrace
 from ..passes.pipeline import narrow
 from ..passes.quantized import is_quantized
@@ -56,10 +56,12 @@ def apply_precisions(
 
 def apply_ranges(
     graph: Graph, settings: BuildSettings, takes: Callable[[Node], bool],
+    stays: Stays | None = None,
 ) -> bool:
     """Quantizes an optimized graph implicitly, where INT8 is allowed and tensors have ranges.
 
-    Networks with quantize and dequantize layers are quantized by these alone.
+    Networks with quantize and dequantize layers are quantized by these alone. ``stays``: see
+    `quantize_by_ranges`.
 
     Returns:
         Whether the graph changed (and should be optimized again).
@@ -73,7 +75,7 @@ def apply_ranges(
         log.warning("BuilderFlag.INT8 is set, but there are neither quantize and dequantize layers "
                     "nor a calibrator nor dynamic ranges: nothing is quantized", settings.logger)
         return False
-    report = quantize_by_ranges(graph, takes, settings.precision_constraints == "obey")
+    report = quantize_by_ranges(graph, takes, settings.precision_constraints == "obey", stays)
     for layer, reason in report.skipped[:_SHOWN]:
         log.info(f"layer {layer!r} is not quantized: {reason}", settings.logger)
     if len(report.skipped) > _SHOWN:

@@ -112,8 +112,12 @@ def _feeds_contraction(v: Value) -> bool:
     )
 
 
+Stays = Callable[[Node, Value], "str | None"]
+"""Why a contraction that could be quantized, given with its activation, is better left alone."""
+
+
 def quantize_by_ranges(
-    graph: Graph, takes: Callable[[Node], bool], obey: bool = False
+    graph: Graph, takes: Callable[[Node], bool], obey: bool = False, stays: Stays | None = None
 ) -> QuantizeReport:
     """Inserts quantize and dequantize nodes; bodies of control flow stay as they are.
 
@@ -121,6 +125,8 @@ def quantize_by_ranges(
         graph: Optimized f32 graph; ``meta["dynamic_range"]`` of its values are their ranges.
         takes: Whether the target has a kernel for an integer contraction.
         obey: Whether a layer that asks for i8 and can't have it is an error.
+        stays: Asked about layers that don't ask for a type; by default a rule about the work done
+            per element of an input decides.
 
     Raises:
         BuildError: In that case, naming the layer.
@@ -131,7 +137,7 @@ def quantize_by_ranges(
         x = contraction_operand(node)
         if x is None:
             continue
-        reason = _why_not(node, x, takes)
+        reason = _why_not(node, x, takes, stays)
         if reason is None:
             chosen[node] = x
             report.quantized.append(node.name or node.op)
@@ -157,7 +163,9 @@ def quantize_by_ranges(
     return report
 
 
-def _why_not(node: Node, x: Value, takes: Callable[[Node], bool]) -> str | None:
+def _why_not(
+    node: Node, x: Value, takes: Callable[[Node], bool], stays: Stays | None
+) -> str | None:
     asked = node.meta.get("precision")
     if asked is not None and asked is not T.i8:
         return f"its precision is set to {asked}"
@@ -170,9 +178,17 @@ def _why_not(node: Node, x: Value, takes: Callable[[Node], bool]) -> str | None:
     assert w is not None and w.const is not None
     if not np.isfinite(w.const).all():
         return "its weights are not finite"
-    if asked is None and x.producer is None and _work(node, x) < LEAST_WORK:
-        return f"it does {_work(node, x):.3g} multiply-adds per element of {x.name!r}: too few"
-    return None if takes(_trial(node, x, w)) else "there is no kernel for it"
+    if not takes(_trial(node, x, w)):
+        return "there is no kernel for it"
+    if asked is not None:
+        return None
+    return _little_work(node, x) if stays is None else stays(node, x)
+
+
+def _little_work(node: Node, x: Value) -> str | None:
+    if x.producer is not None or _work(node, x) >= LEAST_WORK:
+        return None
+    return f"it does {_work(node, x):.3g} multiply-adds per element of {x.name!r}: too few"
 
 
 def _work(node: Node, x: Value) -> float:

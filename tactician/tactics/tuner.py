@@ -309,6 +309,20 @@ class Tuner:
             self.hits += 1
         return self._winner(region, options, times, rejected, kernels, like)
 
+    def same(self, region: Region, like: Choice) -> Choice | None:
+        """The kernel of the candidate that another choice has, if this region can have it too."""
+        options, rejected = self._options(region)
+        found = [(t, c) for t, c in options if (t.name, str(c)) == (like.tactic, like.candidate)]
+        if not found:
+            return None
+        choice = self._first(region, found, rejected)
+        times = self._cached(self.key(region), found)
+        if choice.kernel is None:
+            return None
+        if times is not None:
+            choice.info |= {"time_us": times.get(f"{like.tactic}({like.candidate})")}
+        return choice
+
     def _first(
         self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
     ) -> Choice:

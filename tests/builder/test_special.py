@@ -84,10 +84,16 @@ def special_steps(engine, shape):
     return sum(a is not b for a, b in zip(steps, general, strict=True))
 
 
+def every_version(monkeypatch, times):
+    """Keeps versions that take up to so many times as long as the general kernel."""
+    for limit in ("_GAIN", "_NEAR"):
+        monkeypatch.setattr(compiling, limit, times)
+
+
 @pytest.mark.parametrize("level", [1, 3])
 @pytest.mark.parametrize("kind", sorted(SHAPES))
 def test_results_are_the_same_at_all_sizes(kind, level, monkeypatch):
-    monkeypatch.setattr(compiling, "_GAIN", 1e9)  # every kernel has its version
+    every_version(monkeypatch, 1e9)
     proto = model(kind)
     engine = engine_of(proto, SHAPES[kind], level)
     low, opt, high = SHAPES[kind]
@@ -107,9 +113,21 @@ def test_results_are_the_same_at_all_sizes(kind, level, monkeypatch):
 
 
 def test_versions_that_gain_nothing_are_left_out(monkeypatch):
-    monkeypatch.setattr(compiling, "_GAIN", 0.0)
+    every_version(monkeypatch, 0.0)
     engine = engine_of(model("conv"), SHAPES["conv"], 3)
     assert all(s.special is None for s in engine._program.steps if "time_us" in s.info)
+
+
+def test_the_general_candidate_where_another_gains_nothing(monkeypatch):
+    """Its version for opt shares its weights, so it costs nothing but code."""
+    monkeypatch.setattr(compiling, "_GAIN", 0.0)
+    monkeypatch.setattr(compiling, "_NEAR", 1e9)
+    engine = engine_of(model("conv"), SHAPES["conv"], 3)
+    versions = [s for s in engine._program.steps if "time_us" in s.info and s.special]
+    assert versions
+    for step in versions:
+        mine, other = ((s.info["tactic"], s.info["candidate"]) for s in (step.special, step))
+        assert mine == other
 
 
 def test_level_0_makes_no_versions():
@@ -120,7 +138,7 @@ def test_level_0_makes_no_versions():
 
 def test_packed_weights_are_shared_where_they_are_the_same(monkeypatch):
     """A version with the same tile reads the general kernel's constants."""
-    monkeypatch.setattr(compiling, "_GAIN", 1e9)
+    every_version(monkeypatch, 1e9)
     engine = engine_of(model("conv"), SHAPES["conv"], 1)
     constants = engine._program.constants
     seen = {(c.shape, c.dtype.str, c.tobytes()) for c in constants}

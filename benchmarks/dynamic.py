@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,15 @@ def _named(model: onnx.ModelProto, names: Mapping[int, str]) -> onnx.ModelProto:
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     return model
+
+
+def _fixed(model: onnx.ModelProto, shape: Shape) -> onnx.ModelProto:
+    """A copy whose first input has a shape without names."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for d, n in zip(copy.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
+        d.dim_value = n
+    return copy
 
 
 def resnet50() -> Made:
@@ -100,22 +107,22 @@ def feeds_of(ranges: Mapping[str, tuple[Shape, Shape, Shape]], kind: str) -> dic
     return {n: rng.standard_normal(opt).astype(kind) for n, (_, opt, _) in ranges.items()}
 
 
-def layers(engine: Any) -> list[dict[str, Any]]:
-    inspector = engine.cuda_engine.create_engine_inspector()
-    text = inspector.get_engine_information(tactician.LayerInformationFormat.JSON)
-    return list(json.loads(text)["Layers"])
+def kernels(engine: Any) -> list[str]:
+    """What runs at ``opt``, step by step."""
+    out = []
+    for step in engine.cuda_engine._program.steps:
+        run = step.special or step
+        work = f"{run.info.get('tactic', step.kind)}({run.info.get('candidate', '')})"
+        general = any(not isinstance(d, int) for d in (*run.dims, run.work))
+        out.append(f"{step.name[:60]}: {work}{' for any size' if general else ''}")
+    return out
 
 
-def show_layers(static: Any, dynamic: Any) -> None:
-    """Prints what runs at ``opt`` where the two differ."""
-    a, b = ([_what(x) for x in layers(e)] for e in (static, dynamic))
+def show_kernels(static: Any, dynamic: Any) -> None:
+    a, b = kernels(static), kernels(dynamic)
     print(f"  {len(a)} and {len(b)} steps")
     for line in difflib.unified_diff(a, b, "static", "dynamic", n=0, lineterm=""):
         print("   ", line)
-
-
-def _what(layer: Mapping[str, Any]) -> str:
-    return f"{layer.get('Name', '')[:60]}: {layer.get('AtOpt') or layer.get('TacticName')}"
 
 
 def measure(name: str, args: argparse.Namespace) -> float:
@@ -124,19 +131,16 @@ def measure(name: str, args: argparse.Namespace) -> float:
     feeds = feeds_of(ranges, kind)
     common = {"level": args.level, "threads": args.threads, "device": "cpu",
               "timing_cache": args.timing_cache}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
-        opt = {n: r[1] for n, r in ranges.items()}
-        engines = {
-            "static": tactician.build(path, shapes=opt, **common),
-            "dynamic": tactician.build(path, shapes=ranges, **common),
-        }
+    (_, opt, _), = ranges.values()
+    engines = {
+        "static": tactician.build(_fixed(model, opt).SerializeToString(), **common),
+        "dynamic": tactician.build(model.SerializeToString(), shapes=ranges, **common),
+    }
     results = [list(e(feeds).values()) for e in engines.values()]
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-6, float(np.ptp(a))))
     if args.steps:
-        show_layers(*engines.values())
+        show_kernels(*engines.values())
     calls = {k: engine_call(e.cuda_engine, feeds) for k, e in engines.items()}
     times = alternate(calls, args.rounds, args.seconds)
     static, dynamic = times["static"], times["dynamic"]

@@ -300,18 +300,29 @@ def _rebuild(e: Expr, f: Callable[[Expr], Expr]) -> Expr:
 
 def rewrite(e: Expr, visit: Callable[[Expr], Expr | None]) -> Expr:
     """Bottom-up rewriting: ``visit`` sees each node once, children already rewritten, and
-    returns a replacement or None to keep it. Sharing is preserved."""
+    returns a replacement or None to keep it. Sharing is preserved. Where a rewritten node is
+    simplified to a part of itself (``i + 0``), that part was seen before and is not shown again."""
     done: dict[int, Expr] = {}
+    made: set[int] = set()  # what was shown already, and parts of replacements
+
+    def note(x: Expr) -> None:
+        rest = [x]
+        while rest:
+            y = rest.pop()
+            if id(y) not in made:
+                made.add(id(y))
+                rest.extend(children(y))
 
     def go(x: Expr) -> Expr:
         if id(x) not in done:
             y = _rebuild(x, go)
-            replacement = visit(y)
+            replacement = None if y is not x and id(y) in made else visit(y)
             done[id(x)] = y if replacement is None else replacement
-            keep.append(x)
+            note(done[id(x)])
+            keep.extend((x, y, done[id(x)]))
         return done[id(x)]
 
-    keep: list[Expr] = []  # ids stay valid while the originals live
+    keep: list[Expr] = []  # ids stay valid while these live
     return go(e)
 
 

@@ -36,7 +36,7 @@ from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
 _GAIN = 0.98  # a special kernel's time over the general one's that makes it worth packed weights
-_NEAR = 1.05  # the same for one that needs none of its own: it does no more, so times are off
+_NEAR = 1.2  # the same for one that needs none of its own: it does no more, so times are off
 _DEFAULT_SIZE = 4  # a symbolic size nothing is known of is tuned for this
 
 
@@ -401,8 +401,10 @@ class _Compiler:
                 return
             with at_sizes(region, self.opt) as fixed:
                 choice = self._choose(fixed, f"{general.tactic}({general.candidate})")
-                if not _worth(choice, general):
-                    choice = self.tuner.same(fixed, general) or choice
+                shares = False
+                if not _worth(choice, general, _GAIN):
+                    other = self.tuner.same(fixed, general)
+                    shares, choice = other is not None, other or choice
         except OpError as e:  # in a branch that is not taken for these sizes
             log.verbose(f"layer {region.name!r}: no kernel for the sizes of opt: {e}",
                         self.settings.logger)
@@ -410,7 +412,7 @@ class _Compiler:
         own = choice.kernel
         if own is None or own.dims or own.before or own.finds is not None:
             return
-        if not _worth(choice, general):
+        if not _worth(choice, general, _NEAR if shares else _GAIN):
             return
         info = {**_layer_info(region), **choice.info}
         self.scheduler.special(kernel, own, self.add_code(own), info)
@@ -472,11 +474,11 @@ class _Compiler:
         )
 
 
-def _worth(special: Choice, general: Choice) -> bool:
-    """Whether a kernel for certain sizes is worth its room beside the general one."""
+def _worth(special: Choice, general: Choice, most: float) -> bool:
+    """Whether a kernel for certain sizes takes at most so many times as long as the general one
+    there, as far as both were timed."""
     mine, other = (c.info.get("time_us") for c in (special, general))
-    same = (special.tactic, special.candidate) == (general.tactic, general.candidate)
-    return mine is None or other is None or mine <= (_NEAR if same else _GAIN) * other
+    return mine is None or other is None or mine <= most * other
 
 
 def _with_parts(region: Region) -> list[Region]:

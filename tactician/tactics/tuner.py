@@ -7,6 +7,7 @@ so equal regions are measured once and a build with the same cache makes the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from .tactic import Tactic, tactics_for
 # catalogue: repeated builds then agree although times are noisy.
 _TIE_BAND = 1.03
 _LIKE_BAND = 1.05  # the same for what shares constants
+_SHARING = 6  # candidates looked at for one that shares constants
 _CLOSE = 1.5  # candidates up to so much slower than the best are timed again
 # Above this many operations numpy would take seconds; some elements are checked then. Products of
 # matrices are quick in numpy.
@@ -310,18 +312,19 @@ class Tuner:
         return self._winner(region, options, times, rejected, kernels, like)
 
     def same(self, region: Region, like: Choice) -> Choice | None:
-        """The kernel of the candidate that another choice has, if this region can have it too."""
+        """The best kernel of another choice's tactic that reads the constants which that one's
+        kernel has packed, if there is one."""
         options, rejected = self._options(region)
-        found = [(t, c) for t, c in options if (t.name, str(c)) == (like.tactic, like.candidate)]
-        if not found:
-            return None
-        choice = self._first(region, found, rejected)
-        times = self._cached(self.key(region), found)
-        if choice.kernel is None:
-            return None
-        if times is not None:
-            choice.info |= {"time_us": times.get(f"{like.tactic}({like.candidate})")}
-        return choice
+        mine = [(t, c) for t, c in options if t.name == like.tactic]
+        times = self._cached(self.key(region), mine) or {}
+        best = sorted(mine, key=lambda o: times.get(_label(*o)) or math.inf)
+        for tactic, candidate in best[:_SHARING]:
+            kernel = self._built(region, tactic, candidate, rejected)
+            if kernel is not None and like.kernel is not None and _share(kernel, like.kernel):
+                label = _label(tactic, candidate)
+                known = times if label in times else {}
+                return self._chosen(region, tactic, candidate, known, rejected, {label: kernel})
+        return None
 
     def _first(
         self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
@@ -551,6 +554,15 @@ class Tuner:
         if rejected:
             info["rejected"] = rejected
         return Choice(tactic.name, str(candidate), kernel, info)
+
+
+def _share(kernel: Kernel, other: Kernel) -> bool:
+    """Whether all constants that a kernel has packed are among those of another."""
+    theirs = [a for a in other.args if isinstance(a, np.ndarray)]
+    return all(
+        any(a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b) for b in theirs)
+        for a in kernel.args if isinstance(a, np.ndarray)
+    )
 
 
 def _label(tactic: Tactic, candidate: Hashable) -> str:

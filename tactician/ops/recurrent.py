@@ -83,15 +83,7 @@ class Rnn(Op):
         _expect("w", w, x, (dirs, rows, x.dims[2]))
         _expect("r", r, x, (dirs, rows, a.hidden))
         _expect("b", b, x, (dirs, 2 * rows))
-        _expect("p", p, x, (dirs, 3 * a.hidden))
-        state = (dirs, batch, a.hidden) if a.layout == 0 else (batch, dirs, a.hidden)
-        _expect("h0", h0, x, state)
-        _expect("c0", c0, x, state)
-        if lens is not None and (not lens.dtype.is_int or lens.rank != 1):
-            raise OpError(f"lens {shape_text(lens)} must be one integer per batch entry")
-        y = (steps, dirs, batch, a.hidden) if a.layout == 0 else (batch, steps, dirs, a.hidden)
-        types = [TensorType(x.dtype, y), TensorType(x.dtype, state), TensorType(x.dtype, state)]
-        return types[: self.num_outputs(node)]
+        return result_types(a, x, steps, batch, (lens, h0, c0, p))[: self.num_outputs(node)]
 
     def reference(self, node: Node, *inputs: Any) -> Any:
         x, w, r, b, lens, h0, c0, p = (*inputs, None, None, None, None, None)[:8]
@@ -113,11 +105,7 @@ class Rnn(Op):
             ys.append(y)
             hs.append(h)
             cs.append(c)
-        y = np.stack(ys, axis=1)
-        state = [np.stack(hs), np.stack(cs)]
-        if a.layout:
-            y, state = y.transpose(2, 0, 1, 3), [s.swapaxes(0, 1) for s in state]
-        return (y, *state)[: self.num_outputs(node)]
+        return results(a, ys, hs, cs)[: self.num_outputs(node)]
 
     def decompose(self, node: Node, graph: Graph) -> list[Value] | None:
         cell = node.attrs.cell
@@ -155,6 +143,41 @@ def _expect(what: str, v: Value | None, x: Value, shape: tuple[D.DimLike, ...]) 
     if not fits or v.dtype is not x.dtype:
         raise OpError(f"{what} must be {x.dtype}[{', '.join(map(str, shape))}], but is "
                       f"{shape_text(v)}")
+
+
+def result_types(
+    a: RnnAttrs, like: Value, steps: D.DimLike, batch: D.DimLike,
+    options: tuple[Value | None, Value | None, Value | None, Value | None],
+) -> list[TensorType]:
+    """Types of the outputs of a recurrent layer: all states, the last one, an LSTM's last cell.
+
+    Args:
+        like: Has the layer's element type.
+        options: lens, h0, c0 and p, which are checked.
+
+    Raises:
+        OpError: If one of these does not fit.
+    """
+    lens, h0, c0, p = options
+    dirs = _directions(a)
+    state = (dirs, batch, a.hidden) if a.layout == 0 else (batch, dirs, a.hidden)
+    _expect("p", p, like, (dirs, 3 * a.hidden))
+    _expect("h0", h0, like, state)
+    _expect("c0", c0, like, state)
+    if lens is not None and (not lens.dtype.is_int or lens.rank != 1):
+        raise OpError(f"lens {shape_text(lens)} must be one integer per batch entry")
+    y = (steps, dirs, batch, a.hidden) if a.layout == 0 else (batch, steps, dirs, a.hidden)
+    return [TensorType(like.dtype, shape) for shape in (y, state, state)]
+
+
+def results(
+    a: RnnAttrs, ys: Sequence[Array], hs: Sequence[Array], cs: Sequence[Array]
+) -> tuple[Array, ...]:
+    """The outputs from those of each direction, time first."""
+    y, states = np.stack(ys, axis=1), [np.stack(hs), np.stack(cs)]
+    if a.layout:
+        y, states = y.transpose(2, 0, 1, 3), [s.swapaxes(0, 1) for s in states]
+    return y, *states
 
 
 def parameters(attrs: RnnAttrs, k: int, name: str) -> tuple[float, float]:

@@ -16,6 +16,8 @@ from .recurrent import (
     _check_attrs,
     _directions,
     _expect,
+    result_types,
+    results,
     run_steps,
 )
 from .registry import Kind, Op, OpError, register
@@ -47,17 +49,9 @@ class RecurrentSteps(Op):
             raise OpError(f"gates {shape_text(gates)} must be floats, [time, batch, {dirs * rows}] "
                           f"(layout 0) or [batch, time, {dirs * rows}] (layout 1)")
         steps, batch = gates.dims[:2] if a.layout == 0 else (gates.dims[1], gates.dims[0])
-        state = (dirs, batch, a.hidden) if a.layout == 0 else (batch, dirs, a.hidden)
         _expect("r", r, r, (dirs, rows, a.hidden))
         _expect("rb", rb, r, (dirs, a.hidden))
-        _expect("p", p, r, (dirs, 3 * a.hidden))
-        _expect("h0", h0, r, state)
-        _expect("c0", c0, r, state)
-        if lens is not None and (not lens.dtype.is_int or lens.rank != 1):
-            raise OpError(f"lens {shape_text(lens)} must be one integer per batch entry")
-        y = (steps, dirs, batch, a.hidden) if a.layout == 0 else (batch, steps, dirs, a.hidden)
-        types = [TensorType(r.dtype, y), TensorType(r.dtype, state), TensorType(r.dtype, state)]
-        return types[: self.num_outputs(node)]
+        return result_types(a, r, steps, batch, (lens, h0, c0, p))[: self.num_outputs(node)]
 
     def reference(self, node: Node, *inputs: Any) -> Any:
         gates, r, rb, lens, h0, c0, p = (*inputs, *(None,) * 7)[:7]
@@ -84,8 +78,4 @@ class RecurrentSteps(Op):
             ys.append(y)
             hs.append(h)
             cs.append(c)
-        y = np.stack(ys, axis=1)
-        state = [np.stack(hs), np.stack(cs)]
-        if a.layout:
-            y, state = y.transpose(2, 0, 1, 3), [s.swapaxes(0, 1) for s in state]
-        return (y, *state)[: self.num_outputs(node)]
+        return results(a, ys, hs, cs)[: self.num_outputs(node)]

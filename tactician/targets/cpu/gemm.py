@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from .contraction import Contraction, Operand, Shape, Tile, register_tiles, vect
 from .isa import Isa
 
 _GRAIN_FLOPS = 60_000
+_BATCH = 16  # entries of a batch that are looked at to make threads' shares even
 _ASSUMED = 64  # a symbolic size is blocked as if it were this
 
 
@@ -302,19 +304,31 @@ def _spread(
             nb = _round(nb // 2, nr)
         else:
             break
+    return _even(batch, m, n, mb, nb, mr, nr, threads)
+
+
+def _even(
+    batch: int, m: int, n: int, mb: int, nb: int, mr: int, nr: int, threads: int
+) -> tuple[int, int]:
+    """Blocks of about ``mb`` by ``nb``, so that the thread with the most has little more than the
+    others. Where one block has all rows it stays so."""
     rows, cols = -(-m // mb), -(-n // nb)
-    return _round(-(-m // rows), mr), _even(batch * rows, n, cols, nr, threads)
+    more = threads if rows > 1 else 1
+    options = [
+        (_round(-(-m // r), mr), _round(-(-n // c), nr))
+        for r in range(rows, rows + more) for c in range(cols, cols + 2 * threads)
+    ]
 
+    def most(option: tuple[int, int]) -> int:
+        """Tiles times their columns of the thread that has most."""
+        mb, nb = option
+        heights = [-(-min(mb, m - i) // mr) for i in range(0, m, mb)]
+        widths = [min(nb, n - j) for j in range(0, n, nb)]
+        items = [h * w for h in heights for w in widths] * min(batch, _BATCH)
+        ends = [len(items) * t // threads for t in range(threads + 1)]
+        return max(sum(items[a:b]) for a, b in pairwise(ends))
 
-def _even(rows: int, n: int, cols: int, nr: int, threads: int) -> int:
-    """Columns of a block: about a ``cols``-th, so that the thread with the most has little more
-    than the others."""
-
-    def most(nb: int) -> int:
-        return -(-rows * -(-n // nb) // threads) * nb
-
-    choices = [_round(-(-n // c), nr) for c in range(cols, cols + 2 * threads)]
-    return min(choices, key=most)
+    return min(options, key=most)
 
 
 @register_tactic

@@ -132,8 +132,9 @@ def direct_cycles(p: Problem, device: Any) -> float:
 
 
 def _best(p: Problem, m: int, device: Any) -> list[tuple[float, Winograd]]:
-    """The blocking of F(m, 3) that should be fastest, and the one with another number of groups:
-    how well threads share weights is hard to tell. With modelled cycles."""
+    """The blocking of F(m, 3) that should be fastest, the one with another number of groups, and
+    one in which every thread reads a part of the weights of its own, once: how well threads share
+    what comes from far is hard to tell. With modelled cycles."""
     lanes = device.isa.lanes(32)
     n = _tile_count(p, m)
     room = 4 * (m + 2) ** 2 * (p.c + p.k)
@@ -150,7 +151,10 @@ def _best(p: Problem, m: int, device: Any) -> list[tuple[float, Winograd]]:
                     options.append(Winograd(m, tiles, mr, nv, lanes, groups))
     scored = sorted(((_cycles(p, w, n, device), w) for w in options), key=lambda s: s[0])
     other = (s for s in scored if s[1].groups != scored[0][1].groups)
-    return [scored[0], *itertools.islice(other, 1)]
+    found = [scored[0], *itertools.islice(other, 1)]
+    apart = (s for s in scored if s[1].tiles >= n and s[1].groups == device.threads > 1)
+    found += [s for s in itertools.islice(apart, 1) if s not in found]
+    return found
 
 
 def _registers(p: Problem, n: int, isa: Any) -> list[tuple[int, int]]:

@@ -36,7 +36,8 @@ from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
 from .settings import BuildSettings
 
 _GAIN = 0.98  # a special kernel's time over the general one's that makes it worth packed weights
-_NEAR = 1.2  # the same for one that needs none of its own: it does no more, so times are off
+_NEAR = 1.2  # the same for one that needs none of its own
+_SAME = 2.0  # and for the general kernel's candidate: it does no more, so times are off
 _DEFAULT_SIZE = 4  # a symbolic size nothing is known of is tuned for this
 
 
@@ -401,10 +402,12 @@ class _Compiler:
                 return
             with at_sizes(region, self.opt) as fixed:
                 choice = self._choose(fixed, f"{general.tactic}({general.candidate})")
-                shares = False
+                most = _GAIN
                 if not _worth(choice, general, _GAIN):
                     other = self.tuner.same(fixed, general)
-                    shares, choice = other is not None, other or choice
+                    if other is not None:
+                        choice = other
+                        most = _SAME if other.candidate == general.candidate else _NEAR
         except OpError as e:  # in a branch that is not taken for these sizes
             log.verbose(f"layer {region.name!r}: no kernel for the sizes of opt: {e}",
                         self.settings.logger)
@@ -412,7 +415,7 @@ class _Compiler:
         own = choice.kernel
         if own is None or own.dims or own.before or own.finds is not None:
             return
-        if not _worth(choice, general, _NEAR if shares else _GAIN):
+        if not _worth(choice, general, most):
             return
         info = {**_layer_info(region), **choice.info}
         self.scheduler.special(kernel, own, self.add_code(own), info)

@@ -312,12 +312,13 @@ class Tuner:
         return self._winner(region, options, times, rejected, kernels, like)
 
     def same(self, region: Region, like: Choice) -> Choice | None:
-        """The best kernel of another choice's tactic that reads the constants which that one's
-        kernel has packed, if there is one."""
+        """A kernel of another choice's tactic that reads the constants which that one's kernel has
+        packed, if there is one: of the same candidate, else the fastest."""
         options, rejected = self._options(region)
         mine = [(t, c) for t, c in options if t.name == like.tactic]
         times = self._cached(self.key(region), mine) or {}
-        best = sorted(mine, key=lambda o: times.get(_label(*o)) or math.inf)
+        own = f"{like.tactic}({like.candidate})"
+        best = sorted(mine, key=lambda o: (_label(*o) != own, times.get(_label(*o)) or math.inf))
         for tactic, candidate in best[:_SHARING]:
             kernel = self._built(region, tactic, candidate, rejected)
             if kernel is not None and like.kernel is not None and _share(kernel, like.kernel):

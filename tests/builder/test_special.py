@@ -86,7 +86,7 @@ def special_steps(engine, shape):
 
 def every_version(monkeypatch, times):
     """Keeps versions that take up to so many times as long as the general kernel."""
-    for limit in ("_GAIN", "_NEAR"):
+    for limit in ("_GAIN", "_NEAR", "_SAME"):
         monkeypatch.setattr(compiling, limit, times)
 
 
@@ -122,6 +122,7 @@ def test_shared_weights_where_another_gains_nothing(monkeypatch):
     """Versions for opt that read the general kernels' weights cost nothing but code."""
     monkeypatch.setattr(compiling, "_GAIN", 0.0)
     monkeypatch.setattr(compiling, "_NEAR", 1e9)
+    monkeypatch.setattr(compiling, "_SAME", 1e9)
     engine = engine_of(model("conv"), SHAPES["conv"], 3)
     program = engine._program
     versions = [s for s in program.steps if "time_us" in s.info and s.special]

@@ -86,6 +86,13 @@ def data_dims(node: Node, count: int, first: int = 0) -> Shape:
     return tuple(data_dim(node, first + k) for k in range(count))
 
 
+def data_symbols(v: Value) -> set[str]:
+    """Sizes in a value's shape or contents that only running some node can tell."""
+    content = () if v.content is None else v.content.reshape(-1)
+    return {s for d in (*(v.shape or ()), *content) if isinstance(d, D.Dim)
+            for s in D.symbols(d) if s.startswith("%")}
+
+
 def is_data_dependent(node: Node) -> bool:
     """True if an output size of ``node`` is known only once the node itself has run."""
     own = f"%{node.id}."

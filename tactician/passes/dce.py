@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from ..ir.graph import Graph, Node
 from ..ops import get
+from ..ops._shapes import data_symbols
 from .manager import Pass
 
 
 class DeadCode(Pass):
-    """Removes nodes without readers, and everything only they needed."""
+    """Removes nodes without readers, and everything only they needed.
+
+    Nodes that sizes of other values come from stay, though nothing reads their results.
+    """
 
     name = "dce"
 
@@ -16,16 +20,24 @@ class DeadCode(Pass):
         outputs = set(graph.outputs)
         dead: list[Node] = []
         gone: set[Node] = set()
+        sizes: set[str] = set()
         for node in reversed(graph.nodes):
-            if _has_effect(node):
-                continue
-            read = any(v in outputs or any(u not in gone for u in v.users) for v in node.outputs)
-            if not read:
+            read = _has_effect(node) or any(
+                v in outputs or any(u not in gone for u in v.users) for v in node.outputs)
+            if read or not sizes.isdisjoint(node.meta.get("data_dims", ())):
+                sizes |= _data_sizes(node)
+            else:
                 dead.append(node)
                 gone.add(node)
         if dead:
             graph.remove_all(dead)
         return bool(dead)
+
+
+def _data_sizes(node: Node) -> set[str]:
+    """Sizes that running some node tells, in what a node gives."""
+    inner = (v for body in node.subgraphs for n in body.nodes for v in n.outputs)
+    return set().union(*map(data_symbols, (*node.outputs, *inner)))
 
 
 def _has_effect(node: Node) -> bool:

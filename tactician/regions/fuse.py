@@ -20,6 +20,7 @@ from ..ir import dims as D
 from ..ir import expr as E
 from ..ir.graph import Graph, Node, Value
 from ..ops import get
+from ..ops._shapes import data_symbols
 from ..ops.registry import Kind
 from .heads import part_of
 from .region import Region
@@ -122,11 +123,16 @@ class _Fuser:
 
     def _find_needed(self) -> None:
         wanted = set(self.graph.outputs)
+        sizes: set[str] = set()  # that only running a node tells
         for node in reversed(self.graph.nodes):
-            if not any(v in wanted for v in node.outputs) and node.op != "assertion":
+            if not any(v in wanted for v in node.outputs) and node.op != "assertion" \
+                    and sizes.isdisjoint(node.meta.get("data_dims", ())):
                 continue
             self.needed.add(node)
+            for v in node.outputs:
+                sizes |= data_symbols(v)
             for v in self._reads(node):
+                sizes |= data_symbols(v)
                 self.readers.setdefault(v, set()).add(node)
                 if not materialized_by_sizes(v):
                     wanted.add(v)
@@ -399,6 +405,7 @@ def _load_points(e: E.Expr, v: Value) -> D.DimLike:
 def _ordered(regions: list[Region], views: dict[Value, Value]) -> list[Region]:
     """Regions in data-flow order, keeping the given order where it is free."""
     maker = {v: r for r in regions for v in r.outputs}
+    teller = {s: r for r in regions for n in r.nodes for s in n.meta.get("data_dims", ())}
     done: set[Region] = set()
     order: list[Region] = []
 
@@ -407,14 +414,22 @@ def _ordered(regions: list[Region], views: dict[Value, Value]) -> list[Region]:
             v = views[v]
         return v
 
+    def before(region: Region) -> list[Region]:
+        """Regions whose results it reads, or which tell a size of what it makes."""
+        sizes = {s for n in region.nodes for v in n.outputs for s in data_symbols(v)}
+        found = [maker.get(base(v)) for v in region.inputs]
+        found += [teller.get(s) for s in sorted(sizes)]
+        return [r for r in found if r is not None and r is not region]
+
+    active: set[Region] = set()
     for root in regions:
-        stack = [(root, iter(root.inputs))]
+        stack = [(root, iter(before(root)))]
         while stack:
             region, rest = stack[-1]
-            for v in rest:
-                dep = maker.get(base(v))
-                if dep is not None and dep not in done and dep is not region:
-                    stack.append((dep, iter(dep.inputs)))
+            active.add(region)
+            for dep in rest:
+                if dep not in done and dep not in active:
+                    stack.append((dep, iter(before(dep))))
                     break
             else:
                 stack.pop()

@@ -22,7 +22,7 @@ from ..support.errors import BuildError, UsageError
 from .cache import EngineCache
 from .compiling import compile_piece
 from .engines import Settings, device_of
-from .lower import Piece, decompositions, limits_of
+from .lower import Piece, decompositions, is_random, limits_of
 from .partition import MIN_BLOCK
 
 _VARIANTS = 8  # engines of one graph with different weights
@@ -167,7 +167,7 @@ class CompiledGraph:
         weights = set(self.static)
         self.varying = [i for i in range(len(holders)) if i not in weights]
         self.names = [n.name for n in holders]
-        self.random = any(_is_random(n.target) for n in graph.graph.nodes)
+        self.random = any(is_random(n.target) for n in graph.graph.nodes)
         self.variants: OrderedDict[Any, Any] = OrderedDict()
         self.lock = threading.Lock()
         self.updates = 0
@@ -226,11 +226,6 @@ class CompiledGraph:
 
 def _version(t: torch.Tensor) -> int:
     return 0 if t.is_inference() else t._version
-
-
-def _is_random(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and (
-        torch.Tag.nondeterministic_seeded in target.tags)
 
 
 def _copy(module: Any) -> Any:

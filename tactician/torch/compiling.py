@@ -18,7 +18,7 @@ from .converters import is_user_call
 from .engines import Settings, build, new_builder
 from .lower import Converted, Piece, lower_piece
 from .module import TRTModule
-from .partition import MIN_BLOCK, Results, report, split, unsupported
+from .partition import MIN_BLOCK, Results, holder, report, split, unsupported
 
 Configure = Callable[[IBuilderConfig, Converted], None]
 
@@ -167,7 +167,7 @@ def compile_piece(piece: Piece, settings: Settings, *, given: Mapping[int, Tripl
         log.info(report(failed))
 
     body: Any = split(piece, failed, maker.part, min_block)
-    holders = [n.name for n in body.graph.nodes if n.op == "placeholder"]
+    holders = [holder(n) for n in body.graph.nodes if n.op == "placeholder"]
     return Mixed(body, [piece.user[n] if n in piece.user else piece.bound[n][0] for n in holders])
 
 

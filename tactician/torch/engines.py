@@ -156,6 +156,9 @@ def profile_of(network: INetworkDefinition, done: Converted, given: Mapping[int,
     out: dict[str, Triple] = {}
     for v, position in zip(network.graph.inputs, done.inputs, strict=True):
         triple = given.get(position) or _by_symbols(network, v, done.hints)
+        if len(triple[0]) < v.rank:  # complex: the parts are a dimension of the network's input
+            low, opt, high = ((*s, 2) for s in triple)
+            triple = low, opt, high
         fixed = [i for i in varying(triple) if isinstance(v.dims[i], int)]
         if fixed:
             log.warning(f"the module works only for the sample's size in dimensions {fixed} of "
@@ -224,5 +227,5 @@ def build(builder: Builder, record: Errors, network: INetworkDefinition, done: C
         write_atomically(timings, bytes(config.get_timing_cache().serialize()))  # type: ignore[union-attr]
     if engine is None:
         raise BuildError("\n".join(record.errors) or "the network can't be built")
-    names = [x for kind, x in done.outputs if kind == "engine"]
+    names = [x for kind, x in done.outputs if kind in ("engine", "complex")]
     return TRTModule(engine, done.input_names, names, calling)

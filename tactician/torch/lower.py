@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,16 @@ from ..ir.dtypes import i64
 from ..ir.graph import SymbolInfo, Value
 from ..network.network import INetworkDefinition
 from ..ops import OpError
+from ..support import logger as log
 from ..support.errors import BuildError
-from .context import Context
+from .context import Complex, Context, has_complex
 from .converters import convert_call, is_user_call
+from .scalars import SCALARS, float_call
 from .shortcut import without_mutations
-from .table import AtenProblem, table
+from .table import AtenProblem, complex_table, table
 from .types import dtype_of, to_dim, to_numpy
+
+_DATA_SYMBOL = re.compile(r"u\d+")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Converted:
         inputs: Position among the program's user inputs of each network input.
         input_names: Its name.
         outputs: For each result of the program, what it is: ``("engine", name)``,
+            ``("complex", name)`` for one whose last dimension holds the parts of complex numbers,
             ``("input", position)`` for an argument handed through, ``("size", expression)`` for
             a size, or ``("const", value)``.
         hints: Sizes of the sample, by symbol.
@@ -66,15 +71,27 @@ class Converted:
         return out
 
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """torch's decompositions into core ATen, without those of overloads in the table."""
+def decompositions(also: Collection[Any] = ()) -> dict[Any, Callable[..., Any]]:
+    """torch's decompositions into core ATen, without those of overloads in the table.
+
+    Args:
+        also: Overloads to decompose though they are in the table.
+    """
     rules = torch.export.default_decompositions()
     for target, rule in torch._decomp.decomposition_table.items():
         if isinstance(target, torch._ops.OpOverload) and target not in rules:
             rules[target] = rule
-    for target in table():
+    for target in {*table(), *complex_table()} - set(also):
         rules.pop(target, None)
     return rules
+
+
+def _only_for_real(module: Any) -> set[Any]:
+    """Overloads that meet complex numbers and have importers for real ones alone."""
+    return {n.target for n in module.graph.nodes
+            if n.op == "call_function" and n.target in table()
+            and n.target not in complex_table()
+            and has_complex([v.meta.get("val") for v in (n, *n.all_input_nodes)])}
 
 
 @dataclass
@@ -136,6 +153,15 @@ def piece_of(program: Any) -> Piece:
     if module is None:
         program = program.run_decompositions(decompositions())
         module = program.graph_module
+    for _ in range(4):
+        narrow = _only_for_real(module)
+        if not narrow or not narrow & set(decompositions(narrow)):
+            break
+        program = program.run_decompositions(decompositions(narrow))
+        module = program.graph_module
+    if any(s.kind is InputKind.TOKEN for s in program.graph_signature.input_specs):
+        program = _without_tokens(program)
+        module = program.graph_module
     signature = program.graph_signature
     changed = [s.target for s in signature.output_specs
                if s.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)]
@@ -159,6 +185,15 @@ def piece_of(program: Any) -> Piece:
                              "a network can't")
     piece.limits = limits_of(program.range_constraints)
     return piece
+
+
+def _without_tokens(program: Any) -> Any:
+    """A program without the tokens by which torch orders calls that only have effects."""
+    try:
+        from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
+    except ImportError:
+        return program
+    return _remove_effect_tokens(program)
 
 
 def limits_of(ranges: Any) -> dict[str, tuple[int, int | None]]:
@@ -229,7 +264,8 @@ class Lowering:
         k = len(self.out.inputs)
         name = names[k] if names else f"input_{k}"
         graph = self.network.graph
-        value = graph.add_input(name, dtype_of(val.dtype), [to_dim(s) for s in val.shape])
+        shape = [*map(to_dim, val.shape), *([2] if val.is_complex() else [])]
+        value = graph.add_input(name, dtype_of(val.dtype), shape)
         for axis, d in enumerate(value.dims):
             for symbol in D.symbols(d):
                 if d != D.sym(symbol):
@@ -240,7 +276,7 @@ class Lowering:
                     self.out.symbols[symbol] = (self.user[node.name], axis)
                     self._hint(val.shape[axis], symbol)
                 self.c.define_symbol(symbol, value, axis)
-        self.env[node] = value
+        self.env[node] = self.c.split_parts(value) if val.is_complex() else value
         self.out.inputs.append(self.user[node.name])
         self.out.input_names.append(name)
 
@@ -273,7 +309,14 @@ class Lowering:
             self._hint(val, symbol)
 
     def _constant(self, node: Any, tensor: torch.Tensor, name: str) -> None:
-        if node.users:
+        if not node.users:
+            return
+        if tensor.is_complex():
+            pairs = torch.view_as_real(tensor.detach().resolve_conj())
+            self.env[node] = Complex(*(self.c.const(to_numpy(t), name=f"{name}.{part}")
+                                       for t, part in zip(pairs.unbind(-1), ("real", "imag"),
+                                                          strict=True)))
+        else:
             self.env[node] = self.c.const(to_numpy(tensor), name=name)
 
     def _attribute(self, module: Any, node: Any) -> None:
@@ -284,7 +327,7 @@ class Lowering:
             self._constant(node, held, node.target)
 
     def _number(self, val: Any) -> Any:
-        return to_dim(val) if isinstance(val, (torch.SymInt, int)) and not isinstance(
+        return self.c.dim(val) if isinstance(val, (torch.SymInt, int)) and not isinstance(
             val, bool) else val
 
     # --- nodes ----------------------------------------------------------------------------------
@@ -294,6 +337,12 @@ class Lowering:
         try:
             if node.target is operator.getitem:
                 self._item(node)
+            elif node.target in SCALARS:
+                self.env[node] = self._translate(node)
+            elif isinstance(val, torch.SymFloat):
+                self.env[node] = float_call(self.c, node, self._arguments(node.args))
+            elif isinstance(val, torch.SymBool):
+                self.env[node] = None  # of an assertion about sizes
             elif isinstance(val, (torch.SymInt, int, bool, float)):
                 self.env[node] = self._number(val)
             elif val is None and not node.users:
@@ -327,10 +376,12 @@ class Lowering:
     def _translate(self, node: Any) -> Any:
         if is_user_call(node):
             return self._user_call(node)
-        row = table().get(node.target)
-        if row is None:
-            raise AtenProblem(f"{node.target} has no importer")
         args, kwargs = (self._arguments(x) for x in (node.args, node.kwargs))
+        wide = has_complex((args, kwargs, node.meta["val"]))
+        row = (complex_table() if wide else table()).get(node.target)
+        if row is None:
+            raise AtenProblem(f"{node.target}{' of complex numbers' if wide else ''} has no "
+                              "importer")
         self.c.node = node
         self.c.source = _place(node)
         self.c.emitted = []
@@ -338,7 +389,7 @@ class Lowering:
         results = row.fn(self.c, *args, **accepted)
         self._name_layers(node)
         val = node.meta["val"]
-        if isinstance(val, torch.Tensor):
+        if not isinstance(val, (tuple, list)):
             return self._checked(node, results, val)
         return [None if r is None else self._checked(node, r, v)
                 for r, v in zip(results, val, strict=True)]
@@ -353,13 +404,18 @@ class Lowering:
 
         return torch.fx.node.map_aggregate(tree, lookup)
 
-    def _checked(self, node: Any, value: Value, val: torch.Tensor) -> Value:
+    def _checked(self, node: Any, value: Any, val: Any) -> Any:
         """The result in torch's element type.
 
         Raises:
             AtenProblem: If the shape isn't torch's.
         """
-        expected = [to_dim(s) for s in val.shape]
+        if isinstance(value, Complex):
+            return Complex(*(self._checked(node, x, val) for x in (value.re, value.im)))
+        if not isinstance(value, Value) or not isinstance(val, torch.Tensor):
+            return value
+        self._learn_sizes(value, val)
+        expected = [self.c.dim(s) for s in val.shape]
         same = len(value.dims) == len(expected) and all(
             isinstance(a, D.Dim) or isinstance(b, D.Dim) or a == b
             for a, b in zip(value.dims, expected, strict=True))
@@ -367,6 +423,15 @@ class Lowering:
             raise AtenProblem(f"{node.target} gives shape {list(value.dims)} where torch gives "
                               f"{expected}: please report this")
         return self.c.cast(value, dtype_of(val.dtype), saturate=False)
+
+    def _learn_sizes(self, value: Value, val: torch.Tensor) -> None:
+        """Notes what torch's symbols of sizes that data decide are here."""
+        for axis, (d, size) in enumerate(zip(value.dims, val.shape, strict=False)):
+            name = str(size) if isinstance(size, torch.SymInt) else ""
+            if _DATA_SYMBOL.fullmatch(name) and name not in self.c.data_sizes:
+                self.c.data_sizes[name] = d
+                if isinstance(d, D.Dim) and d == D.sym(str(d)):
+                    self.c.define_symbol(str(d), value, axis)
 
     def _name_layers(self, node: Any) -> None:
         """Layers are named after the module they come from."""
@@ -396,8 +461,9 @@ class Lowering:
         """An input in place of a result that could not be had."""
         if not isinstance(val, torch.Tensor):
             return self._number(val)
-        shape = [to_dim(s) for s in val.shape]
-        return self.network.graph.add_input(f"%{node.name}", dtype_of(val.dtype), shape)
+        shape = [*map(self.c.dim, val.shape), *([2] if val.is_complex() else [])]
+        made = self.network.graph.add_input(f"%{node.name}", dtype_of(val.dtype), shape)
+        return self.c.split_parts(made) if val.is_complex() else made
 
     # --- outputs --------------------------------------------------------------------------------
 
@@ -406,6 +472,7 @@ class Lowering:
             return
         if self.problems:
             raise BuildError(self._report())
+        self._tell_random(node.graph)
         marked: list[Value] = []
         for arg in pytree.tree_leaves(node.args[0]):
             if not isinstance(arg, torch.fx.Node):
@@ -415,8 +482,20 @@ class Lowering:
             else:
                 self._mark(arg, marked, names)
 
+    def _tell_random(self, graph: Any) -> None:
+        drawn = {str(n.target): None for n in graph.nodes if is_random(n.target)
+                 and not isinstance(self.env.get(n), list)}
+        if drawn:
+            tell(f"{', '.join(drawn)}: the engine draws random numbers of the same distribution "
+                 "as torch, but not the same ones, and torch.manual_seed has no effect on them; "
+                 "with partition=True torch draws them")
+
     def _mark(self, arg: Any, marked: list[Value], names: Sequence[str] | None) -> None:
         value = self.env[arg]
+        if isinstance(value, Complex):
+            value = self.c.join_parts(value)
+            self._mark_value(value, "complex", marked, names)
+            return
         if isinstance(value, D.Dim):
             missing = D.symbols(value) - set(self.out.symbols)
             if missing:
@@ -427,6 +506,10 @@ class Lowering:
         if not isinstance(value, Value):
             self.out.outputs.append(("const", value))
             return
+        self._mark_value(value, "engine", marked, names)
+
+    def _mark_value(self, value: Value, kind: str, marked: list[Value],
+                    names: Sequence[str] | None) -> None:
         k = len(marked)
         name = names[k] if names and k < len(names) else f"output_{k}"
         if value in marked or value.const is not None or value.producer is None:
@@ -434,7 +517,7 @@ class Lowering:
         value.name = name
         self.network.mark_output(self.network._tensor(value))
         marked.append(value)
-        self.out.outputs.append(("engine", name))
+        self.out.outputs.append((kind, name))
 
     def _report(self) -> str:
         lines = [f"{len(self.problems)} problem(s) keep the module from being converted:"]
@@ -446,6 +529,17 @@ class Lowering:
 
 class _Poisoned(Exception):
     """A node reads the result of one that failed: nothing new to report."""
+
+
+def is_random(target: Any) -> bool:
+    """Whether an overload draws random numbers."""
+    return isinstance(target, torch._ops.OpOverload) and (
+        torch.Tag.nondeterministic_seeded in target.tags)
+
+
+def tell(message: str) -> None:
+    """Warns of what differs from what was asked for, whatever level a build logs at."""
+    log.warning(message, log.Logger(log.Severity.WARNING))
 
 
 def _uses(module: Any, symbol: str) -> bool:

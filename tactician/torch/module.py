@@ -21,7 +21,7 @@ from ..support.errors import ExecutionError, UsageError
 from .types import torch_dtype
 
 _ALIGNED = 16  # bytes; GPU kernels read so many at once
-_MADE = ("_about", "_free", "_guard", "_known_shapes", "_inputs", "_outputs", "_in_spec",
+_MADE = ("_about", "_free", "_guard", "_known_shapes", "_sized", "_inputs", "_outputs", "_in_spec",
          "_out_spec")
 _KEYS = ("engine", "input_names", "output_names", "calling")
 
@@ -99,6 +99,9 @@ class TRTModule(torch.nn.Module):
         self._outputs = [engine._by_name[n] for n in self.output_names]
         self._free = {}
         self._known_shapes: dict[Any, Any] = {}
+        shapes = [engine._core.program.tensors[t.id].shape for t in self._outputs]
+        self._sized = [not any(s.startswith("%") for d in dims for s in D.symbols(d))
+                       for dims in shapes]
         self._by_shape = not any(t.is_shape for t in self._inputs)
         self._device = "cuda" if engine._core.on_gpu else "cpu"
         self._positions = calling.get("inputs", range(len(self._inputs)))
@@ -159,7 +162,9 @@ class TRTModule(torch.nn.Module):
             return results
         by_name = dict(zip(self.output_names, results, strict=True))
         return [by_name[x] if kind == "engine" else leaves[x] if kind == "input"
-                else self._size(x, leaves) if kind == "size" else x for kind, x in plan]
+                else self._size(x, leaves) if kind == "size"
+                else torch.view_as_complex(by_name[x]) if kind == "complex" else x
+                for kind, x in plan]
 
     def _run_tensors(self, given: Sequence[Any]) -> list[torch.Tensor]:
         """Results for the engine's inputs, in order."""
@@ -193,6 +198,8 @@ class TRTModule(torch.nn.Module):
             if isinstance(given, int) and t.shape == (1,) and not wanted.is_floating_point:
                 return torch.tensor([int(given)], dtype=wanted)
             raise UsageError(f"input {t.name!r} must be a tensor, not {type(given).__name__}")
+        if given.is_complex() and t.shape[-1:] == (2,):
+            given = torch.view_as_real(given.resolve_conj())
         if given.dtype is not wanted:
             mixed = given.is_floating_point() and wanted.is_floating_point
             if not (mixed and torch.is_autocast_enabled(given.device.type)):
@@ -251,7 +258,9 @@ class TRTModule(torch.nn.Module):
         held = self._known_shapes.get(key) if self._by_shape else None
         if held is None:
             shapes = [tuple(context.get_tensor_shape(t.name)) for t in self._outputs]
-            held = [None if -1 in s else s for s in shapes]
+            # of sizes that data decide, a context tells the last run's
+            held = [s if sized and -1 not in s else None
+                    for s, sized in zip(shapes, self._sized, strict=True)]
             if None in held:
                 context.infer_shapes()  # raises if it is the inputs' shapes that are wrong
             elif self._by_shape and len(self._known_shapes) < 64:
@@ -267,7 +276,10 @@ class TRTModule(torch.nn.Module):
                 shape = tuple(context.get_tensor_shape(t.name))
                 dtype = torch_dtype(t.ir)
                 size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-                out[t.name] = late.blocks[t.name][:size].view(dtype).reshape(shape)
+                block = late.blocks.get(t.name)  # not asked for if there is nothing to write
+                if block is None:
+                    block = torch.empty(size, dtype=torch.uint8, device=late.where)
+                out[t.name] = block[:size].view(dtype).reshape(shape)
                 context.set_output_allocator(t.name, None)
 
     # --- saving ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 
 from ..builder.builder import Builder
 from ..support import logger as log
-from .lower import Lowering, Piece, _place
+from .lower import Lowering, Piece, _place, is_random
 from .table import table
 
 MIN_BLOCK = 5
@@ -45,6 +45,8 @@ def unsupported(piece: Piece, also: Collection[Any] = (),
             lowering.failed.setdefault(node, f"{node.target} was asked to stay in torch")
         elif node.op == "call_function" and modules and _classes(node) & set(modules):
             lowering.failed.setdefault(node, "its module was asked to stay in torch")
+        elif node.op == "call_function" and is_random(node.target):
+            lowering.failed.setdefault(node, f"{node.target}: torch draws its own random numbers")
     return lowering.failed
 
 
@@ -84,6 +86,9 @@ def split(piece: Piece, failed: dict[Any, str], build: Callable[[Piece], torch.n
         A module of all the graph's placeholders, in order.
     """
     gm = piece.module
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            node.meta["holder"] = node.name
     good = {n for n in gm.graph.nodes if n.op == "call_function" and n not in failed
             and _computes(n)}
     partitioner = CapabilityBasedPartitioner(
@@ -97,11 +102,17 @@ def split(piece: Piece, failed: dict[Any, str], build: Callable[[Piece], torch.n
         if node.op == "call_module":
             _replace(fused, node, piece, build)
     for node in fused.graph.nodes:
-        if node.op == "placeholder" and node.name in piece.bound and not node.users:
+        if node.op == "placeholder" and holder(node) in piece.bound and not node.users:
             fused.graph.erase_node(node)  # engines have it
     fused.graph._tracer_cls = None  # pickling traces again, and needs no scopes
     fused.graph.lint()
     return torch.fx.GraphModule(fused, fused.graph)
+
+
+def holder(node: Any) -> str:
+    """The name a placeholder had in the whole graph: copies of graphs rename those that are
+    called like functions of Python (``input``)."""
+    return str(node.meta.get("holder", node.name))
 
 
 def _computes(node: Any) -> bool:
@@ -117,16 +128,16 @@ def _counts(node: Any) -> bool:
 def _replace(fused: Any, node: Any, whole: Piece, build: Callable[[Piece], Any]) -> None:
     """Makes the call of a part a call of its engine."""
     inner = getattr(fused, node.target)
-    holders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+    takers = [n for n in inner.graph.nodes if n.op == "placeholder"]
     part = Piece(inner, limits=whole.limits)
     varying: list[Any] = []
-    for holder, arg in zip(holders, node.args, strict=True):
-        if arg.op == "placeholder" and arg.name in whole.bound:
-            part.bound[holder.name] = whole.bound[arg.name]
+    for taker, arg in zip(takers, node.args, strict=True):
+        if arg.op == "placeholder" and holder(arg) in whole.bound:
+            part.bound[taker.name] = whole.bound[holder(arg)]
         elif arg.op == "get_attr" and isinstance(_held(fused, arg), torch.Tensor):
-            part.bound[holder.name] = (_held(fused, arg), arg.target)
+            part.bound[taker.name] = (_held(fused, arg), arg.target)
         else:
-            part.user[holder.name] = len(varying)
+            part.user[taker.name] = len(varying)
             varying.append(arg)
     outs = next(n for n in inner.graph.nodes if n.op == "output").args[0]
     engine = build(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .table import table
+from .table import complex_table, table
 
 _TITLES = {
     "pointwise": "Arithmetic and other functions of elements", "activation": "Activations",
@@ -13,6 +13,8 @@ _TITLES = {
     "reduce": "Reductions, scans, sorting", "norm": "Normalizations", "pool": "Pooling",
     "contraction": "Products, convolutions, attention", "image": "Images",
     "recurrent": "Recurrent modules", "distance": "Distances",
+    "data": "Results whose size or value data decide", "random": "Random numbers",
+    "complexes": "Real numbers where complex ones are expected",
     "prims": "Primitives, into which torch decomposes some operators",
 }  # fmt: skip
 
@@ -29,13 +31,19 @@ def page(samples: Mapping[str, Any] | None = None) -> str:
         "Written by `scripts/support_matrix.py` from the importer table.", "",
         f"`torch2trt` translates these {len(rows)} overloads directly, and whatever torch "
         "decomposes into them.", "",
-        "Sizes may be symbolic unless a note says otherwise. Complex numbers, random numbers and "
-        "results whose", "size depends on data are not supported.", "",
+        "Sizes may be symbolic unless a note says otherwise. Sizes may depend on data. Complex "
+        "numbers are pairs of", "real tensors in the engine; the last table lists what takes "
+        "them. Random numbers are the engine's own:",
+        "`torch.manual_seed` has no effect on them, unless `partition=True` leaves them to torch.",
+        "",
     ]
     for family in sorted({r.family for r in rows}, key=lambda f: _TITLES[f]):
         lines += [f"## {_TITLES[family]}", "", "| overload | note |", "| --- | --- |"]
         lines += [f"| `{r.target}` | {r.note} |" for r in rows if r.family == family]
         lines.append("")
+    wide = sorted(complex_table().values(), key=lambda r: str(r.target))
+    lines += ["## Of complex numbers", "", "| overload | note |", "| --- | --- |",
+              *(f"| `{r.target}` | {r.note} |" for r in wide), ""]
     if samples:
         lines += _samples(samples)
     return "\n".join(lines)

@@ -46,6 +46,7 @@ class AtenOp:
 
 
 _TABLE: dict[Any, AtenOp] = {}
+_COMPLEX: dict[Any, AtenOp] = {}
 _loaded = False
 
 
@@ -56,14 +57,34 @@ def aten_op(*targets: Any, note: str = "") -> Callable[[_Fn], _Fn]:
         ValueError: If an overload has an importer already.
     """
 
+    return _registers(_TABLE, targets, note)
+
+
+def complex_op(*targets: Any, note: str = "") -> Callable[[_Fn], _Fn]:
+    """Registers the decorated function for overloads where an argument or result is complex.
+
+    Raises:
+        ValueError: If an overload has such an importer already.
+    """
+    return _registers(_COMPLEX, targets, note)
+
+
+def _registers(rows: dict[Any, AtenOp], targets: tuple[Any, ...], note: str
+               ) -> Callable[[_Fn], _Fn]:
     def register(fn: _Fn) -> _Fn:
         for target in targets:
-            if target in _TABLE:
+            if target in rows:
                 raise ValueError(f"{target} has two importers")
-            _TABLE[target] = AtenOp(target, fn, fn.__module__.rpartition(".")[2], note)
+            rows[target] = AtenOp(target, fn, fn.__module__.rpartition(".")[2], note)
         return fn
 
     return register
+
+
+def complex_table() -> dict[Any, AtenOp]:
+    """Every registration for complex numbers, by overload."""
+    table()
+    return _COMPLEX
 
 
 def table() -> dict[Any, AtenOp]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ _TORCH = {ours: theirs for theirs, ours in _DTYPES.items()}
 
 
 def dtype_of(dt: torch.dtype) -> DType:
-    """Our element type.
+    """Our element type; that of the parts for complex numbers.
 
     Raises:
         AtenProblem: If there is none.
     """
     try:
-        return _DTYPES[dt]
+        return _DTYPES[dt.to_real() if dt.is_complex else dt]
     except KeyError:
         raise AtenProblem(f"element type {dt} is not supported") from None
 
@@ -54,29 +55,38 @@ def from_numpy(array: np.ndarray[Any, Any], dt: DType) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def to_dim(x: Any) -> D.DimLike:
+Known = Mapping[str, D.DimLike]
+_NOTHING: Known = {}
+
+
+def to_dim(x: Any, known: Known = _NOTHING) -> D.DimLike:
     """An ``int`` or ``SymInt`` as a dimension.
 
+    Args:
+        known: What torch's symbols of sizes that depend on data are, by name.
+
     Raises:
-        AtenProblem: If its expression depends on data or uses a function dimensions lack.
+        AtenProblem: If its expression depends on other data or uses a function dimensions lack.
     """
     if not isinstance(x, torch.SymInt):
         return int(x)
-    return from_sympy(x.node.expr)
+    return from_sympy(x.node.expr, known)
 
 
-def from_sympy(e: Any) -> D.DimLike:
+def from_sympy(e: Any, known: Known = _NOTHING) -> D.DimLike:
     """A sympy integer expression as a dimension (see `to_dim`)."""
     if e.is_Integer:
         return int(e)
     if e.is_Symbol:
+        if e.name in known:
+            return known[e.name]
         if e.name.startswith("u"):
             raise AtenProblem(f"size {e.name} depends on the data of a tensor")
         return D.sym(e.name)
     kind = type(e).__name__
     if e.is_Pow and e.exp.is_Integer and e.exp > 0:
-        return D.product([from_sympy(e.base)] * int(e.exp))
-    args = [] if e.is_Pow else [from_sympy(a) for a in e.args]
+        return D.product([from_sympy(e.base, known)] * int(e.exp))
+    args = [] if e.is_Pow else [from_sympy(a, known) for a in e.args]
     if e.is_Add:
         total: D.DimLike = 0
         for a in args:

@@ -46,11 +46,12 @@ def gather(c: Context, x: Value, dim: int, at: Value, *, sparse_grad: bool = Fal
     return c.op("gather_elements", x, c.indices(at), axis=axis)
 
 
-@aten_op(aten.index.Tensor, aten._unsafe_index.Tensor, note="boolean indices excepted")
+@aten_op(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
     """Advanced indexing: adjacent index tensors take their own place, others go first."""
+    indices = _without_masks(c, indices)
     axes = [i for i, v in enumerate(indices) if v is not None]
-    tensors = [_integers(c, v) for v in indices if v is not None]
+    tensors = [c.indices(v) for v in indices if v is not None]
     if len(axes) == 1:
         at = tensors[0]
         return c.op("gather", x, at, axis=axes[0], batch_dims=0)
@@ -65,11 +66,18 @@ def index(c: Context, x: Value, indices: Sequence[Value | None]) -> Value:
     return c.transpose(y, order)
 
 
-def _integers(c: Context, v: Value) -> Value:
-    if v.dtype is T.b1 or v.dtype is T.u8:
-        raise AtenProblem("the size of what a boolean index selects depends on data; use "
-                          "torch.where")
-    return c.indices(v)
+def _without_masks(c: Context, indices: Sequence[Value | None]) -> list[Value | None]:
+    """Index tensors with the places of a mask's true elements instead of the mask."""
+    out: list[Value | None] = []
+    for v in indices:
+        if v is None or (v.dtype is not T.b1 and v.dtype is not T.u8):
+            out.append(v)
+            continue
+        if not v.rank:
+            raise AtenProblem("a boolean scalar as index; use torch.where")
+        at = c.places(v)
+        out += [c.squeeze(c.slice_axis(at, 0, i, 1), [0]) for i in range(v.rank)]
+    return out
 
 
 def _joined(c: Context, x: Value, axes: Sequence[int], tensors: Sequence[Value]) -> Value:
@@ -90,17 +98,17 @@ def _common(tensors: Sequence[Value], rank: int) -> list[D.DimLike]:
     return shape
 
 
-@aten_op(aten.index_put.default, note="boolean indices excepted")
+@aten_op(aten.index_put.default)
 def index_put(c: Context, x: Value, indices: Sequence[Value | None], values: Value,
               accumulate: bool = False) -> Value:
     if len(indices) == 1 and indices[0] is not None and indices[0].dtype is T.b1:
         mask = indices[0]
-        if (values.rank and values.dims != (1,)) or accumulate:
-            raise AtenProblem("the size of what a boolean index selects depends on data")
-        mask = c.view(mask, [*mask.dims, *[1] * (x.rank - mask.rank)])
-        return c.select(mask, c.reshape(values, []), x)
+        if mask.rank and not accumulate and (not values.rank or values.dims == (1,)):
+            mask = c.view(mask, [*mask.dims, *[1] * (x.rank - mask.rank)])
+            return c.select(mask, c.reshape(values, []), x)
+    indices = _without_masks(c, indices)
     axes = [i for i, v in enumerate(indices) if v is not None]
-    tensors = [_integers(c, v) for v in indices if v is not None]
+    tensors = [c.indices(v) for v in indices if v is not None]
     if any(x.dtype is t for t in (T.b1,)) and accumulate:
         raise AtenProblem("sums of booleans")
     perm = [*axes, *(i for i in range(x.rank) if i not in axes)]
@@ -113,15 +121,24 @@ def index_put(c: Context, x: Value, indices: Sequence[Value | None], values: Val
     if adjacent and axes[0] > 0:
         before = axes[0]
         shape = [*rest[:before], *at.dims[:-1], *rest[before:]]
-        values = c.broadcast(values, shape)
+        values = _spread(c, values, shape)
         order = [*range(before, before + lead), *range(before),
                  *range(before + lead, len(shape))]
         values = c.transpose(values, order)
     else:
-        values = c.broadcast(values, want)
+        values = _spread(c, values, want)
     y = c.op("scatter_nd", moved, at, values, reduction="add" if accumulate else "none")
     back = [perm.index(i) for i in range(x.rank)]
     return c.transpose(y, back)
+
+
+def _spread(c: Context, values: Value, shape: Sequence[D.DimLike]) -> Value:
+    """Values in the shape of where they go; of sizes that data decide torch says they agree."""
+    if values.rank == len(shape) and all(
+            d == s or (isinstance(d, D.Dim) and isinstance(s, D.Dim))
+            for d, s in zip(values.dims, shape, strict=True)):
+        return c.view(values, shape)
+    return c.broadcast(values, shape)
 
 
 def _scatter(c: Context, x: Value, dim: int, at: Value, updates: Operand,

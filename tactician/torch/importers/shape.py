@@ -84,12 +84,10 @@ def narrow(c: Context, x: Value, dim: int, start: D.DimLike, length: D.DimLike) 
 @aten_op(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
          aten.split.sizes, aten.tensor_split.sections, aten.split_with_sizes_copy.default)
 def split(c: Context, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
-    from ..types import to_dim
-
     axis = axis_of(dim, x.rank)
     out, start = [], 0
     for part in c.result:
-        size = to_dim(part.shape[axis])
+        size = c.dim(part.shape[axis])
         out.append(c.slice_axis(x, axis, start, size))
         start = start + size  # type: ignore[assignment]
     return out

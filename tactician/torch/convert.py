@@ -20,7 +20,7 @@ from .calls import Shapes, export, shape_ranges, split_call, varying
 from .compiling import PartitionedModule, compile_piece
 from .datasets import Dataset
 from .engines import Settings, build, device_of, new_builder
-from .lower import Converted, piece_of
+from .lower import Converted, piece_of, tell
 from .module import TRTModule
 
 
@@ -89,7 +89,7 @@ def torch2trt(
 
     Raises:
         BuildError: With every operator that is not supported and where it is called.
-        UsageError: If shapes don't fit the inputs.
+        UsageError: If shapes don't fit the inputs, or options don't go together.
 
     Example:
         >>> model_trt = torch2trt(model.eval(), [torch.ones(1, 3, 224, 224)])  # doctest: +SKIP
@@ -120,6 +120,10 @@ def torch2trt(
             usual = {p: given[p][1] for p in done.inputs if p in given}
             config.int8_calibrator = calibrator(int8_calib_algorithm, calls, done, usual)
 
+    if use_onnx and partition:
+        raise UsageError("partition needs torch's own graph; leave out use_onnx")
+    if onnx_opset is not None and not use_onnx:
+        tell("torch2trt: onnx_opset has no effect without use_onnx")
     if use_onnx:
         builder, record = new_builder(settings, log_level)
         network = builder.create_network(1)
@@ -176,5 +180,7 @@ def _set_devices(config: IBuilderConfig, dla_core: int, fallback: bool,
         config.set_flag(BuilderFlag.GPU_FALLBACK)
     others = {d.name for d in (types or {}).values()} - {config.default_device_type.name}
     if others:
-        log.warning(f"torch2trt: device types {sorted(others)} have no effect; all layers run on "
-                    f"{config.default_device_type.name}")
+        tell(f"torch2trt: device types {sorted(others)} have no effect; all layers run on "
+             f"{config.default_device_type.name}")
+    if dla_core:
+        tell(f"torch2trt: dla_core={dla_core} has no effect: there is no DLA")

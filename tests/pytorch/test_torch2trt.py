@@ -282,3 +282,12 @@ def test_an_engine_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in (3, 2):
         x = torch.randn(n, 8)
         close(engine(x), module(x))
+
+
+def test_options_without_effect_are_said_at_the_default_level(capfd) -> None:
+    net = torch.nn.Linear(3, 2).eval()
+    torch2trt(net, [torch.ones(1, 3)], optimization_level=0, threads=1, dla_core=1, onnx_opset=17)
+    said = capfd.readouterr().err
+    assert "dla_core=1 has no effect" in said and "onnx_opset has no effect" in said
+    with pytest.raises(UsageError, match="leave out use_onnx"):
+        torch2trt(net, [torch.ones(1, 3)], use_onnx=True, partition=True)

@@ -72,4 +72,7 @@ def unique(c: Context, x: Value, *args: Any, **kwargs: Any) -> list[Any]:
         "unique", c.cast(x, T.u8) if narrow is T.b1 else x, axis=axis, sorted=True)
     if whole:
         inverse = c.view(inverse, x.dims)
-    return [c.cast(values, narrow), inverse, counts]
+    wanted = [not (len(v.shape) == 1 and isinstance(v.shape[0], int) and v.shape[0] == 0)
+              for v in c.result[1:]]  # torch gives empty tensors for what nobody asked for
+    return [c.cast(values, narrow), *(v if w else None
+                                      for v, w in zip((inverse, counts), wanted, strict=True))]

@@ -21,8 +21,8 @@ from ..support.errors import ExecutionError, UsageError
 from .types import torch_dtype
 
 _ALIGNED = 16  # bytes; GPU kernels read so many at once
-_MADE = ("_about", "_free", "_guard", "_known_shapes", "_sized", "_inputs", "_outputs", "_in_spec",
-         "_out_spec")
+_MADE = ("_about", "_order", "_types", "_by_list", "_free", "_guard", "_known_shapes", "_sized",
+         "_inputs", "_outputs", "_in_spec", "_out_spec")
 _KEYS = ("engine", "input_names", "output_names", "calling")
 
 
@@ -104,6 +104,12 @@ class TRTModule(torch.nn.Module):
                        for dims in shapes]
         self._by_shape = not any(t.is_shape for t in self._inputs)
         self._device = "cuda" if engine._core.on_gpu else "cpu"
+        places = {n: k for k, n in enumerate((*self.input_names, *self.output_names))}
+        self._order = [places[t.name] for t in io if t.name in places]
+        self._types = [torch_dtype(t.ir) for t in self._outputs]
+        # calls like the last one go by the list of addresses, in half the time
+        self._by_list = (self._by_shape and self._device == "cpu" and all(self._sized)
+                         and len(self._order) == len(io))
         self._positions = calling.get("inputs", range(len(self._inputs)))
         self._last = max(self._positions, default=-1)
         spec = calling.get("in_spec")
@@ -121,7 +127,6 @@ class TRTModule(torch.nn.Module):
 
     # --- running --------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the engine.
 
@@ -154,7 +159,8 @@ class TRTModule(torch.nn.Module):
             raise UsageError(f"the engine takes {len(self._inputs)} tensors "
                              f"({', '.join(self.input_names)}), got {len(leaves)}")
         if torch.compiler.is_compiling():
-            results = self._traced([leaves[p] for p in positions])
+            with torch.no_grad():
+                results = self._traced([leaves[p] for p in positions])
         else:
             results = self._run_tensors([leaves[p] for p in positions])
         plan = self.calling.get("outputs")
@@ -198,6 +204,8 @@ class TRTModule(torch.nn.Module):
             if isinstance(given, int) and t.shape == (1,) and not wanted.is_floating_point:
                 return torch.tensor([int(given)], dtype=wanted)
             raise UsageError(f"input {t.name!r} must be a tensor, not {type(given).__name__}")
+        if given.requires_grad:
+            given = given.detach()
         if given.is_complex() and t.shape[-1:] == (2,):
             given = torch.view_as_real(given.resolve_conj())
         if given.dtype is not wanted:
@@ -224,11 +232,28 @@ class TRTModule(torch.nn.Module):
         if context is None:
             context = self.engine.create_execution_context()  # type: ignore[union-attr]
             context._log_to = Collector()
+            context._called_with = None
         try:
+            if self._by_list:
+                key = tuple([t.shape for t in tensors])
+                if key == context._called_with:
+                    return self._repeat(context, tensors, self._known_shapes[key])
+                results = self._execute(context, tensors, where, stream)
+                context._called_with = key if key in self._known_shapes else None
+                return results
             return self._execute(context, tensors, where, stream)
         finally:
             with self._guard:
                 free.append(context)
+
+    def _repeat(self, context: Any, tensors: list[torch.Tensor], shapes: list[Any]
+                ) -> list[torch.Tensor]:
+        """Runs a context again with the shapes of its last call."""
+        out = [torch.empty(s, dtype=d) for s, d in zip(shapes, self._types, strict=True)]
+        every = [x.data_ptr() for x in (*tensors, *out)]
+        if not context.execute_v2([every[k] for k in self._order]):
+            raise ExecutionError(context._log_to.take())
+        return out
 
     def _execute(self, context: Any, tensors: list[torch.Tensor], where: torch.device,
                  stream: int) -> list[torch.Tensor]:

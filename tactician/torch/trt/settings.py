@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...network.enums import DeviceType
-from ...support import logger as log
 from ...support.errors import UsageError
 from ..cache import EngineCache
 from ..engines import Settings
+from ..lower import tell
 from ..partition import MIN_BLOCK
 from .inputs import Device, EngineCapability
 
@@ -107,7 +107,7 @@ class CompilationSettings:
         for name, (usual, why) in _NO_EFFECT.items():
             value = left.pop(name, usual)
             if value != usual and value is not None:
-                log.warning(f"compile: {name}={value!r} has no effect: {why}")
+                tell(f"compile: {name}={value!r} has no effect: {why}")
         if left:
             raise UsageError(f"compile has no options {sorted(left)}")
         return out

@@ -93,6 +93,18 @@ def test_kernels_fetch_constants_before_they_wait():
     assert text.rindex("prefetch.global.L2") < places[1]
 
 
+def test_zero_points_known_at_run_time_are_read_after_the_wait():
+    g = Graph()
+    operands = [g.add_input("x", "u8", (1, 64, 7, 7)),
+                g.constant(rng.integers(-127, 128, (16, 64, 3, 3)).astype(np.int8)),
+                g.add_input("zero", "u8", ())]  # fmt: skip
+    attrs = {"pre": (1, 1), "post": (1, 1)}
+    g.outputs = [emit(g, "int_conv", operands, **attrs).output]
+    plain = conv.Conv().build(region_of(g), Tile(32, 16, 64, 4, 3), DEVICE)
+    text = overlapped(plain).source.split("def conv")[1]
+    assert "zx = tl.load(" in text and text.index("gdc_wait") < text.index("tl.load(")
+
+
 def test_large_products_wait_first():
     plain = gemm.build(product(4096, 4096, 1024), Tile(128, 128, 64, 8, 3), DEVICE)
     assert WAIT not in plain.source

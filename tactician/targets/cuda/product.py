@@ -346,10 +346,13 @@ class Product:
         self._place(w, t)
         w(f"rm = tm * {t.bm} + tl.arange(0, {t.bm})", f"rn = tn * {t.bn} + tl.arange(0, {t.bn})",
           f"rk = tl.arange(0, {t.bk})")  # fmt: skip
+        mark = len(w.lines)
         if self.begin is not None:
             self.begin(w)
+        reads = any("tl.load(" in line for line in w.lines[mark:])
         first, last = self._steps(w, t)
-        self._before_others(w, t, first)
+        if not reads:  # what it reads (a zero point) may be written by a kernel ahead
+            self._before_others(w, t, first)
         self.a.setup(w, t, first)
         self.b.setup(w, t, first)
         ending = Writer(w.depth)

@@ -495,8 +495,6 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         with self._lock:
             schedule = self._get_ready()
             addresses = dict(self._addresses)
-        if self._on_gpu:
-            return schedule is not None and self._enqueue(schedule, addresses, stream)
         return schedule is not None and self._launch(schedule, addresses, stream)
 
     def _replay(self, stream: Any) -> bool:
@@ -531,6 +529,8 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
 
     def _launch(self, schedule: Schedule, addresses: dict[int, int], stream: Any) -> bool:
         """Runs at once (default stream), or queues the run; nothing is locked meanwhile."""
+        if self._on_gpu:
+            return self._enqueue(schedule, addresses, stream)
         if stream is None:
             if streams._busy:
                 default_stream_barrier()

@@ -29,7 +29,6 @@ class BindingsContextApi:
     _run: Any
     _stream: Any
     _launch: Any
-    _enqueue: Any
     _on_gpu: bool
     _gpu: Any
     _get_ready: Any
@@ -74,13 +73,10 @@ class BindingsContextApi:
             addresses = dict(self._addresses)
         if schedule is None:
             return False
-        if self._on_gpu:
-            self._enqueue(schedule, addresses, stream)
-            if input_consumed is not None:
-                self._gpu.driver.record(int(input_consumed), stream)
-            return True
         self._launch(schedule, addresses, stream)
-        if input_consumed is not None:
+        if input_consumed is not None and self._on_gpu:
+            self._gpu.driver.record(int(input_consumed), stream)
+        elif input_consumed is not None:
             event_of(input_consumed).record(stream)
         return True
 

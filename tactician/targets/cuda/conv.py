@@ -248,20 +248,29 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     return cost.best(options, w, device.gpu)
 
 
+class ConvolutionTactic(Tactic):
+    """What tactics for convolutions share."""
+
+    target = "cuda"
+    source = "JIT_CONVOLUTIONS"
+
+    def wants_channels_last(self, region: Region, device: Any) -> bool:
+        return self.refuse(region, device) is None
+
+    def refuse(self, region: Region, device: Any) -> str | None:
+        return refuse(region, device) or self.refuse_more(region)
+
+    def refuse_more(self, region: Region) -> str | None:
+        """Why this tactic can't do a convolution that others can, or None."""
+        return None
+
+
 @register_tactic
-class Conv(Tactic):
+class Conv(ConvolutionTactic):
     """Convolution as a product of windows gathered on the way, with the region's epilogue."""
 
     name = "conv"
-    target = "cuda"
-    source = "JIT_CONVOLUTIONS"
     priority = 50
-
-    def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return refuse(region, device) is None
-
-    def refuse(self, region: Region, device: Any) -> str | None:
-        return refuse(region, device)
 
     def candidates(self, region: Region, device: Any) -> Sequence[Tile]:
         return tiles(region, device)

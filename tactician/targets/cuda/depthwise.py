@@ -17,9 +17,9 @@ from ...ir import dtypes as T
 from ...ir.graph import Value
 from ...regions.region import Region
 from ...tactics.kernel import Kernel, Launch
-from ...tactics.tactic import Tactic, register_tactic
+from ...tactics.tactic import register_tactic
 from . import cost
-from .conv import refuse
+from .conv import ConvolutionTactic
 from .emit import Frame, is_wide
 from .epilogue import Index, epilogue, result_of
 from .gemm import acc_dtype
@@ -174,21 +174,13 @@ def _packed(c: Convolution) -> np.ndarray[Any, Any]:
 
 
 @register_tactic
-class Depthwise(Tactic):
+class Depthwise(ConvolutionTactic):
     """Convolution with one input channel per group."""
 
     name = "depthwise"
-    target = "cuda"
-    source = "JIT_CONVOLUTIONS"
     priority = 60
 
-    def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return self.refuse(region, device) is None
-
-    def refuse(self, region: Region, device: Any) -> str | None:
-        why = refuse(region, device)
-        if why is not None:
-            return why
+    def refuse_more(self, region: Region) -> str | None:
         c = convolution_of(region)
         if c.channels != 1 or c.groups == 1:
             return "groups have several input channels"

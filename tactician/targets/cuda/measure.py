@@ -29,7 +29,7 @@ _GRAPH_SECONDS = 3e-4  # of launches in one graph
 _MOST_LAUNCHES = 48
 _MOST_COPIES = 24
 _REPLAYS = 5
-STEADY_RUNS = 24
+_STEADY_RUNS = 24
 # after these the context is lost
 _STICKY = ("ILLEGAL_ADDRESS", "ILLEGAL_INSTRUCTION", "LAUNCH_FAILED", "MISALIGNED_ADDRESS",
            "LAUNCH_TIMEOUT", "HARDWARE_STACK", "INVALID_PC", "ASSERT", "ECC",
@@ -184,9 +184,7 @@ class Measurer:
         own: dict[int, tuple[int, int, bool]] = {}
         operands = [[self._operand(a, own) for a in p.args] for p in parts]
         prepared = [self._shared(p) for p in parts]
-        for out, shape, dt in self._outputs:
-            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dt).itemsize
-            self.driver.fill(out, UNWRITTEN, nbytes, self._stream)
+        self._fill_outputs(UNWRITTEN)
 
         def chain(rows: list[Array]) -> Chain:
             return [
@@ -212,8 +210,8 @@ class Measurer:
         now and then on an H200, by an eighth of the range: by itself never, behind other kernels
         in every third run, though it is listed as deterministic.
         """
-        nbytes = 2 * self.driver.gpu.l2
-        away = self._take(max(nbytes, 1 << 18))
+        nbytes = max(2 * self.driver.gpu.l2, 1 << 18)
+        away = self._take(nbytes)
         other: Chain = []
         if between is not None:
             loaded, extra = self._shared(between)
@@ -221,17 +219,20 @@ class Measurer:
             other = [(self.driver.prepare(loaded, args, np.zeros(0, np.int64), extra),
                       between.grid)]
         first: list[Array] = []
-        for k in range(STEADY_RUNS):
+        for k in range(_STEADY_RUNS):
             self.driver.fill(away, 37 * k % 256, nbytes, self._stream)
-            for out, shape, dt in self._outputs:
-                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dt).itemsize
-                self.driver.fill(out, UNWRITTEN if k % 2 else 0, size, self._stream)
+            self._fill_outputs(UNWRITTEN if k % 2 else 0)
             for call, grid in (*other, *chain):
                 call.launch(grid, self._stream)
             got = [a.reshape(-1).view(np.uint8) for a in self.results(False)]
             first = first or got
             if not all(np.array_equal(a, b) for a, b in zip(first, got, strict=True)):
                 raise RefusedError("its results change from run to run")
+
+    def _fill_outputs(self, byte: int) -> None:
+        for out, shape, dt in self._outputs:
+            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dt).itemsize
+            self.driver.fill(out, byte, nbytes, self._stream)
 
     def _shared(self, p: Part) -> tuple[Loaded, Array]:
         """A part's code, and the addresses of its workspace, counters and scratch memory."""

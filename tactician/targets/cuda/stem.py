@@ -25,13 +25,14 @@ from ...ir.dtypes import DType
 from ...ir.graph import Value
 from ...regions.region import Region
 from ...tactics.kernel import Kernel, Launch
-from ...tactics.tactic import Tactic, register_tactic
+from ...tactics.tactic import register_tactic
 from . import types as ty
-from .conv import Builder, refuse
+from .conv import Builder, ConvolutionTactic
 from .emit import Frame
 from .epilogue import Index
 from .gemm import Side, bytes_beside, kernel_of
 from .product import Product, Strided, Tile, Writer, acc_type, precision, wide
+from .tile import pow2
 from .windows import Convolution, convolution_of
 
 _MOST_CHANNELS = 4
@@ -79,17 +80,13 @@ class _Form:
         return self.rows * self.run
 
 
-def _pow2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
 def _run(c: Convolution) -> int:
-    return _pow2(c.axes[-1].taps * _pow2(c.channels))
+    return pow2(c.axes[-1].taps * pow2(c.channels))
 
 
 def _form(c: Convolution, bk: int, tall: int) -> _Form:
     """How a convolution (with all of its outputs) is brought into this form."""
-    channels, run = _pow2(c.channels), _run(c)
+    channels, run = pow2(c.channels), _run(c)
     last = c.axes[-1]
     taps, step, outs = 1, 1, 1
     if len(c.axes) > 1:
@@ -228,34 +225,17 @@ def _is_wide(c: Convolution, f: _Form) -> bool:
 
 
 def _plain(region: Region) -> Convolution:
-    """The convolution, without window positions put in front."""
-    c = convolution_of(region)
-    if not c.paired:
-        return c
-    last = c.axes[-1]
-    node = region.anchor
-    assert node is not None
-    taps = int(c.w.dims[-1])  # type: ignore[arg-type]
-    last = replace(last, base=last.base + c.lead, taps=taps)
-    return replace(c, axes=(*c.axes[:-1], last), lead=0, paired=False)
+    return convolution_of(region, paired=False)
 
 
 @register_tactic
-class Stem(Tactic):
+class Stem(ConvolutionTactic):
     """Convolution of few channels on a padded copy of the image, with the region's epilogue."""
 
     name = "stem"
-    target = "cuda"
-    source = "JIT_CONVOLUTIONS"
     priority = 30  # two kernels: only where it was seen to be faster
 
-    def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return self.refuse(region, device) is None
-
-    def refuse(self, region: Region, device: Any) -> str | None:
-        why = refuse(region, device)
-        if why is not None:
-            return why
+    def refuse_more(self, region: Region) -> str | None:
         c = _plain(region)
         node = region.anchor
         assert node is not None
@@ -286,7 +266,7 @@ class Stem(Tactic):
             (128, 2, 4, 2, 2), (64, 1, 4, 1, 1), (128, 2, 4, 8, 1), (128, 1, 4, 8, 1),
         ):  # fmt: skip
             columns = c.filters * tall
-            bn = min(max(16, _pow2(columns)), 128 if warps == 4 and bm == 128 else 256)
+            bn = min(max(16, pow2(columns)), 128 if warps == 4 and bm == 128 else 256)
             if (tall > 1 and not two) or bm * bn // (32 * warps) > 128:
                 continue
             bk = min(unit * steps, 512 // c.x.dtype.size)

@@ -155,11 +155,14 @@ class Convolution:
         return -(-self.channels // bk) * bk
 
 
-def convolution_of(region: Region, phases: bool = True) -> Convolution:
+def convolution_of(
+    region: Region, phases: bool = True, paired: bool = True
+) -> Convolution:
     """The numbers of a region whose anchor is a `convolution`, `deconvolution` or `int_conv`.
 
     Args:
         phases: Whether outputs of deconvolutions may be counted in classes.
+        paired: Whether windows may be made to begin at even places.
     """
     node = region.anchor
     assert node is not None
@@ -197,7 +200,7 @@ def convolution_of(region: Region, phases: bool = True) -> Convolution:
     )  # fmt: skip
     # what a weight's zero point takes from window positions put in front would be too much
     plain = node.op != "int_conv" or (w.dtype is i8 and (*node.inputs, None, None)[3] is None)
-    return _paired(c) if plain else c
+    return _paired(c) if plain and paired else c
 
 
 def _spread_axis(a: Axis, phases: bool) -> WindowAxis:

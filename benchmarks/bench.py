@@ -109,7 +109,9 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, Any]:
         level=args.level,
         threads=args.threads,
         timing_cache=args.timing_cache,
+        precision=args.precision,
     )
+    peers.PRECISION = args.precision or "f32"
     began = time.perf_counter()
     engine = open_engine(model, options, logger(args.verbose), quiet=True)
     build = time.perf_counter() - began
@@ -218,6 +220,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn")
     parser.add_argument("--level", type=int, default=3, help="builder optimization level")
     parser.add_argument("--timing-cache", type=Path)
+    parser.add_argument(
+        "--precision", default="", choices=["", "bf16"],
+        help="that kernels may use besides FP32; OpenVINO's, too (onnxruntime has none but FP32)",
+    )
     parser.add_argument("--without", action="append", default=[], help="leave a peer out")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--no-memory", action="store_true", help="don't measure peak memory")

@@ -13,6 +13,8 @@ from tactician.cli.measure import Call, onnxruntime_call
 Feeds = Mapping[str, np.ndarray]
 Made = tuple[Call, list[np.ndarray]]
 
+PRECISION = "f32"  # that OpenVINO infers with
+
 
 def feeds_of(model: Path) -> dict[str, np.ndarray]:
     """The inputs that are kept beside a model, if any are."""
@@ -34,13 +36,13 @@ def onnxruntime(model: Path, feeds: Feeds, threads: int) -> Made:
 
 
 def openvino(model: Path, feeds: Feeds, threads: int) -> Made:
-    """OpenVINO's CPU plugin, tuned for latency, in FP32."""
+    """OpenVINO's CPU plugin, tuned for latency, in `PRECISION`."""
     import openvino as ov
 
     core = ov.Core()
     network = core.read_model(str(model))
     network.reshape({name: list(a.shape) for name, a in feeds.items()})
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION}
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
     request = core.compile_model(network, "CPU", config).create_infer_request()

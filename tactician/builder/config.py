@@ -294,7 +294,7 @@ class IBuilderConfig:
         calibration = self._calibration_profile
         values: dict[str, Any] = {
             "precisions": frozenset(name for flag, name in _PRECISIONS.items() if on(flag)),
-            "tf32": on(BuilderFlag.TF32),
+            "tf32": on(BuilderFlag.TF32) and not knobs.no_tf32(),
             "precision_constraints": constraints,
             "optimization_level": self._level,
             "avg_timing_iterations": self.avg_timing_iterations,

@@ -13,6 +13,7 @@
 | ``TACTICIAN_OPTIMIZATION_LEVEL`` | ``builder_optimization_level``, 0 to 5, of programs that set none (default 3) |
 | ``TACTICIAN_COMPILE_PROCESSES`` | processes that compile GPU kernels (default: all processors) |
 | ``TACTICIAN_LIBRARY_PATH`` | folders with cuDNN and cuBLASLt, before those of the Python wheels (separated by ``:``) |
+| ``NVIDIA_TF32_OVERRIDE`` | 0: no product is rounded to TF32, whatever ``BuilderFlag.TF32`` says; as for all of NVIDIA's libraries |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def default_device() -> str:
 def gpu() -> str:
     """The GPU to build for where there is none, or "": see the table."""
     return os.environ.get("TACTICIAN_GPU", "").strip()
+
+
+def no_tf32() -> bool:
+    """Whether the variable of NVIDIA's that rules TF32 out, for TensorRT as for cuBLAS, is set."""
+    return os.environ.get("NVIDIA_TF32_OVERRIDE", "").strip() == "0"
 
 
 def kernel_cache() -> str:

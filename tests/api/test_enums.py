@@ -250,6 +250,17 @@ class TestConfiguration:
         assert config.get_flag(trt.BuilderFlag.TF32) and config.settings().tf32
         config.clear_flag(trt.BuilderFlag.TF32)
         assert not config.settings().tf32
+
+    def test_nvidias_variable_rules_tf32_out(self, monkeypatch):
+        config = trt.Builder(Log()).create_builder_config()
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        assert config.get_flag(trt.BuilderFlag.TF32) and not config.settings().tf32
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")  # never turns it on
+        assert config.settings().tf32
+        config.clear_flag(trt.BuilderFlag.TF32)
+        assert not config.settings().tf32
+
+    def test_weightless_is_another_name_of_strip_plan(self):
         assert trt.BuilderFlag.WEIGHTLESS is trt.BuilderFlag.STRIP_PLAN
 
     @pytest.mark.parametrize("name, value", [

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -176,9 +177,10 @@ def soil(x, y):
 
 @contextlib.contextmanager
 def exclusive() -> Iterator[None]:
-    """Keeps other processes of this machine from timing on a GPU meanwhile."""
+    """Keeps other processes of this machine from timing on the same GPUs meanwhile."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    path = os.path.join(tempfile.gettempdir(), f"tactician-timing-{user}.lock")
+    seen = re.sub(r"\W+", "_", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    path = os.path.join(tempfile.gettempdir(), f"tactician-timing-{user}{seen and '-' + seen}.lock")
     try:
         import fcntl
 

@@ -1,7 +1,7 @@
 """Runs torch2trt's own tests over tactician, also on a torch without CUDA. It is a plugin of
 pytest, to be named with ``-p`` (``make torch2trt``); ``TACTICIAN_CROSS_VALIDATE=1e-3`` tightens the
-tolerances of the tests. TF32 is hardly more exact than that: ``NVIDIA_TF32_OVERRIDE=0`` rules it out
-for torch and for engines."""
+tolerances of the tests. TF32 is hardly more exact than that: ``NVIDIA_TF32_OVERRIDE=0`` rules it
+out, for torch and for engines."""
 
 from __future__ import annotations
 

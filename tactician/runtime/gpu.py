@@ -10,8 +10,8 @@ import numpy as np
 from ..plan.program import CONST, Program
 from ..support import knobs
 from ..support.errors import PlanError
-from ..targets.cuda.code import Code
-from ..targets.cuda.driver import ALIGNMENT, Driver, Loaded, NoGpuError, open_gpu
+from ..targets.cuda.code import ALIGNMENT, Code
+from ..targets.cuda.driver import Driver, Loaded, NoGpuError, open_gpu
 from ..targets.cuda.host import host_driver
 
 HOST_MODES = ("interpreter", "null")

@@ -21,7 +21,8 @@ from ..ir.dtypes import DType
 from ..plan.program import ARENA, CONST, DYNAMIC, INPUT, OUTPUT, SIZES
 from ..support import logger as log
 from ..support.errors import ExecutionError
-from ..targets.cuda.driver import Call, Driver, grid_of, scratch_needs
+from ..targets.cuda.code import grid_of, scratch_needs
+from ..targets.cuda.driver import Call, Driver
 from .buffers import Array, array_at
 from .gpu import DeviceBlock
 from .gpu_lanes import Lanes

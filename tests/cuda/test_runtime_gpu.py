@@ -15,7 +15,7 @@ import tactician
 from tactician.support.errors import BuildError, ExecutionError, PlanError, RefusedError
 from tactician.tactics.kernel import Kernel, Launch
 from tactician.targets.cuda.arch import named_gpu
-from tactician.targets.cuda.bench import Process, TimingDevice, soiling
+from tactician.targets.cuda.bench import Process, TimingDevice
 from tactician.targets.cuda.code import Code
 from tactician.targets.cuda.compiler import CompileError
 from tactician.targets.cuda.device import CudaDevice, make_device
@@ -152,13 +152,6 @@ def test_profiler_gets_times(interpreter):
     context.profiler = Times()
     assert context.execute_v2([interpreter.put(X), interpreter.alloc(X.nbytes)])
     assert Times.seen and all(ms > 0 for ms in Times.seen.values())
-
-
-@pytest.mark.parametrize(("gpu", "least"), [("sm_80", 120_000), ("sm_90", 190_000)])
-def test_shared_memory_is_soiled(gpu, least):
-    device = CudaDevice(gpu)
-    code = Code.unpack(device.compile(soiling(device.gpu))[1])
-    assert least < code.shared <= device.gpu.shared
 
 
 def test_bindings_queue_on_a_stream(interpreter):

@@ -26,13 +26,12 @@ from ...ir.graph import Value
 from ...regions.region import Region
 from ...support import logger as log
 from ...support.errors import RefusedError
-from ...tactics.kernel import Kernel, Launch
+from ...tactics.kernel import Kernel
 from ...tactics.tuner import Bench, storage_of
-from .arch import Gpu
+from .code import grid_of
 from .compiler import compiler
 from .device import CudaDevice
-from .driver import Array, Driver, grid_of
-from .emit import HEADER
+from .driver import Array, Driver
 from .measure import Broken, Measurer, Own, Part, Zeros
 
 TIMEOUT = 60.0  # seconds that one candidate may take
@@ -118,13 +117,9 @@ class GpuBench(Bench):
         own: dict[Value, Own] = {}
         parts = [self._part(k, own, code.result()) for k, (_, code) in zip(chain, started,
                                                                            strict=True)]
-        between = None
-        if any(k.launch is not None and k.launch.library for k in chain):
-            other = soiling(self._cuda.gpu)
-            between = self._part(other, own, self._cuda.start(other)[1].result())
         try:
             with exclusive():
-                return float(self._process.ask("time", parts, between))
+                return float(self._process.ask("time", parts))
         except Broken as e:
             self._cuda.failed[symbol] = str(e)
             self._process.restart()
@@ -157,22 +152,6 @@ class GpuBench(Bench):
 
     def close(self) -> None:
         self._process.ask("close")
-
-
-def soiling(gpu: Gpu) -> Kernel:
-    """A kernel that leaves something in most of the shared memory: what a library's kernel takes
-    for its own may be there by luck while it runs by itself."""
-    columns = next((n for n in (256, 128, 64) if 2 * 256 * (128 + n) + 8192 <= gpu.shared), 16)
-    lines = f"""
-@triton.jit
-def soil(x, y):
-    r, k, n = tl.arange(0, 128), tl.arange(0, 256), tl.arange(0, {columns})
-    a = tl.load(x + r[:, None] * 256 + k[None, :])
-    b = tl.load(x + k[:, None] * {columns} + n[None, :])
-    tl.store(y + tl.program_id(0), tl.max(tl.max(tl.dot(a, b), 1), 0))
-"""
-    launch = Launch(("*fp16", "*fp32"), (2 * gpu.sms,), 8, 1)
-    return Kernel("soil", HEADER + lines, (), launch=launch)
 
 
 @contextlib.contextmanager

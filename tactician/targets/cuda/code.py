@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ...support.errors import PlanError
+from ...support.errors import ExecutionError, PlanError
 from ...tactics.kernel import Kernel
 
 FORMAT = 1
+ALIGNMENT = 256  # of device memory, in bytes
 CUBIN, LIBRARY, TEXT = "cubin", "library", "text"
 _MAGIC = b"TKC1"
 # Places in a kernel's text that `overlapped` reads: a line before the first access to memory that
@@ -181,3 +184,26 @@ def text_code(kernel: Kernel) -> Code:
         types=kernel.launch.types, params=len(kernel.launch.types),
         cooperative=kernel.launch.cooperative, **shared_of(kernel),
     )
+
+
+def grid_of(sizes: Sequence[int]) -> tuple[int, int, int]:
+    """Grid sizes filled up to three and checked.
+
+    Raises:
+        ExecutionError: If one is too large.
+    """
+    x, y, z = (*sizes, 1, 1, 1)[:3]
+    if x >= 1 << 31 or y > 65535 or z > 65535 or min(x, y, z) < 0:
+        raise ExecutionError(f"a grid of {(x, y, z)} blocks is too large for a GPU")
+    return x, y, z
+
+
+def scratch_needs(code: Code, workspace: int, grid: tuple[int, int, int]) -> tuple[int, int]:
+    """(bytes of scratch memory of a launch, where Triton's global scratch begins in them)."""
+    begin = -(-workspace // ALIGNMENT) * ALIGNMENT
+    return begin + blocks(grid) * code.global_scratch, begin
+
+
+def blocks(grid: tuple[int, int, int]) -> int:
+    """Blocks of a grid."""
+    return math.prod(grid)

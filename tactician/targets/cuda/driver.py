@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ import numpy as np
 
 from ...support.errors import ExecutionError, PlanError, RefusedError, TacticianError
 from .arch import Gpu, gpu_of
-from .code import CUBIN, LIBRARY, Code
+from .code import ALIGNMENT, CUBIN, LIBRARY, Code
+from .edges import close_early
 
-ALIGNMENT = 256
 Array = np.ndarray[Any, Any]
 
 
@@ -307,6 +306,9 @@ class CudaDriver(Driver):
             l2=self._attribute("L2_CACHE_SIZE"),
             memory=int(_do("cuDeviceTotalMem", d.cuDeviceTotalMem(self._device))),
         )
+        self._functions: set[int] = set()  # of kernels of ours
+        self._fence = 0  # a byte that is cleared between kernels
+        self._capturing = threading.local()
         self._streams: dict[int, Any] = {}
         self._default = d.CUstream(0)
         self._mode = d.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
@@ -427,6 +429,7 @@ class CudaDriver(Driver):
         function = _do(
             f"finding {code.entry} in its code", d.cuModuleGetFunction(module, code.entry.encode())
         )
+        self._functions.add(int(function))
         attribute = d.CUfunction_attribute
         if code.shared > 48 << 10:
             which = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -439,7 +442,8 @@ class CudaDriver(Driver):
 
     def prepare(self, kernel: Loaded, args: Array, dims: Array, extra: Array) -> Call:
         if kernel.code.kind == LIBRARY:
-            return _LibraryCall(kernel, args, extra)
+            self._fence = self._fence or self.alloc(ALIGNMENT)
+            return _LibraryCall(self, kernel, args, extra)
         return _KernelCall(self, kernel, args, dims, extra)
 
     # --- streams and events ---------------------------------------------------------------
@@ -488,20 +492,33 @@ class CudaDriver(Driver):
     def elapsed(self, first: int, second: int) -> float:
         return float(_do("cuEventElapsedTime", self._d.cuEventElapsedTime(first, second)))
 
+    def fence(self, stream: int) -> None:
+        """Puts something between two kernels on a stream at which neither begins early, see
+        `edges`; what is captured here does without."""
+        if self.gpu.arch < 90 or getattr(self._capturing, "on", False):
+            return
+        reply = self._d.cuMemsetD8Async(self._fence, 0, 1, self._of(stream))
+        _do("cuMemsetD8Async", reply)
+
     # --- graphs ---------------------------------------------------------------------------
 
     def begin_capture(self, stream: int) -> None:
         _do("cuStreamBeginCapture", self._d.cuStreamBeginCapture(self._of(stream), self._mode))
+        self._capturing.on = True
 
     def end_capture(self, stream: int) -> Any:
         d = self._d
+        self._capturing.on = False
         graph = _do("capturing a graph", d.cuStreamEndCapture(self._of(stream)))
         try:
+            if self.gpu.arch >= 90:  # older ones have no such launches
+                close_early(d, graph, self._functions)
             return _do("instantiating a graph", d.cuGraphInstantiate(graph, 0))
         finally:
             d.cuGraphDestroy(graph)
 
     def abandon_capture(self, stream: int) -> None:
+        self._capturing.on = False
         result, graph = self._d.cuStreamEndCapture(self._of(stream))
         if not result and int(graph):
             self._d.cuGraphDestroy(graph)
@@ -613,10 +630,11 @@ class _KernelCall(Call):
 class _LibraryCall(Call):
     """A call into a library."""
 
-    def __init__(self, kernel: Loaded, args: Array, extra: Array):
-        self._kernel, self._args, self._extra = kernel, args, extra
+    def __init__(self, driver: CudaDriver, kernel: Loaded, args: Array, extra: Array):
+        self._driver, self._kernel, self._args, self._extra = driver, kernel, args, extra
 
     def launch(self, grid: tuple[int, int, int], stream: int) -> None:
+        self._driver.fence(stream)
         try:
             self._kernel.handle.launch(self._args.tolist(), int(self._extra[0]), stream)
         except RefusedError as e:
@@ -642,29 +660,6 @@ def open_library_call(code: Code) -> Any:
         raise PlanError(
             f"the plan calls {code.library}, which fails here: {type(e).__name__}: {e}"
         ) from e
-
-
-def grid_of(sizes: Sequence[int]) -> tuple[int, int, int]:
-    """Grid sizes filled up to three and checked.
-
-    Raises:
-        ExecutionError: If one is too large.
-    """
-    x, y, z = (*sizes, 1, 1, 1)[:3]
-    if x >= 1 << 31 or y > 65535 or z > 65535 or min(x, y, z) < 0:
-        raise ExecutionError(f"a grid of {(x, y, z)} blocks is too large for a GPU")
-    return x, y, z
-
-
-def scratch_needs(code: Code, workspace: int, grid: tuple[int, int, int]) -> tuple[int, int]:
-    """(bytes of scratch memory of a launch, where Triton's global scratch begins in them)."""
-    begin = -(-workspace // ALIGNMENT) * ALIGNMENT
-    return begin + blocks(grid) * code.global_scratch, begin
-
-
-def blocks(grid: tuple[int, int, int]) -> int:
-    """Blocks of a grid."""
-    return math.prod(grid)
 
 
 _default_lock = threading.Lock()

@@ -16,8 +16,8 @@ import numpy as np
 
 from ...support.errors import PlanError
 from .arch import Gpu, gpu_of
-from .code import LIBRARY, TEXT, Code
-from .driver import ALIGNMENT, Array, Call, Driver, DriverError, Loaded
+from .code import ALIGNMENT, LIBRARY, TEXT, Code
+from .driver import Array, Call, Driver, DriverError, Loaded
 
 _KEPT = 4096
 

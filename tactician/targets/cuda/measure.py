@@ -21,15 +21,14 @@ import numpy as np
 from ...support import knobs
 from ...support.errors import ExecutionError, RefusedError, TacticianError
 from ...tactics.tuner import UNWRITTEN
-from .code import LIBRARY, Code
-from .driver import Array, Call, Driver, Loaded, OutOfMemoryError, scratch_needs
+from .code import Code, scratch_needs
+from .driver import Array, Call, Driver, Loaded, OutOfMemoryError
 
 _SAMPLE = 1 << 20  # bytes from either end of a result that are compared
 _GRAPH_SECONDS = 3e-4  # of launches in one graph
 _MOST_LAUNCHES = 48
 _MOST_COPIES = 24
 _REPLAYS = 5
-_STEADY_RUNS = 24
 # after these the context is lost
 _STICKY = ("ILLEGAL_ADDRESS", "ILLEGAL_INSTRUCTION", "LAUNCH_FAILED", "MISALIGNED_ADDRESS",
            "LAUNCH_TIMEOUT", "HARDWARE_STACK", "INVALID_PC", "ASSERT", "ECC",
@@ -130,12 +129,9 @@ class Measurer:
         self._operands.clear()
         self._outputs = []
 
-    def time(self, parts: list[Part], between: Part | None = None) -> float:
+    def time(self, parts: list[Part]) -> float:
         """Seconds that a kernel (the last part) takes with those ahead of it; results are
         overwritten before.
-
-        Args:
-            between: Runs between runs of a library's kernel that are compared.
 
         Raises:
             RefusedError: If it can't be launched.
@@ -143,7 +139,7 @@ class Measurer:
         """
         mark = len(self._taken)
         try:
-            took = self._time(parts, between)
+            took = self._time(parts)
             self._release(mark)
             return took
         except OutOfMemoryError as e:
@@ -180,11 +176,13 @@ class Measurer:
             self._loaded[code.symbol] = self.driver.load(code)
         return self._loaded[code.symbol]
 
-    def _time(self, parts: list[Part], between: Part | None) -> float:
+    def _time(self, parts: list[Part]) -> float:
         own: dict[int, tuple[int, int, bool]] = {}
         operands = [[self._operand(a, own) for a in p.args] for p in parts]
         prepared = [self._shared(p) for p in parts]
-        self._fill_outputs(UNWRITTEN)
+        for out, shape, dt in self._outputs:
+            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dt).itemsize
+            self.driver.fill(out, UNWRITTEN, nbytes, self._stream)
 
         def chain(rows: list[Array]) -> Chain:
             return [
@@ -197,42 +195,7 @@ class Measurer:
         once = max(self._run(first), 1e-6)
         launches = max(4, min(_MOST_LAUNCHES, int(_GRAPH_SECONDS / once)))
         chains = [chain(rows) for rows in self._rotated(operands, min(launches, _MOST_COPIES))]
-        took = self._replay(chains, launches, once)
-        if any(loaded.code.kind == LIBRARY for loaded, _ in prepared):
-            self._require_steady(chains[0], between)
-        return took
-
-    def _require_steady(self, chain: Chain, between: Part | None) -> None:
-        """Refuses what gives other results from run to run while nothing it reads is cached, its
-        results held something else before, and so did the multiprocessors' shared memory.
-
-        An engine of cuDNN 9.19 for 2048 -> 512 channels on 7x7, batch 32, gives other results
-        now and then on an H200, by an eighth of the range: by itself never, behind other kernels
-        in every third run, though it is listed as deterministic.
-        """
-        nbytes = max(2 * self.driver.gpu.l2, 1 << 18)
-        away = self._take(nbytes)
-        other: Chain = []
-        if between is not None:
-            loaded, extra = self._shared(between)
-            args = np.array([away, away + (1 << 17)], np.int64)
-            other = [(self.driver.prepare(loaded, args, np.zeros(0, np.int64), extra),
-                      between.grid)]
-        first: list[Array] = []
-        for k in range(_STEADY_RUNS):
-            self.driver.fill(away, 37 * k % 256, nbytes, self._stream)
-            self._fill_outputs(UNWRITTEN if k % 2 else 0)
-            for call, grid in (*other, *chain):
-                call.launch(grid, self._stream)
-            got = [a.reshape(-1).view(np.uint8) for a in self.results(False)]
-            first = first or got
-            if not all(np.array_equal(a, b) for a, b in zip(first, got, strict=True)):
-                raise RefusedError("its results change from run to run")
-
-    def _fill_outputs(self, byte: int) -> None:
-        for out, shape, dt in self._outputs:
-            nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dt).itemsize
-            self.driver.fill(out, byte, nbytes, self._stream)
+        return self._replay(chains, launches, once)
 
     def _shared(self, p: Part) -> tuple[Loaded, Array]:
         """A part's code, and the addresses of its workspace, counters and scratch memory."""

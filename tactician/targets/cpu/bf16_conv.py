@@ -37,10 +37,10 @@ class Bf16Contraction(Tactic):
 
     def wants_channels_last(self, region: Region, device: Any) -> bool:
         conv = region.anchor is not None and region.anchor.op == "convolution"
-        return conv and _unsuited(region, device) is None
+        return conv and unsuited(region, device, device.isa.bf16_dot) is None
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        why = _unsuited(region, device)
+        why = unsuited(region, device, device.isa.bf16_dot)
         if why is not None:
             return why
         assert region.anchor is not None
@@ -60,8 +60,12 @@ class Bf16Contraction(Tactic):
         return _Builder(Bf16Problem(region), candidate, device.isa).build()
 
 
-def _unsuited(region: Region, device: Any) -> str | None:
-    """Why dot products can't do the region whatever its layouts, or None."""
+def unsuited(region: Region, device: Any, able: bool) -> str | None:
+    """Why products of bf16 can't do the region whatever its layouts, or None.
+
+    Args:
+        able: Whether the CPU has such products.
+    """
     node = region.anchor
     if node is None or node.op not in _OPS:
         return "not a convolution or matrix product"
@@ -69,7 +73,7 @@ def _unsuited(region: Region, device: Any) -> str | None:
     assert x is not None and w is not None
     if x.dtype is not bf16 or w.dtype is not bf16 or w.const is None:
         return "needs bf16 operands, the second constant"
-    if not device.isa.bf16_dot:
+    if not able:
         return "the CPU has no dot products of bf16"
     if device.isa.lanes(32) < 2:
         return "the CPU's vectors are too short"

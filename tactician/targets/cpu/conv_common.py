@@ -206,7 +206,8 @@ class Epilogue:
         for v, x in zip(self._space()[:-1], outer, strict=True):
             em.bind(v, x)
 
-    def _bind_pixel(self, em: Emitter, x: Index) -> None:
+    def bind_pixel(self, em: Emitter, x: Index) -> None:
+        """Gives the last coordinate its value."""
         if self.p.by_image:
             em.bind(self.stage.vars[0], x)
             x = I64(0)
@@ -235,21 +236,27 @@ class Epilogue:
             sums: A vector of them.
             count: How many of its lanes are channels.
         """
-        b, lanes = em.builder, sums.type.count
+        em.push(em.builder)
+        self.bind_pixel(em, x)
+        self.bind_channels(em, k, sums.type.count)
+        self.finish(em, sums, count)
+        em.pop()
+
+    def bind_channels(self, em: Emitter, k: Index, lanes: int) -> None:
+        """Spreads the channels from ``k`` on over lanes."""
         channel = self._channel()
-        em.push(b)
-        self._bind_pixel(em, x)
-        if self.p.k == 1 or channel is None:  # an extent of 1 is not spread over lanes
-            if channel is not None:
-                em.bind(channel, k)
+        if channel is not None:  # an extent of 1 is not spread
+            em.bind(channel, k, width=0 if self.p.k == 1 else lanes)
+
+    def finish(self, em: Emitter, sums: Any, count: int) -> None:
+        """Like `store`, once pixel and channels are bound."""
+        b, lanes = em.builder, sums.type.count
+        if self.p.k == 1 or self._channel() is None:
             em.bind_result(self.source, b.extract_element(sums, I32(0)))
         else:
-            em.bind(channel, k, width=lanes)
             em.bind_result(self.source, sums)
             em.mask = lane_mask(count, lanes) if count < lanes else None
         em.store(self.stage, em.emit(self.stage.expr))
-        em.pop()
-
 
     def touch(self, em: Emitter, x: Index, k: Index) -> None:
         """Asks for the lines that `store` will read and write for a vector of channels.
@@ -261,7 +268,7 @@ class Epilogue:
         """
         b, channel = em.builder, self._channel()
         em.push(b)
-        self._bind_pixel(em, x)
+        self.bind_pixel(em, x)
         if channel is not None:
             em.bind(channel, k)
         index = [em.lowerer.lower(v) for v in self.stage.vars]

@@ -32,8 +32,8 @@ class CpuDevice(Device):
         isa: What code may use.
         threads: Threads that engines will run with.
         fingerprint: Names the ISA; a plan runs only where it matches.
-        precisions: Where there are no dot products of bf16, it and f16 are converted to f32 in
-            registers, which gains nothing.
+        precisions: Where there are neither dot products nor tiles of bf16, it and f16 are
+            converted to f32 in registers, which gains nothing.
     """
 
     target = "cpu"
@@ -42,7 +42,7 @@ class CpuDevice(Device):
 
     def __init__(self, isa: Isa | None = None, threads: int = 0):
         self.isa = isa or Isa.host()
-        if self.isa.bf16_dot:
+        if self.isa.bf16_dot or self.isa.amx:
             self.precisions = frozenset({"i8", "bf16"})
         self.fingerprint = self.isa.fingerprint
         self.threads = threads or physical_cores()

@@ -452,7 +452,7 @@ class _Tile:
         assert channel is not None
         x = V.concat(b, sums)
         em.push(b)
-        o.epilogue._bind_pixel(em, Shifted(self.col, c))
+        o.epilogue.bind_pixel(em, Shifted(self.col, c))
         first = Shifted(self.lane, 2 * half * self.lanes)
         em.bind(channel, first, width=2 * self.lanes)
         em.bind_result(o.epilogue.source, b.sitofp(x, V.like(x.type, F32)))
@@ -463,7 +463,7 @@ class _Tile:
         packed = requantize.pair(b, y, zero, signed, e.dtype, small)
         em.pop()
         em.push(b)
-        o.epilogue._bind_pixel(em, Shifted(self.col, c))
+        o.epilogue.bind_pixel(em, Shifted(self.col, c))
         em.bind(channel, self.k)
         index = [em.lowerer.lower(v) for v in o.epilogue.stage.vars]
         out = o.epilogue.stage.out

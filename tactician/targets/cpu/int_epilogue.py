@@ -293,16 +293,15 @@ class IntEpilogue(Epilogue):
         self.floats = problem.finish.floats or problem.y.dtype.is_float
         self.source = problem.finish.source
 
-    def store(self, em: Any, x: Any, k: Any, sums: Any, count: int) -> None:
-        """See `Epilogue.store`."""
+    def finish(self, em: Any, sums: Any, count: int) -> None:
+        """See `Epilogue.finish`."""
         b = em.builder
         is_float = V.element(sums.type) == F32
         if self.floats and not is_float:
             sums = b.sitofp(sums, V.like(sums.type, F32))
         elif is_float and not self.floats:
             sums = b.fptosi(V.unary(b, "round", sums), V.like(sums.type, I32))
-        super().store(em, x, k, sums, count)
-
+        super().finish(em, sums, count)
 
     def touch_pixel(self, em: Any, x: Any, k: Any, count: int) -> None:
         """Prefetches ``count`` channels of a pixel of what the stage reads at its own place."""
@@ -317,7 +316,7 @@ class IntEpilogue(Epilogue):
             return
         b = em.builder
         em.push(b)
-        self._bind_pixel(em, x)
+        self.bind_pixel(em, x)
         em.bind(channel, k)
         for load in own:
             flat = em.lowerer.lower(load)
@@ -345,7 +344,8 @@ class RowEpilogue(IntEpilogue):
             for v in self.rows[:-1]:
                 em.bind(v, I64(0))
 
-    def _bind_pixel(self, em: Any, x: Any) -> None:
+    def bind_pixel(self, em: Any, x: Any) -> None:
+        """See `Epilogue.bind_pixel`."""
         if self.flat:
             em.bind(self.rows[-1], x)
             return

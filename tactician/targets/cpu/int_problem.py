@@ -92,6 +92,7 @@ class IntProblem:
     by_image = False
     group = GROUP
     packed_type: Any = np.int16  # holds differences of 8-bit numbers
+    few = _FEW  # most channels of which a row of taps may be one run
 
     def __init__(self, region: Region):
         self.region = region
@@ -157,7 +158,7 @@ class IntProblem:
         self.depthwise = is_depthwise(node)
         last = self.axes[-1]
         self.merged = (
-            self.groups == 1 and self.channels <= _FEW and self.channels % self.group != 0
+            self.groups == 1 and self.channels <= self.few and self.channels % self.group != 0
             and last.window > 1 and last.dilation == 1
         )  # fmt: skip
         self.stored = region.physical.get(x, x)

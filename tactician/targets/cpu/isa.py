@@ -7,13 +7,17 @@ cross compilation and for reproducible plans.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from ...support.logger import verbose as log_verbose
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Isa:
         f16_arith: Arithmetic on f16 vectors in hardware.
         int8_dot: u8 by s8 dot products accumulating in s32 (VNNI) or s8 by s8 (NEON dotprod).
         bf16_dot: bf16 dot products accumulating in f32.
-        amx: Tile multiplication unit.
+        amx: Products of tiles of bf16 and of bytes (AMX), which this process may use.
         l1d, l2, l3: Bytes of data cache; l1d and l2 per core, l3 shared. 0: none.
         line: Bytes of a cache line.
         cores: Physical cores this process may use.
@@ -97,6 +101,12 @@ class Isa:
         isa = _describe(self.triple, self.cpu, on - gone, (self.l1d, self.l2, self.l3), self.cores)
         off = tuple(f"-{f}" for f in gone)
         return replace(isa, features=tuple(sorted(set(isa.features) | set(off))))
+
+    @property
+    def tile_instructions(self) -> bool:
+        """Whether code for tiles can use the instructions; else they are spelled out, which lets
+        any machine run it (`amx` alone says that kernels should be made of tiles)."""
+        return {f"+{f}" for f in _TILES} <= set(self.features)
 
     def intrinsic(self, operation: str) -> str | None:
         """LLVM's name of an operation on vectors of ``vector_bits``; None if the CPU lacks it
@@ -181,7 +191,7 @@ def _describe(triple: str, cpu: str, on: set[str], caches: tuple[int, int, int],
             f16_arith="avx512fp16" in on,
             int8_dot=("avx512vnni" in on and avx512) or "avxvnni" in on,
             bf16_dot="avx512bf16" in on and avx512,
-            amx="amx-tile" in on,
+            amx=on >= _TILES,
             **common,  # type: ignore[arg-type]
         )
     if arch in ("aarch64", "arm64"):
@@ -204,6 +214,7 @@ _V4 = [*_V3, *"avx512f avx512vl avx512bw avx512dq avx512cd".split()]
 _CLX = [*_V4, "avx512vnni"]
 _ICX = [*_CLX, *"avx512vbmi avx512vbmi2 avx512ifma avx512bitalg avx512vpopcntdq".split()]
 _SPR = [*_ICX, *"avx512bf16 avx512fp16 avxvnni amx-tile amx-int8 amx-bf16".split()]
+_TILES = {"amx-tile", "amx-int8", "amx-bf16"}
 _N1 = "neon dotprod fullfp16 rcpc lse crc".split()
 _V1 = [*_N1, *"bf16 i8mm".split()]
 
@@ -271,6 +282,7 @@ _INTRINSICS: dict[tuple[str, str, int], tuple[tuple[str, str], ...]] = {
 
 # --- this machine -------------------------------------------------------------------------
 
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18  # Linux on x86-64
 
 _told: dict[str, str] = {}
 
@@ -281,7 +293,22 @@ def _host() -> Isa:
         triple, cpu, on = _told["triple"], _told["cpu"], set(_told["features"].split())
     else:
         triple, cpu, on = _ask_llvm()
+    if on & _TILES and not _may_use_tiles():
+        log_verbose("AMX is not used: the kernel refuses this process its tile registers")
+        on = {f for f in on if not f.startswith("amx")}
     return _describe(triple, cpu, on, _host_caches(), physical_cores())
+
+
+def _may_use_tiles() -> bool:
+    """Asks Linux for the tile registers, which each process has to once: their state is large, and
+    is saved only for those that asked. All threads of the process have them then."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return bool(libc.syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0)
+    except (OSError, AttributeError):
+        return False
 
 
 def _ask_llvm() -> tuple[str, str, set[str]]:

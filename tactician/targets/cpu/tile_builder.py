@@ -32,6 +32,7 @@ from .tile_problem import Blocks, pack, reading, row_of_tiles, tile_rows
 from .vecmath import F32, I8, I32, I64
 
 _THREAD_FLOPS = 2_000_000  # some 2 µs of work
+_SHARES = 64  # items of a phase where sizes are not known
 _UNROLLED = 4  # up to so many steps are written out
 _SOURCES = SourceCache()
 Array = np.ndarray[Any, Any]
@@ -83,13 +84,14 @@ class TileBuilder:
         work = self._items()
         item = D.floor_div(flops, work)
         size = item if isinstance(item, int) else 2 * p.c * p.shape.taps * t.nr * t.rows * ROWS
+        shares = self._shares()
         unit = TileUnit(self.isa, self.module)
         return Kernel(
             symbol=name, source=source, args=tuple(int_problem.arguments(p, self.operands)),
-            dims=dims, work=work * (2 if self.r.copied else 1),
+            dims=dims, work=2 * shares if shares else work,
             grain=max(1, _THREAD_FLOPS // max(size, 1)),
             scratch=self._sums_bytes() + t.nt * ROW_BYTES + unit.state_bytes, flops=flops,
-            phase=work if self.r.copied else 0,  # type: ignore[arg-type]
+            phase=shares,
         )  # fmt: skip
 
     # --- sizes -------------------------------------------------------------------------------
@@ -102,6 +104,14 @@ class TileBuilder:
 
     def _items(self) -> D.DimLike:
         return self._row_blocks() * self.panels
+
+    def _shares(self) -> int:
+        """Parts of the copy, and of all items where only the run knows how many those are: phases
+        have as many. 0: there is no copy."""
+        items = self._items()
+        if not self.r.copied:
+            return 0
+        return items if isinstance(items, int) else _SHARES
 
     def _copied_extents(self) -> list[D.DimLike]:
         """Positions of the copy along the spatial axes."""
@@ -138,19 +148,24 @@ class TileBuilder:
         height = self._height(b, size)
         state = b.gep(scratch, [I64(self._sums_bytes() + self.t.nt * ROW_BYTES)], source_etype=I8)
         self.unit.configure(b, state, self._registers(height))
-        panels = I64(self.panels)
-        copy = self._copy_function() if self.r.copied else None
+        memory, shares = (args, dims, scratch, state), I64(self._shares())
         with Loop(b, begin, end) as item:
             index = item.index
-            if copy is not None:
-                with b.if_else(b.icmp_signed("<", index, items)) as (first, second):
+            if not self.r.copied:
+                self._item(b, memory, index, row_blocks, rows)
+            else:
+                copy = self._copy_function()
+                with b.if_else(b.icmp_signed("<", index, shares)) as (first, second):
                     with first:
                         b.call(copy, [args, dims, index])
                     with second:
-                        self._item(b, (args, dims, scratch, state), b.sub(index, items),
-                                   row_blocks, rows, panels)
-            else:
-                self._item(b, (args, dims, scratch, state), index, row_blocks, rows, panels)
+                        share = b.sub(index, shares)
+                        if isinstance(self._items(), int):
+                            self._item(b, memory, share, row_blocks, rows)
+                        else:
+                            low, high = self._share(b, share, items)
+                            with Loop(b, low, high) as one:
+                                self._item(b, memory, one.index, row_blocks, rows)
         self.unit.release(b)
         b.ret_void()
         return str(self.module), tuple(self.sizes.dims)
@@ -182,14 +197,19 @@ class TileBuilder:
         at = sums + rows
         return list(range(sums, at)), list(range(at, at + columns))
 
-    def _item(self, b: Any, memory: Any, index: Any, row_blocks: Any, rows: Any,
-              panels: Any) -> None:  # fmt: skip
+    def _share(self, b: Any, index: Any, count: Any) -> tuple[Any, Any]:
+        """First and last of ``count`` things that belong to a share."""
+        shares = I64(self._shares())
+        first = b.sdiv(b.mul(index, count), shares)
+        return first, b.sdiv(b.mul(b.add(index, I64(1)), count), shares)
+
+    def _item(self, b: Any, memory: Any, index: Any, row_blocks: Any, rows: Any) -> None:
         """All rows of tiles of a work item."""
         args, dims, scratch, state = memory
         if self.t.channels_first:
             panel, block = b.sdiv(index, row_blocks), b.srem(index, row_blocks)
         else:
-            block, panel = b.sdiv(index, panels), b.srem(index, panels)
+            block, panel = b.sdiv(index, I64(self.panels)), b.srem(index, I64(self.panels))
         first = b.mul(block, I64(self.t.rows))
         last = least(b, b.add(first, I64(self.t.rows)), rows)
         base = argument(b, args, 1)
@@ -247,15 +267,12 @@ class TileBuilder:
         args, dims, index = fn.args
         b = FoldingBuilder(fn.append_basic_block("entry"))
         size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
-        rows, items, row_bytes = (
-            size(self._copied_rows()), size(self._items()), size(self._row_bytes())
-        )
+        rows, row_bytes = size(self._copied_rows()), size(self._row_bytes())
         source, copy = argument(b, args, 0), argument(b, args, self.copy_arg)
         fill: Any = I8(self.p.x_zero & 255 if self.zero_arg < 0 else 0)
         if self.zero_arg >= 0:
             fill = b.load(argument(b, args, self.zero_arg), typ=I8)
-        first = b.sdiv(b.mul(index, rows), items)
-        last = b.sdiv(b.mul(b.add(index, I64(1)), rows), items)
+        first, last = self._share(b, index, rows)
         with Loop(b, first, last) as row:
             to = b.gep(copy, [b.mul(row.index, row_bytes)], source_etype=I8)
             if self.p.flat:

@@ -1,4 +1,5 @@
-"""Measures what one core can do: multiply-adds on registers, and reads from memory.
+"""Measures what one core can do: multiply-adds on registers, products of tiles where there are
+any, and reads from memory.
 
 python benchmarks/peak.py [--json]
 """
@@ -16,6 +17,7 @@ from llvmlite import ir
 from tactician.targets.cpu import vecmath as V
 from tactician.targets.cpu.codegen import Gen
 from tactician.targets.cpu.isa import Isa
+from tactician.targets.cpu.tile_ir import TileUnit
 from tactician.targets.cpu.toolchain import toolchain
 
 _ENTRY = ctypes.CFUNCTYPE(
@@ -42,6 +44,19 @@ def _fma_kernel(isa: Isa, bits: int) -> tuple[str, int]:
         total = g.b.fadd(total, s)
     g.store(total, out)
     return g.finish(), 4 * chains * lanes * 2
+
+
+def _tile_kernel(isa: Isa, kind: str, rows: int, sums: int) -> tuple[str, int]:
+    """Products of tiles with ``rows`` rows, added to some tiles in turn; operations per turn."""
+    g = Gen("peak_tiles", isa)
+    unit = TileUnit(isa, g.module)
+    shapes = [(V.I64(rows), 64)] * 5 + [(V.I64(16), 64)]
+    unit.configure(g.b, None, shapes)
+    with g.loop(g.begin, g.end, 1):
+        for n in range(8):
+            unit.multiply(g.b, None, kind, n % sums, 4, 5)
+    unit.release(g.b)
+    return g.finish(), 8 * 2 * rows * 16 * (32 if kind == "bf16" else 64)
 
 
 def _read_kernel(isa: Isa) -> str:
@@ -86,6 +101,25 @@ def peak_gflops(bits: int = 32, seconds: float = 0.3) -> float:
     return flops * turns / seconds / 1e9
 
 
+def peak_tiles(kind: str = "bf16", seconds: float = 0.3, rows: int = 16, sums: int = 4) -> float:
+    """Most GFLOP/s that one core reaches on tile registers, or GOP/s for bytes; 0 without them.
+
+    Args:
+        kind: A key of `tile_ir.PRODUCTS`.
+        rows: Rows of the tiles.
+        sums: Tiles of sums that take turns.
+    """
+    isa = Isa.host()
+    if not (isa.amx and isa.tile_instructions):
+        return 0.0
+    text, flops = _tile_kernel(isa, kind, rows, sums)
+    code, run = _entry(text, "peak_tiles")
+    turns = 2000
+    seconds = _best(lambda: run(None, None, 0, turns, None), seconds)
+    assert code
+    return flops * turns / seconds / 1e9
+
+
 def peak_gbytes(megabytes: int = 64, seconds: float = 0.5) -> float:
     """Most GB/s that one core reads from memory larger than its caches."""
     isa = Isa.host()
@@ -108,6 +142,8 @@ def main() -> None:
         "cpu": Isa.host().summary(),
         "f32_gflops": round(peak_gflops(32), 1),
         "f64_gflops": round(peak_gflops(64), 1),
+        "bf16_tile_gflops": round(peak_tiles("bf16"), 1),
+        "int8_tile_gops": round(peak_tiles("u8i8"), 1),
         "read_gbytes": round(peak_gbytes(), 1),
     }
     if options.json:
@@ -115,6 +151,9 @@ def main() -> None:
     else:
         print(found["cpu"])
         print(f"f32 {found['f32_gflops']} GFLOP/s, f64 {found['f64_gflops']} GFLOP/s a core")
+        if found["bf16_tile_gflops"]:
+            print(f"tiles: bf16 {found['bf16_tile_gflops']} GFLOP/s, int8 {found['int8_tile_gops']}"
+                  " GOP/s a core")
         print(f"memory {found['read_gbytes']} GB/s")
 
 

@@ -63,7 +63,8 @@ def to_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     if dt is T.f16:
         return b.fptrunc(x, V.like(x.type, HALF))
     if dt is T.bf16:
-        return _round_bf16(b, x)
+        narrow = _widened(x)
+        return _round_bf16(b, x) if narrow is None else narrow
     if dt in float8.FORMATS:
         return float8.encode(b, x, dt)
     if dt is T.i4:
@@ -71,6 +72,15 @@ def to_memory(b: ir.IRBuilder, x: ir.Value, dt: DType) -> ir.Value:
     if dt is T.b1:
         return b.zext(x, V.like(x.type, I8))
     return x
+
+
+def _widened(x: ir.Value) -> ir.Value | None:
+    """The bf16 that `from_memory` made ``x`` of: rounding it again would change nothing."""
+    for operation in ("bitcast", "shl", "zext"):
+        if not isinstance(x, ir.Instruction) or x.opname != operation:
+            return None
+        x = x.operands[0]
+    return x if V.element(x.type) == I16 else None
 
 
 def _round_bf16(b: ir.IRBuilder, x: ir.Value) -> ir.Value:

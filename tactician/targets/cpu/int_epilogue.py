@@ -303,15 +303,18 @@ class IntEpilogue(Epilogue):
             sums = b.fptosi(V.unary(b, "round", sums), V.like(sums.type, I32))
         super().finish(em, sums, count)
 
-    def touch_pixel(self, em: Any, x: Any, k: Any, count: int) -> None:
-        """Prefetches ``count`` channels of a pixel of what the stage reads at its own place."""
-        own = [
+    def own_loads(self) -> list[E.Load]:
+        """What the stage reads at its own place."""
+        return [
             ld for ld in E.loads(self.stage.expr)
             if ld.value is not self.source and ld.guard is None and ld.value.const is None
             and len(ld.index) == len(self.stage.vars)
             and all(i is v for i, v in zip(ld.index, self.stage.vars, strict=True))
         ]
-        channel = self._channel()
+
+    def touch_pixel(self, em: Any, x: Any, k: Any, count: int) -> None:
+        """Prefetches ``count`` channels of a pixel of what the stage reads at its own place."""
+        own, channel = self.own_loads(), self._channel()
         if not own or channel is None:
             return
         b = em.builder

@@ -524,7 +524,7 @@ class _Block:
     def _touch(self) -> None:
         """What the epilogue will read beside the sums comes nearer while they are made."""
         o, b = self.o, self.b
-        if not any(v is not o.p.finish.source and v.const is None for v in o.p.finish.values()):
+        if not o.epilogue.own_loads():
             return
         for image, place in self.places:
             with self._pixels() as (before, pixel):

@@ -195,6 +195,7 @@ def test_instructions(kind, instruction):
     for name in (instruction, "ldtilecfg", "tileloadd", "tilestored", "tilerelease"):
         assert name in text
     assert "tile_load" not in text  # nothing is spelled out
+    assert "vpslld" not in text  # results are rounded once
 
 
 def test_configuration_is_what_the_unit_takes():

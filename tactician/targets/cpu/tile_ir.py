@@ -47,14 +47,14 @@ class TileUnit:
         self.state_bytes = 0 if self.real else STATE_BYTES
 
     def configure(self, b: ir.IRBuilder, state: Any, registers: list[tuple[Any, int]]) -> None:
-        """Sets the shapes of the registers, which are zero then.
+        """Sets the shapes of the registers, which are zero then. Not for loops: it takes stack.
 
         Args:
             state: ``state_bytes`` of memory, 64-byte aligned, that stand for them.
             registers: Rows (an i64) and bytes of a row of each that is used.
         """
-        config = V.entry_alloca(b, ir.ArrayType(I8, CONFIG_BYTES))
-        config.align = CONFIG_BYTES
+        config = b.alloca(ir.ArrayType(I8, CONFIG_BYTES))
+        config.align, config.type = CONFIG_BYTES, PTR  # llvmlite types the pointer
         for at in range(0, CONFIG_BYTES, 8):
             b.store(I64(1 if at == 0 else 0), _byte(b, config, at), align=8)  # palette 1
         for n, (rows, width) in enumerate(registers):

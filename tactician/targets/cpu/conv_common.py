@@ -258,6 +258,25 @@ class Epilogue:
             em.mask = lane_mask(count, lanes) if count < lanes else None
         em.store(self.stage, em.emit(self.stage.expr))
 
+    def store_pixels(self, em: Emitter, x: Index, sums: Any, count: int) -> None:
+        """Like `store`, of neighbouring pixels of the only channel.
+
+        Args:
+            em: From `at`.
+            x: The first pixel's last coordinate.
+            sums: A vector with one lane per pixel.
+            count: How many of its lanes are pixels.
+        """
+        lanes, channel = sums.type.count, self._channel()
+        em.push(em.builder)
+        em.bind(self._space()[-1], x, width=lanes)
+        if channel is not None:
+            em.bind(channel, I64(0))
+        em.bind_result(self.source, sums)
+        em.mask = lane_mask(count, lanes) if count < lanes else None
+        em.store(self.stage, em.emit(self.stage.expr))
+        em.pop()
+
     def touch(self, em: Emitter, x: Index, k: Index) -> None:
         """Asks for the lines that `store` will read and write for a vector of channels.
 

@@ -123,3 +123,104 @@ def test_normalized_sums(packed: bool, kind: Any) -> None:
     want = torch.nn.functional.layer_norm(
         total, (SIZE,), torch.tensor(gamma), torch.tensor(beta), 1e-5)
     close(y, want.numpy()[..., None, None], 1e-4 if kind is F else 1e-2)
+
+
+def test_embeddings_of_megatron() -> None:
+    fields, want = table()
+    ends = np.cumsum([0, *LENGTHS]).astype(I)
+    ids = rng.integers(0, 20, ends[-1]).astype(I)
+    segments = rng.integers(0, 2, ends[-1]).astype(I)
+    at = np.concatenate([np.arange(n) for n in LENGTHS])
+    names = ("word", "token_type", "position")
+    total = sum(fields[f"bert_embeddings_{n}_embeddings"].reshape(-1, SIZE)[i]
+                for n, i in zip(names, (ids, segments, at), strict=True))
+    for version, half in (("3", 0), ("5", 1)):
+        y, residual = run("CustomEmbLayerNormPluginDynamic", fields | {"output_fp16": I(half)}, ids,
+                          segments, ends, np.zeros(7, I), version=version, native=True)
+        assert y.dtype == residual.dtype == (np.float16 if half else F)
+        close(y, want(ids, segments, at)[..., None, None], 5e-3 if half else 1e-4)
+        close(residual, total[..., None, None], 5e-3 if half else 1e-4)
+
+
+def rounded(x: np.ndarray, step: float) -> np.ndarray:
+    """Numbers of 8 bits."""
+    return np.clip(np.rint(x / F(step)), -128, 127).astype(np.int8)
+
+
+def stepped(x: np.ndarray, step: float) -> np.ndarray:
+    return rounded(x, step).astype(F) * F(step)
+
+
+def packed_attention(qkv: np.ndarray, ends: np.ndarray, step: float | None) -> np.ndarray:
+    """Attention of packed sequences, with shares of 8 bits where there is a step:
+    [3 * size, tokens] to [size, tokens]."""
+    parts = qkv.astype(np.float64).reshape(3, HEADS, HEAD, -1)
+    out = np.zeros(parts.shape[1:])
+    for a, b in pairwise(ends):
+        q, k, v = parts[..., a:b]
+        e = np.einsum("hds,hdt->hst", q, k) / np.sqrt(HEAD)
+        e = np.exp(e - e.max(-1, keepdims=True))
+        share = e / e.sum(-1, keepdims=True)
+        if step is not None:
+            share = np.rint(share / step).clip(-128, 127) * step
+        out[..., a:b] = np.einsum("hst,hdt->hds", share, v)
+    return out.reshape(SIZE, -1)
+
+
+ENDS = np.cumsum([0, *LENGTHS]).astype(I)
+PLACE = (1, -1, int(ENDS[-1]), 1)
+
+
+@pytest.mark.parametrize("version", ["3", "6"])
+def test_attention_of_8_bits(version: str) -> None:
+    qkv, step = normal(3 * SIZE, int(ENDS[-1])), 1 / 100
+    fields = {"hidden_size": I(SIZE), "num_heads": I(HEADS), "dq_probs": F(step)}
+    feeds = [ENDS, np.zeros(7, I)]
+    want = packed_attention(stepped(qkv, 0.03), ENDS, step).reshape(PLACE)
+    explicit = fields | {"use_explicit_int8": I(1), "input_qkv_scale": F(0.03),
+                         "output_ctx_scale": F(0.02)}
+    # floats whose ranges say the steps, floats and bytes whose steps are fields
+    for given, x, ranges in ((fields, qkv, {"x0": 0.03 * 127, "y0": 0.02 * 127}),
+                             (explicit, qkv, {}), (explicit, rounded(qkv, 0.03), {})):
+        [y] = run("CustomQKVToContextPluginDynamic", given, x.reshape(PLACE), *feeds,
+                  version=version, native=True, ranges=ranges)
+        assert y.dtype == x.dtype
+        steps = y.astype(F) / (1 if y.dtype == np.int8 else F(0.02))
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
+        apart = np.abs(steps - rounded(want, 0.02))
+        assert apart.max() < 1.01 and (apart > 0.5).mean() < 0.02  # a tie may round either way
+    # without ranges nothing is rounded
+    [y] = run("CustomQKVToContextPluginDynamic", fields, qkv.reshape(PLACE), *feeds,
+              version=version, native=True)
+    close(y, packed_attention(qkv, ENDS, None).reshape(PLACE))
+
+
+@pytest.mark.parametrize("version", ["3", "4", "7", "8"])
+@pytest.mark.parametrize("kind", [F, np.int8])
+def test_normalized_sums_of_8_bits(version: str, kind: Any) -> None:
+    x, skip = (normal(SIZE, 12) for _ in range(2))
+    gamma, beta = normal(SIZE), normal(SIZE)
+    steps = {"x0": 0.03, "x1": 0.02, "y0": 0.04, "y1": 0.05}
+    total = (stepped(x, 0.03) + stepped(skip, 0.02)).T
+    norm = torch.nn.functional.layer_norm(
+        torch.tensor(total), (SIZE,), torch.tensor(gamma), torch.tensor(beta), 1e-7)
+    wants = [norm.numpy().T, total.T][:1 + (version in "48")]
+    feeds = [v if kind is F else rounded(v, steps[n]) for n, v in (("x0", x), ("x1", skip))]
+    got = run("CustomSkipLayerNormPluginDynamic", {"gamma": gamma, "beta": beta},
+              *(v.reshape(1, SIZE, 12, 1) for v in feeds), version=version, native=True,
+              ranges={n: s * 127 for n, s in steps.items()})
+    assert len(got) == len(wants)
+    for i, (y, want) in enumerate(zip(got, wants, strict=True)):
+        assert y.dtype == kind and y.shape == (1, SIZE, 12, 1)
+        have = y[0, :, :, 0].astype(F) / (1 if kind is np.int8 else F(steps[f"y{i}"]))
+        apart = np.abs(have - rounded(want, steps[f"y{i}"]))
+        assert apart.max() < 1.01 and (apart > 0.5).mean() < 0.02
+    assert not np.array_equal(got[0], got[-1]) or len(got) == 1
+
+
+def test_bytes_without_a_scale_are_refused() -> None:
+    x = rounded(normal(1, SIZE, 12, 1), 0.03)
+    fields = {"gamma": normal(SIZE), "beta": normal(SIZE)}
+    with pytest.raises(Exception, match="INT8 input 1 needs a scale.*dynamic range"):
+        run("CustomSkipLayerNormPluginDynamic", fields, x, x, version="3",
+            ranges={"x0": 3.0, "y0": 4.0})

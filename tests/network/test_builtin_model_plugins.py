@@ -93,10 +93,55 @@ def test_efficient_nms_decodes_boxes_from_anchors(coding: int) -> None:
     fields = {"score_threshold": F(0.2), "iou_threshold": F(0.5), "max_output_boxes": I(12),
               "background_class": I(-1), "score_activation": I(0), "box_coding": I(coding)}
     fused = run("EfficientNMS_TRT", fields, moves, scores, anchors)
-    plain = run("EfficientNMS_Explicit_TF_TRT", fields, boxes.astype(F), scores)
+    plain = run("EfficientNMS_TRT", fields, boxes.astype(F), scores)
     for got, want in zip(fused, plain, strict=True):
         close(got, want)
     assert (plain[0] > 2).all()
+
+
+def combined(boxes: np.ndarray, scores: np.ndarray, each: int, total: int, iou: float,
+             least: float) -> list[tuple[float, int, int]]:
+    """(score, class, box) of an image by suppressing one box at a time, as TensorFlow's combined
+    suppression does."""
+    kept = []
+    for c in range(scores.shape[1]):
+        chosen: list[int] = []
+        for b in np.argsort(-scores[:, c], kind="stable"):
+            if scores[b, c] < least or len(chosen) == each:
+                break
+            p = boxes[b, min(c, boxes.shape[1] - 1)]
+            over = []
+            for o in chosen:
+                q = boxes[o, min(c, boxes.shape[1] - 1)]
+                sides = np.minimum(p[2:], q[2:]) - np.maximum(p[:2], q[:2])
+                both = np.prod(np.maximum(sides, 0))
+                over.append(both / (np.prod(p[2:] - p[:2]) + np.prod(q[2:] - q[:2]) - both))
+            if all(x < iou for x in over):
+                chosen.append(int(b))
+        kept += [(float(scores[b, c]), c, b) for b in chosen]
+    return sorted(kept, reverse=True)[:total]
+
+
+@pytest.mark.parametrize("name", ["EfficientNMS_Explicit_TF_TRT", "EfficientNMS_Implicit_TF_TRT"])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("pad", [0, 1])
+def test_tensorflows_combined_suppression(name: str, classes: int, pad: int) -> None:
+    low = rng.random((2, 15, classes, 2)) * 0.6
+    boxes = np.concatenate([low, low + 0.2 + 0.4 * rng.random((2, 15, classes, 2))], -1).astype(F)
+    scores = rng.random((2, 15, 3)).astype(F)
+    flat = "Implicit" in name
+    fields = {"max_output_size_per_class": I(2), "max_total_size": I(9), "iou_threshold": F(0.4),
+              "score_threshold": F(0.3), "pad_per_class": I(pad), "clip_boxes": I(1)}
+    count, found, values, labels = run(name, fields, boxes, scores, native=True)
+    room = 6 if pad else 9
+    assert count.shape == ((2,) if flat else (2, 1)) and found.shape == (2, room, 4)
+    for n in range(2):
+        want = combined(boxes[n], scores[n], 2, room, 0.4, 0.3)
+        assert count.reshape(-1)[n] == len(want) > 3
+        close(values[n], F([s for s, _, _ in want] + [0] * (room - len(want))))
+        assert labels[n][:len(want)].tolist() == [c for _, c, _ in want]
+        close(found[n][:len(want)],
+              F([boxes[n, b, min(c, classes - 1)] for _, c, b in want]).clip(0, 1))
 
 
 def test_crops() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,15 @@ class Fields:
     Args:
         arrays: Flat arrays.
         version: The plugin's version.
+
+    Attributes:
+        scales: What one step of 8 bits stands for, of inputs and of outputs, from their dynamic
+            ranges; those that are missing or None have no range.
     """
 
     def __init__(self, arrays: Mapping[str, Array], version: str = "1"):
         self.arrays, self.version = dict(arrays), version
+        self.scales: tuple[Sequence[float | None], Sequence[float | None]] = ((), ())
 
     def one(self, name: str, default: float | None = None) -> Any:
         """A number.
@@ -80,6 +85,8 @@ class Kind:
             inputs are.
         count: Field that says how many outputs there are (or what counts them from the fields), all
             of the first type; "": as `types`.
+        bytes: Whether INT8 may take the place of FLOAT.
+        other: Versions that differ from these.
     """
 
     fields: tuple[str, ...]
@@ -91,6 +98,8 @@ class Kind:
     versions: tuple[str, ...] = ("1",)
     half: str = ""
     count: str | Callable[[Fields], int] = ""
+    bytes: bool = False
+    other: Mapping[str, Kind] = field(default_factory=dict)
 
     def outputs(self, fields: Fields) -> tuple[DataType, ...]:
         """Element types of the outputs."""
@@ -116,26 +125,35 @@ class OpPlugin(IPluginV2DynamicExt):
 
     def __init__(self, name: str, fields: Fields):
         super().__init__()
-        self.plugin_type, self.fields, self.kind = name, fields, KINDS[name]
+        self.plugin_type, self.fields = name, fields
+        self.kind = kind_of(name, fields.version)
         self.types = self.kind.outputs(fields)
         self.num_outputs = len(self.types)
-        for field in self.kind.ignored:
-            if np.any(fields.many(field) != 0):
-                log.warning(f"plugin {name}: field {field!r} has no effect on this target")
+        for unused in self.kind.ignored:
+            if np.any(fields.many(unused) != 0):
+                log.warning(f"plugin {name}: field {unused!r} has no effect on this target")
 
     @property
     def native(self) -> bool:
         """Whether it is made of ops, which take its place when a network is built."""
         return self.kind.compute is None
 
-    def emit(self, graph: Graph, inputs: Sequence[Value]) -> list[Value]:
+    def emit(self, graph: Graph, inputs: Sequence[Value],
+             outputs: Sequence[Value] = ()) -> list[Value]:
         """Adds what it computes to a graph; FP16 inputs are taken as FP32.
+
+        Args:
+            graph: The graph.
+            inputs: The inputs; their dynamic ranges, and those of the outputs, are those of INT8.
+            outputs: The outputs that the results take the place of.
 
         Raises:
             OpError: If shapes or fields are wrong.
         """
         wide = [ops.emit(graph, "cast", [v], to=T.f32).output if v.dtype is T.f16 else v
                 for v in inputs]
+        if self.kind.bytes and outputs:
+            self.fields.scales = ([_step(v) for v in inputs], [_step(v) for v in outputs])
         return list(self.kind.build(graph, wide, self.fields))
 
     def graph(self, shapes: Sequence[Sequence[Any]]) -> Graph:
@@ -159,13 +177,15 @@ class OpPlugin(IPluginV2DynamicExt):
         return self._half(self.types[index], input_types)
 
     def _half(self, want: DataType, input_types: Sequence[DataType]) -> DataType:
-        """HALF in the place of FLOAT where the first input that may be either is HALF."""
+        """HALF, or INT8, in the place of FLOAT where the first input that may be either is that."""
         if want != DataType.FLOAT:
             return want
         if self.kind.half:
             return DataType.HALF if self.fields.one(self.kind.half, 0) else want
         kinds = (t for i, t in enumerate(input_types) if self.kind.input(i) == DataType.FLOAT)
-        return DataType.HALF if next(kinds, want) == DataType.HALF else want
+        found = next(kinds, want)
+        return found if found == DataType.HALF or (
+            self.kind.bytes and found == DataType.INT8) else want
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any],
                                     num_inputs: int) -> bool:
@@ -195,6 +215,13 @@ class OpPlugin(IPluginV2DynamicExt):
         return twin
 
 
+def _step(v: Value) -> float | None:
+    """What a step of 8 bits stands for in a tensor with a dynamic range."""
+    found = v.meta.get("dynamic_range")
+    largest = max(map(abs, found)) if found is not None else 0.0
+    return largest / 127 if largest else None
+
+
 def _view(address: int, shape: tuple[int, ...], t: DataType) -> Array:
     """The memory at an address as an array."""
     dtype = np.dtype(to_ir(t).np)
@@ -215,7 +242,7 @@ class OpPluginCreator(IPluginCreator):
         super().__init__()
         self.name, self.plugin_version, self.plugin_namespace = name, version, ""
         self.field_names = PluginFieldCollection_(
-            [PluginField(f) for f in KINDS[name].fields])
+            [PluginField(f) for f in kind_of(name, version).fields])
 
     def create_plugin(self, name: str, field_collection: PluginFieldCollection_,
                       phase: Any = None) -> OpPlugin:
@@ -232,6 +259,12 @@ class OpPluginCreator(IPluginCreator):
         plugin = OpPlugin(self.name, fields)
         plugin.plugin_namespace, plugin.plugin_version = self.plugin_namespace, self.plugin_version
         return plugin
+
+
+def kind_of(name: str, version: str) -> Kind:
+    """A built-in plugin in one of its versions."""
+    kind = KINDS[name]
+    return kind.other.get(version, kind)
 
 
 def _flat(data: Any) -> Array:

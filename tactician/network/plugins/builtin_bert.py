@@ -16,9 +16,15 @@ from .kit import Kit
 
 F, I = DataType.FLOAT, DataType.INT32
 _EPSILON = 1e-5
+_MEGATRON = ("3", "5")  # versions of the embeddings
 
 
-def _weights(f: Fields, name: str, *shape: int) -> Array:
+def floats(f: Fields, name: str, *shape: int) -> Array:
+    """A field's numbers in a shape, in which one size may be -1.
+
+    Raises:
+        OpError: If they are none, or don't fit.
+    """
     found = f.many(name).astype(np.float32)
     rest = int(np.prod([n for n in shape if n > 0])) or 1
     if not found.size or found.size % rest or (-1 not in shape and found.size != rest):
@@ -27,10 +33,10 @@ def _weights(f: Fields, name: str, *shape: int) -> Array:
     return found.reshape(shape)
 
 
-def _numbers(k: Kit, lengths: Value, like: Value) -> Value:
-    """Which sequence each token of ``like`` (its first axis) belongs to, from the running sum of
-    lengths [sequences + 1]."""
-    token = k.unsqueeze(k.upto(k.size(like, 0)), 1)
+def numbers_of(k: Kit, lengths: Value, tokens: Value) -> Value:
+    """Which sequence each of ``tokens`` (a vector of one integer) tokens belongs to, from the
+    running sum of lengths [sequences + 1]."""
+    token = k.unsqueeze(k.upto(tokens), 1)
     ends = k.unsqueeze(k.cast(k.part(lengths, 0, 1, 2**31 - 1), T.i64), 0)
     return k.reduce("sum", k.cast(k.binary("ge", token, ends), T.i64), 1)
 
@@ -55,7 +61,7 @@ def _attention(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     q, key, v = (k.transpose(k.squeeze(p, 3), 1, 2, 0, 3) for p in k.split(parts, 3))
     mask = None
     if packed:
-        number = _numbers(k, inputs[2], x)
+        number = numbers_of(k, inputs[2], k.size(x, 0))
         mask = k.binary("eq", k.unsqueeze(number, 1), k.unsqueeze(number, 0))
         mask = k.unsqueeze(mask, 0, 1)
     elif masked:
@@ -76,14 +82,14 @@ def _embeddings(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]
          "ids, segments and running lengths of packed sequences" if packed
          else "ids, segments and mask [length, N]")
     names = ("word", "token_type", "position")
-    scale, bias = (_weights(f, f"bert_embeddings_layernorm_{n}", -1) for n in ("gamma", "beta"))
+    scale, bias = (floats(f, f"bert_embeddings_layernorm_{n}", -1) for n in ("gamma", "beta"))
     size = len(scale)
-    word, kind, place = (k.const(_weights(f, f"bert_embeddings_{n}_embeddings", -1, size))
+    word, kind, place = (k.const(floats(f, f"bert_embeddings_{n}_embeddings", -1, size))
                          for n in names)
     ids, segments, third = inputs[:3]
     at = k.upto(k.size(ids, 0))
     if packed:
-        begins = k.gather(k.cast(third, T.i64), _numbers(k, third, ids), axis=0)
+        begins = k.gather(k.cast(third, T.i64), numbers_of(k, third, k.size(ids, 0)), axis=0)
         positions = k.gather(place, k.sub(at, begins), axis=0)
         count = k.const(np.zeros(0, np.int32))
     else:
@@ -92,6 +98,8 @@ def _embeddings(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]
     total = k.add(k.add(k.gather(word, ids, axis=0), k.gather(kind, segments, axis=0)), positions)
     y = k.op("normalization", total, k.const(scale), k.const(bias), axes=(rank,),
              epsilon=_EPSILON)
+    if f.version in _MEGATRON:  # its second output is what the first layer's residual adds
+        count = k.unsqueeze(total, rank + 1, rank + 2)
     return [k.unsqueeze(y, rank + 1, rank + 2), count]
 
 
@@ -99,7 +107,7 @@ def _product(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     need(inputs, [(5,)], "x [length, N, size, 1, 1]")
     k = Kit(g)
     width = int(f.one("out_dims"))
-    weights = _weights(f, "W", -1, width)
+    weights = floats(f, "W", -1, width)
     x = k.squeeze(inputs[0], 3, 4)
     if x.dims[2] != len(weights):
         raise ops.OpError(f"W has {weights.size} numbers: [{len(weights)}, {width}], but "
@@ -124,7 +132,7 @@ def _skip_layer_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[V
     need(inputs, [(3, 4, 5)] * 2, "input and skip, [length, N, size, 1, 1] or, packed, "
          "[tokens, size, 1, 1]")
     k = Kit(g)
-    scale, bias = (_weights(f, n, -1) for n in ("gamma", "beta"))
+    scale, bias = (floats(f, n, -1) for n in ("gamma", "beta"))
     rank = inputs[0].rank
     axis = 1 if rank == 4 and inputs[0].dims[1] == len(scale) else 2
     if inputs[0].dims[axis] != len(scale):
@@ -136,17 +144,20 @@ def _skip_layer_norm(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[V
                  axes=(axis,), epsilon=_EPSILON)]
 
 
+_TABLES = ("bert_embeddings_layernorm_beta", "bert_embeddings_layernorm_gamma",
+           "bert_embeddings_word_embeddings", "bert_embeddings_token_type_embeddings",
+           "bert_embeddings_position_embeddings")
 KINDS.update({
     "CustomQKVToContextPluginDynamic": Kind(
         ("type_id", "hidden_size", "num_heads", "has_mask", "dq_probs", "var_seqlen",
          "use_int8_scale_max"), (F,), _attention, inputs=(F, I, I, I),
         ignored=("type_id", "dq_probs", "use_int8_scale_max"), versions=("1", "2", "4", "5")),
     "CustomEmbLayerNormPluginDynamic": Kind(
-        ("output_fp16", "full_mask", "mha_type_id", "bert_embeddings_layernorm_beta",
-         "bert_embeddings_layernorm_gamma", "bert_embeddings_word_embeddings",
-         "bert_embeddings_token_type_embeddings", "bert_embeddings_position_embeddings"),
-        (F, I), _embeddings, inputs=(I, I, I, I), ignored=("full_mask", "mha_type_id"),
-        half="output_fp16", versions=("1", "2", "4", "6")),
+        ("output_fp16", "full_mask", "mha_type_id", *_TABLES), (F, I), _embeddings,
+        inputs=(I, I, I, I), ignored=("full_mask", "mha_type_id"), half="output_fp16",
+        versions=("1", "2", "4", "6"), other=dict.fromkeys(_MEGATRON, Kind(
+            ("output_fp16", *_TABLES), (F, F), _embeddings, inputs=(I, I, I, I),
+            half="output_fp16"))),
     "CustomFCPluginDynamic": Kind(("out_dims", "type_id", "W"), (F,), _product,
                                   ignored=("type_id",)),
     "CustomGeluPluginDynamic": Kind(("type_id", "bias"), (F,), _gelu, ignored=("type_id",)),

@@ -162,6 +162,39 @@ def _efficient(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     return detections(k, corners(k, boxes) if coded else boxes, scores, rules, keep, 0, T.i32)
 
 
+def _tensorflow(g: Graph, inputs: Sequence[Value], f: Fields, flat: bool = False
+                ) -> Sequence[Value]:
+    """TensorFlow's combined suppression: limits per class and in all.
+
+    Args:
+        g: The graph.
+        inputs: Boxes and scores.
+        f: The fields.
+        flat: Whether counts are [N] instead of [N, 1], and scores may end in a dimension of 1.
+    """
+    k = Kit(g)
+    need(inputs, [(3, 4), (3, 4) if flat else (3,)], "boxes [N, boxes, 4] or [N, boxes, 1 or "
+         "classes, 4] and scores [N, boxes, classes]")
+    boxes, scores = inputs
+    if scores.rank == 4:
+        scores = k.squeeze(scores, 3)
+    if boxes.rank == 3:
+        boxes = k.unsqueeze(boxes, 2)
+    each, total = int(f.one("max_output_size_per_class", -1)), int(f.one("max_total_size", 100))
+    if f.one("pad_per_class", 0) and each > 0:
+        total = min(total, each * _classes(scores))
+    rules = Rules(float(f.one("iou_threshold", 0.5)), float(f.one("score_threshold", 0.5)),
+                  each=min(each, total) if each > 0 else total)
+    count, found, values, labels = detections(k, boxes, scores, rules, total, 0, T.i32)
+    if f.one("clip_boxes", 0):
+        found = k.clip(found, np.float32(0), np.float32(1))
+    return [k.squeeze(count, 1) if flat else count, found, values, labels]
+
+
+def _tensorflow_flat(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
+    return _tensorflow(g, inputs, f, flat=True)
+
+
 def _batched(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
     need(inputs, [(4,), (3,)], "boxes [N, boxes, 1 or classes, 4] and scores "
          "[N, boxes, classes]")
@@ -202,13 +235,16 @@ def _onnx_nms(g: Graph, inputs: Sequence[Value], f: Fields) -> Sequence[Value]:
 _EFFICIENT = Kind(
     ("score_threshold", "iou_threshold", "max_output_boxes", "background_class",
      "score_activation", "box_coding", "class_agnostic"), (I, F, F, I), _efficient)
+_TENSORFLOW = ("max_output_size_per_class", "max_total_size", "iou_threshold", "score_threshold",
+               "pad_per_class", "clip_boxes")
 _BATCHED = Kind(
     ("shareLocation", "backgroundLabelId", "numClasses", "topK", "keepTopK", "scoreThreshold",
      "iouThreshold", "isNormalized", "clipBoxes", "scoreBits", "caffeSemantics"),
     (I, F, F, F), _batched, ignored=("scoreBits", "caffeSemantics"))
 KINDS.update({
     "EfficientNMS_TRT": _EFFICIENT,
-    "EfficientNMS_Explicit_TF_TRT": _EFFICIENT,
+    "EfficientNMS_Explicit_TF_TRT": Kind(_TENSORFLOW, (I, F, F, I), _tensorflow),
+    "EfficientNMS_Implicit_TF_TRT": Kind(_TENSORFLOW, (I, F, F, I), _tensorflow_flat),
     "EfficientNMS_ONNX_TRT": Kind(
         ("score_threshold", "iou_threshold", "max_output_boxes_per_class", "center_point_box"),
         (I,), _onnx_nms),

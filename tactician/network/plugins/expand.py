@@ -26,7 +26,7 @@ def _replace(graph: Graph, node: Node, plugin: OpPlugin) -> None:
     first = len(graph.nodes)
     inputs = [v for v in node.inputs if v is not None]
     try:
-        results = plugin.emit(graph, inputs)
+        results = plugin.emit(graph, inputs, node.outputs)
         types = [v.dtype for v in node.outputs]
         results = [v if v.dtype is t else emit(graph, "cast", [v], to=t).output
                    for v, t in zip(results, types, strict=True)]

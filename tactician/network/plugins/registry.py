@@ -144,6 +144,7 @@ def init_libnvinfer_plugins(logger: Any = None, namespace: str = "") -> bool:
     from . import (  # noqa: F401  (they add kinds)
         builtin_bert,
         builtin_boxes,
+        builtin_int8,
         builtin_models,
         builtin_points,
         builtin_rcnn,
@@ -155,7 +156,7 @@ def init_libnvinfer_plugins(logger: Any = None, namespace: str = "") -> bool:
         log.set_active(logger)
     registry = get_plugin_registry()
     for name, kind in KINDS.items():
-        for version in kind.versions:
+        for version in (*kind.versions, *kind.other):
             if registry.get_creator(name, version, namespace) is None:
                 registry.register_creator(OpPluginCreator(name, version), namespace)
     return True

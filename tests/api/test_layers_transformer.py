@@ -84,28 +84,34 @@ class TestAttention:
         seen = np.arange(5) < lengths[:, None, None, None]
         close(net.run(a.get_output(0)), attention(Q, K, V, seen))
 
+    @pytest.mark.parametrize("kind", [trt.CausalMaskKind.UPPER_LEFT,
+                                      trt.CausalMaskKind.LOWER_RIGHT])
     @pytest.mark.parametrize("masked", ["", "boolean", "float"])
-    def test_lengths_of_queries_and_keys_align_the_causal_mask(self, masked):
-        """The last valid query sees the last valid key."""
-        q_lens, k_lens = np.array([3, 2], np.int32), np.array([4, 5], np.int32)
+    def test_lengths_of_keys_and_causal_masks(self, kind, masked):
+        """Aligned LOWER_RIGHT, the last query sees the last valid key."""
+        k_lens = np.array([4, 5], np.int32)
         net = Net()
         a = net.network.add_attention_v2(*(net.input(x) for x in (Q, K, V)),
-                                         trt.AttentionNormalizationOp.SOFTMAX,
-                                         trt.CausalMaskKind.LOWER_RIGHT)
-        a.query_lengths, a.key_value_lengths = net.input(q_lens), net.input(k_lens)
-        assert a.query_lengths.name == "in3"
+                                         trt.AttentionNormalizationOp.SOFTMAX, kind)
+        a.key_value_lengths = net.input(k_lens)
         mask = None
         if masked:
             mask = f32(2, 1, 3, 5) > -1 if masked == "boolean" else f32(2, 1, 3, 5)
             mask[..., 0] = masked == "boolean" or 0.5
             a.mask = net.input(mask)
-        seen = np.arange(5) <= np.arange(3)[:, None] + (k_lens - q_lens)[:, None, None, None]
+        offset = (k_lens - 3)[:, None, None, None] if kind == trt.CausalMaskKind.LOWER_RIGHT else 0
+        seen = np.arange(5) <= np.arange(3)[:, None] + offset
         seen = seen & (np.arange(5) < k_lens[:, None, None, None])
         add = mask if masked == "float" else None
         want = attention(Q, K, V, seen & mask if masked == "boolean" else seen, add)
-        y = net.run(a.get_output(0))
-        for b, n in enumerate(q_lens):  # rows of padding may hold anything
-            close(y[b, :, :n], want[b, :, :n])
+        close(net.run(a.get_output(0)), want)
+
+    def test_lengths_of_queries_that_are_padded_are_ignored(self):
+        net = Net()
+        a = self.layer(net)
+        a.query_lengths = net.input(np.array([0, 3, 4], np.int32))
+        assert a.query_lengths.name == "in3"
+        close(net.run(a.get_output(0)), attention(Q, K, V))
 
     def test_without_softmax(self):
         net = Net()
@@ -114,17 +120,20 @@ class TestAttention:
         assert a.norm_op == trt.AttentionNormalizationOp.NONE
         close(net.run(a.get_output(0)), Q @ K.swapaxes(2, 3) @ V)
 
-    def test_quantized_probabilities(self):
+    @pytest.mark.parametrize("groups", [2, 1])
+    def test_quantized_probabilities(self, groups):
         scale = np.float32(1 / 127)
+        k, v = K[:, :groups], V[:, :groups]
         net = Net()
-        a = self.layer(net)
+        a = net.network.add_attention(*(net.input(x) for x in (Q, k, v)),
+                                      trt.AttentionNormalizationOp.SOFTMAX, causal=False)
         a.normalization_quantize_scale = net.const(scale)
         a.normalization_quantize_to_type = trt.int8
         assert a.normalization_quantize_to_type == trt.int8
         assert a.normalization_quantize_scale is not None
-        s = Q.astype(float) @ K.swapaxes(2, 3)
+        s = Q.astype(float) @ k.swapaxes(2, 3)
         p = np.exp(s) / np.exp(s).sum(-1, keepdims=True)
-        close(net.run(a.get_output(0)), np.rint(p / scale) * scale @ V, 1e-2)
+        close(net.run(a.get_output(0)), np.rint(p / scale) * scale @ v, 1e-2)
 
     def test_inputs_can_be_replaced(self):
         net = Net()
@@ -132,15 +141,22 @@ class TestAttention:
         assert a.set_input(1, net.input(2 * K)) and not a.set_input(7, a.get_input(0))
         close(net.run(a.get_output(0)), attention(Q, 2 * K, V))
 
-    def test_forms_and_ranks_that_are_not_supported_say_so(self):
+    def test_ranks_that_are_not_supported_say_so(self):
         net = Net()
         a = self.layer(net)
         a.num_ranks = 2
         assert a.num_ranks == 1 and "one device" in net.log.errors
+
+    def test_packed_sequences_need_their_lengths(self):
+        net = Net()
+        a = self.layer(net)
         a.query_form = a.key_value_form = trt.AttentionIOForm.PACKED_NHD
         assert a.query_form == a.key_value_form == trt.AttentionIOForm.PACKED_NHD
-        assert "PACKED_NHD" in net.fails(a.get_output(0))
+        assert "PACKED_NHD needs [tokens, heads, size]" in net.fails(a.get_output(0))
+        a.set_input(0, net.input(f32(6, 2, 4)))
+        assert "needs query_lengths" in net.log.errors or "needs query_lengths" in net.fails()
         a.query_form = a.key_value_form = trt.AttentionIOForm.PADDED_BHND
+        a.set_input(0, net.input(Q))
         close(net.run(a.get_output(0)), attention(Q, K, V))
 
 
@@ -240,7 +256,7 @@ class TestKVCache:
         np.testing.assert_array_equal(net.run(layer.get_output(0)), want)
         layer.update_form = trt.AttentionIOForm.PACKED_NHD
         assert layer.update_form == trt.AttentionIOForm.PACKED_NHD
-        assert "PACKED_NHD" in net.fails()
+        assert "the form PACKED_NHD needs a cache" in net.fails()
 
 
 class TestMixtureOfExperts:

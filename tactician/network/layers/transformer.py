@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import dtypes as T
+from ...ir import dims as D
 from ...ir.graph import Value
 from ...ops import OpError
 from ...support import logger as log
@@ -29,6 +29,16 @@ from ..layer import Attr, Emitter, ILayer
 from ..tensor import ITensor
 from ..values import Dims, as_int, dims
 from .contraction import dims_attr
+from .ragged import (
+    before,
+    both,
+    counting,
+    length_of,
+    mask_of,
+    per_batch,
+    tokens,
+    write_packed,
+)
 
 
 class IAttentionBoundaryLayer(ILayer):
@@ -74,27 +84,51 @@ class IAttentionOutputLayer(IAttentionBoundaryLayer):
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s = self._state
         q, k, v = self._x(0), self._x(1), self._x(2)
-        forms = (s["query_form"], s["key_value_form"])
-        if AttentionIOForm.PACKED_NHD in forms:
-            raise OpError("the form PACKED_NHD is not supported; pad sequences to PADDED_BHND")
+        if AttentionIOForm.PACKED_NHD in (s["query_form"], s["key_value_form"]):
+            return [self._of_packed(e, q, k, v)]
         if any(x.rank != 4 for x in (q, k, v)):
             raise OpError(f"it needs [batch, heads, length, size], got {q!r}, {k!r}, {v!r}")
-        normalize = s["norm_op"] is AttentionNormalizationOp.SOFTMAX
         causal, lens = self._causal(e, k)
         mask = self._optional(_MASK)
-        if causal and self._in(_QUERY_LENGTHS) is not None:
-            causal, mask = False, self._aligned_mask(e, q, k, lens, mask)
+        if lens is not None and s["causal_kind"] is CausalMaskKind.UPPER_LEFT:
+            mask = both(e, before(e, q, k), mask)
+        return [self._weighted(e, q, k, v, mask, lens, causal)]
+
+    def _of_packed(self, e: Emitter, q: Value, k: Value, v: Value) -> Value:
+        s = self._state
+        queries = tokens(e, q, s["query_form"], self._optional(_QUERY_LENGTHS)
+                         if s["query_form"] is AttentionIOForm.PACKED_NHD else None,
+                         "query_lengths")
+        keys = tokens(e, k, s["key_value_form"], self._optional(_KV_LENGTHS),
+                      "key_value_lengths")
+        if v.rank != k.rank:
+            raise OpError(f"keys and values have one form, but are {k!r}, {v!r}")
+        mask = mask_of(e, queries, keys, s["causal_kind"], self._optional(_MASK))
+        operands = (queries.joined(e, q), keys.joined(e, k), keys.joined(e, v))
+        return queries.parted(e, self._weighted(e, *operands, mask, None, False))
+
+    def _weighted(self, e: Emitter, q: Value, k: Value, v: Value, mask: Value | None,
+                  lens: Value | None, causal: bool) -> Value:
+        """The attention of operands [batch, heads, length, size]."""
+        s = self._state
+        normalize = s["norm_op"] is AttentionNormalizationOp.SOFTMAX
         operands = (q, k, v, mask, None, None, lens)
         if self._in(_QUANTIZE_SCALE) is None:
-            return [e.value("attention", *operands, scale=1.0, causal=causal, normalize=normalize)]
-        if q.dims[1] != k.dims[1]:
-            raise OpError("quantized normalization needs as many key heads as query heads")
+            return e.value("attention", *operands, scale=1.0, causal=causal, normalize=normalize)
         p = e.op("attention", *operands, scale=1.0, causal=causal, normalize=normalize, outputs=4,
                  scores=3).outputs[3]
         scale = self._x(_QUANTIZE_SCALE)
         codes = e.value("quantize", p, scale, None, to=to_ir(s["quantize_to"]), axis=0)
         p = e.value("dequantize", codes, scale, None, to=p.dtype, axis=0)
-        return [e.value("matmul", p, v, ta="none", tb="none")]
+        heads, groups = q.dims[1], k.dims[1]
+        if heads == groups:
+            return e.value("matmul", p, v, ta="none", tb="none")
+        if not D.is_static(heads, groups):
+            raise OpError(f"the heads of {q!r} and {k!r} must be known where scores are quantized")
+        # query heads that share keys become rows of one product
+        rows = e.value("reshape", p, e.ints([0, int(groups), -1, 0]), zero_copies=True)
+        y = e.value("matmul", rows, v, ta="none", tb="none")
+        return e.value("reshape", y, e.ints([0, int(heads), -1, 0]), zero_copies=True)
 
     def _causal(self, e: Emitter, k: Value) -> tuple[bool, Value | None]:
         """Whether it is causal, and the lengths of keys that align the mask."""
@@ -102,10 +136,8 @@ class IAttentionOutputLayer(IAttentionBoundaryLayer):
         if kind is CausalMaskKind.NONE:
             return False, lens
         if kind is CausalMaskKind.UPPER_LEFT:
-            if lens is not None:
-                raise OpError("a causal mask with key lengths is aligned LOWER_RIGHT; set"
-                              " causal_kind to that")
-            return True, None
+            # with lengths the op aligns the last query and the last key
+            return lens is None, lens
         if lens is None:
             shape = e.value("shape", k)
             batch = e.value("gather", shape, e.ints([0]), axis=0, batch_dims=0)
@@ -113,32 +145,13 @@ class IAttentionOutputLayer(IAttentionBoundaryLayer):
             lens = e.value("expand", length, batch)
         return True, lens
 
-    def _aligned_mask(self, e: Emitter, q: Value, k: Value, lens: Value | None,
-                      mask: Value | None) -> Value:
-        """What queries see if both they and keys have lengths: the last valid query sees the last
-        valid key."""
-        if lens is None:
-            raise OpError("a causal mask with query lengths is aligned LOWER_RIGHT; set causal_kind"
-                          " to that")
-        apart = e.value("binary", e.value("cast", lens, to=T.i64),
-                        e.value("cast", self._x(_QUERY_LENGTHS), to=T.i64), fn="sub")
-        apart = e.value("reshape", apart, e.ints([-1, 1, 1, 1]), zero_copies=False)
-        rows = e.value("unsqueeze", counting(e, q, 2), e.ints([1]))
-        columns = counting(e, k, 2)
-        last = e.value("binary", rows, apart, fn="add")
-        seen = e.value("binary", columns, last, fn="le")
-        if mask is None:
-            return seen
-        if mask.dtype.kind == "b":
-            return e.value("binary", seen, mask, fn="and")
-        return e.value("select", seen, mask, e.const(np.asarray(-np.inf, mask.dtype.np)))
-
 
 class IAttention:
-    """``norm_op(q kᵀ + mask) v``, with q, k, v as [batch, heads, length, size].
+    """``norm_op(q kᵀ + mask) v``, with q, k, v as [batch, heads, length, size], or as the tokens
+    of all sequences without padding, [tokens, heads, size] (PACKED_NHD), in any combination.
 
     The scores are not scaled: scale the queries first. Heads of q may be a multiple of those of k
-    and v.
+    and v. Places in masks are those within sequences.
 
     Attributes:
         norm_op: SOFTMAX or NONE.
@@ -146,6 +159,11 @@ class IAttention:
         causal_kind: How the causal mask is aligned.
         mask: Boolean (true: seen) or added to the scores; or None.
         decomposable: Whether it may be computed by several kernels; always allowed here.
+        query_form, key_value_form: Whether queries, and keys and values, are packed.
+        query_lengths: Where queries are packed: running sum of the lengths [sequences + 1].
+            Ignored where they are not.
+        key_value_lengths: Where keys are packed: running sum of the lengths; else, or None, the
+            valid keys of each sequence [batch].
         name, metadata: Name and free text of its layers.
     """
 
@@ -175,8 +193,8 @@ class IAttention:
     normalization_quantize_to_type = _attr(
         "quantize_to", DataType, "Type that normalized scores are quantized to.")
     mask = _tensor(_MASK, "The mask, or None.")
-    query_lengths = _tensor(_QUERY_LENGTHS, "Valid queries of each sequence, or None.")
-    key_value_lengths = _tensor(_KV_LENGTHS, "Valid keys of each sequence, or None.")
+    query_lengths = _tensor(_QUERY_LENGTHS, "Running lengths of packed queries, or None.")
+    key_value_lengths = _tensor(_KV_LENGTHS, "Lengths of keys, or None.")
     normalization_quantize_scale = _tensor(
         _QUANTIZE_SCALE, "Scale that normalized scores are quantized with, or None.")
 
@@ -281,8 +299,9 @@ class IKVCacheUpdateLayer(ILayer):
 
     Attributes:
         cache_mode: LINEAR.
-        update_form: Layout of the update.
-        update_lengths: Valid entries of each update, or None.
+        update_form: Layout of the update: PADDED_BHND, or PACKED_NHD: [tokens, heads, size].
+        update_lengths: Where it is packed: running sum of the lengths [batch + 1]. Else valid
+            entries of each update, or None (more than TensorRT takes).
     """
 
     _layer_type = LayerType.KV_CACHE_UPDATE
@@ -292,7 +311,7 @@ class IKVCacheUpdateLayer(ILayer):
 
     @property
     def update_lengths(self) -> ITensor | None:
-        """Valid entries of each update, or None."""
+        """Lengths of the updates; see the class."""
         return self.get_input(3)
 
     @update_lengths.setter
@@ -304,14 +323,15 @@ class IKVCacheUpdateLayer(ILayer):
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         cache, new, start = self._x(0), self._x(1), self._x(2)
-        if self.update_form is not AttentionIOForm.PADDED_BHND:
-            raise OpError("the form PACKED_NHD is not supported; pad sequences to PADDED_BHND")
+        if self.update_form is AttentionIOForm.PACKED_NHD:
+            return [write_packed(e, cache, new, start,
+                                 None if self._in(3) is None else self._x(3))]
         if cache.rank != 4 or new.rank != 4 or start.rank != 1:
             raise OpError(f"it needs cache and update [batch, heads, length, size] and indices"
                           f" [batch], got {cache!r}, {new!r}, {start!r}")
-        base = _per_batch(e, start)
+        base = per_batch(e, start)
         if self._in(3) is not None:
-            return [self._of_lengths(e, cache, new, base, _per_batch(e, self._x(3)))]
+            return [self._of_lengths(e, cache, new, base, per_batch(e, self._x(3)))]
         steps = e.value("reshape", counting(e, new, 2), e.ints([1, 1, -1, 1]), zero_copies=False)
         at = e.value("expand", e.value("binary", base, steps, fn="add"), e.value("shape", new))
         return [e.value("scatter_elements", cache, at, new, axis=2, reduction="none")]
@@ -330,24 +350,6 @@ class IKVCacheUpdateLayer(ILayer):
         at = e.value("expand", inside, e.value("shape", cache))
         moved = e.value("gather_elements", new, at, axis=2)
         return e.value("select", covered, moved, cache)
-
-
-def _per_batch(e: Emitter, x: Value) -> Value:
-    """Integers [batch] as [batch, 1, 1, 1]."""
-    return e.value("reshape", e.value("cast", x, to=T.i64), e.ints([-1, 1, 1, 1]),
-                   zero_copies=False)
-
-
-def length_of(e: Emitter, x: Value, axis: int) -> Value:
-    """The size of a dimension, as a scalar."""
-    size = e.value("gather", e.value("shape", x), e.ints([axis]), axis=0, batch_dims=0)
-    return e.value("reshape", size, e.const(np.zeros(0, np.int64)), zero_copies=False)
-
-
-def counting(e: Emitter, x: Value, axis: int) -> Value:
-    """0, 1, 2 … up to the size of a dimension."""
-    return e.value("range", e.const(np.zeros((), np.int64)), length_of(e, x, axis),
-                   e.const(np.ones((), np.int64)))
 
 
 class Unquantized(Attr):

@@ -150,6 +150,7 @@ class ILayer:
     _title: ClassVar[str] = "Op"
     _incomplete: ClassVar[bool] = False  # may be put right after it was added
     _default_outputs: ClassVar[int] = 1
+    _formula_kind: ClassVar[str] = ""  # which of the network's formulas gives its sizes
     _optional_inputs: ClassVar[frozenset[int]] = frozenset()
 
     def __init__(self, network: NetworkCore, inputs: Sequence[ITensor | None],
@@ -194,8 +195,8 @@ class ILayer:
         self._state["name"] = name
         for node in self._nodes:
             node.name = name
-        if self._errors():
-            self._changed()  # the message names the layer
+        if self._errors() or self._net._formulas.get(self._impl._formula_kind) is not None:
+            self._changed()  # the message names the layer, a formula is told its name
 
     @property
     def metadata(self) -> str:

@@ -46,6 +46,15 @@ class Axis:
     def span(self) -> int:
         return (self.window - 1) * self.dilation + 1
 
+    @property
+    def past_end(self) -> bool:
+        """Whether a window may reach past the end of the input."""
+        over = (self.out - 1) * self.stride + self.span - self.pre - self.size
+        if isinstance(over, int):
+            return over > 0
+        inside = self.size + (self.pre - self.span)
+        return self.out != D.floor_div(inside, self.stride) + 1
+
 
 def per_axis(name: str, given: Sequence[int], count: int, default: int) -> tuple[int, ...]:
     """A spatial attribute with one entry per spatial dimension; empty means the default.

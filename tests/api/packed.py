@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,15 @@ def alone(q: Any, k: Any, v: Any, seen: Any, add: Any) -> Any:
     repeats = q.shape[0] // k.shape[0]
     k, v = np.repeat(k, repeats, 0).astype(float), np.repeat(v, repeats, 0)
     s = np.where(seen, q.astype(float) @ k.swapaxes(1, 2) + add, -np.inf)
-    e = np.exp(s - s.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True) @ v
+    top = s.max(-1, keepdims=True)
+    e = np.exp(s - np.where(np.isneginf(top), 0, top))  # a row that sees no key is 0
+    return e / np.maximum(e.sum(-1, keepdims=True), 1e-30) @ v
 
 
 def sequences(x: Any, lengths: Any, packed: bool) -> list[Any]:
     """Each sequence's tokens [heads, length, size] of a tensor in either form."""
     if packed:
-        cut = ends(lengths)
-        return [x[a:b].swapaxes(0, 1) for a, b in zip(cut[:-1], cut[1:], strict=True)]
+        return [x[a:b].swapaxes(0, 1) for a, b in pairwise(ends(lengths))]
     return [x[i, :, :n] for i, n in enumerate(lengths)]
 
 

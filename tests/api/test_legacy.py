@@ -299,22 +299,6 @@ class TestBuilderSettings:
             assert refitter.refit_cuda_engine()
         close(trt.Engine(engine)(f32(1, 2))["y"], f32(1, 2) @ (3 * w))
 
-    def test_output_formulas_say_that_they_are_not_used(self):
-        class Formula(trt.IOutputDimensionsFormula):
-            def compute(self, input_dims, kernel_size, stride, padding, dilation, layer_name):
-                return trt.DimsHW(1, 1)
-
-        plain = trt.IOutputDimensionsFormula()
-        out = plain.compute(trt.DimsHW(9, 8), trt.DimsHW(3, 3), trt.DimsHW(2, 2),
-                            trt.DimsHW(1, 1), trt.DimsHW(1, 1), "conv")
-        assert (out.h, out.w) == (5, 4) and isinstance(out, trt.DimsHW)
-        net, formula = Net(), Formula()
-        for kind in ("pooling", "convolution", "deconvolution"):
-            name = f"{kind}_output_dimensions_formula"
-            setattr(net.network, name, formula)
-            assert getattr(net.network, name) is formula and f"{name} is not used" in net.log.text()
-        assert formula.compute(*[(1, 1)] * 5, "x").h == 1
-
 
 class TestCalibrators:
     """All four feed batches, keep a cache and read it."""

@@ -33,6 +33,15 @@ def test_output_channels(k):
     check((1, 5, 7, 9), (k, 5, 3, 3), pre=(1, 1), post=(1, 1))
 
 
+@pytest.mark.parametrize("dynamic", [(), (2, 3)])
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("window, post", [((1, 1), (0, 1)), ((2, 1), (1, 3)), ((1, 1), (2, 0))])
+def test_padding_behind_windows_of_one(window, post, groups, dynamic):
+    """Such windows have no column in front of the input, but may have one behind it."""
+    check((2, 8, 5, 8), (16 // (1 + (groups > 1)), 8 // groups, *window), post=post,
+          groups=groups, dynamic=dynamic)
+
+
 @pytest.mark.parametrize("c", [1, 3, 4, 8, 17])
 def test_input_channels(c):
     check((2, c, 6, 13), (16, c, 3, 3), pre=(1, 1), post=(1, 1))

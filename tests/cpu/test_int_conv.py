@@ -175,6 +175,19 @@ def test_one_and_three_dimensions(x, w):
     check_conv(x, w)
 
 
+@pytest.mark.parametrize("runtime_zero", [False, True])
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("window, attrs", [
+    ((1, 1), {"post": (0, 1)}), ((2, 1), {"post": (1, 3)}), ((1, 1), {"post": (2, 0)}),
+    ((1, 1), {"stride": (2, 2), "padding_mode": "explicit_up"}),
+    ((3, 3), {"stride": (2, 2), "padding_mode": "explicit_up"}),
+])  # fmt: skip
+def test_padding_behind(window, attrs, groups, runtime_zero):
+    """Windows of one have no column in front of the input, but may have one behind it."""
+    check_conv((2, 8, 6, 8), (16 if groups == 1 else 8, 8 // groups, *window), groups=groups,
+               runtime_zero=runtime_zero, **attrs)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pointwise(stride):
     check_conv((2, 16, 9, 10), (40, 16, 1, 1), stride=(stride, stride), tail="i8")

@@ -221,6 +221,6 @@ def test_normalized_sums_of_8_bits(version: str, kind: Any) -> None:
 def test_bytes_without_a_scale_are_refused() -> None:
     x = rounded(normal(1, SIZE, 12, 1), 0.03)
     fields = {"gamma": normal(SIZE), "beta": normal(SIZE)}
-    with pytest.raises(Exception, match="INT8 input 1 needs a scale.*dynamic range"):
+    with pytest.raises(Exception, match="INT8 input 1 needs a scale"):
         run("CustomSkipLayerNormPluginDynamic", fields, x, x, version="3",
             ranges={"x0": 3.0, "y0": 4.0})

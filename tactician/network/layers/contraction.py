@@ -15,6 +15,7 @@ from ..enums import LayerType, MatrixOperation, NetworkDefinitionCreationFlag, P
 from ..layer import Attr, Emitter, ILayer, WeightsAttr
 from ..tensor import ITensor
 from ..values import Dims, DimsHW, as_int, dims
+from .formulas import CONVOLUTION, DECONVOLUTION, fitted
 
 
 def dims_attr(x: Any) -> Dims:
@@ -160,6 +161,7 @@ class IConvolutionLayer(_ConvolutionBase):
     __doc__ = "Convolution. " + (_ConvolutionBase.__doc__ or "")
     _layer_type = LayerType.CONVOLUTION
     _title = "Convolution"
+    _formula_kind = CONVOLUTION
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s, x = self._state, self._x()
@@ -171,13 +173,15 @@ class IConvolutionLayer(_ConvolutionBase):
         if w is None:
             raise OpError("it has no kernel: give weights, or a tensor with set_input(1, tensor)")
         b = self._operand(e, 2, "bias", [out])
-        return [e.value("convolution", x, w, b, groups=groups, **padding_attrs(s, n))]
+        attrs = fitted(self, CONVOLUTION, x.dims[2:], s["kernel_size_nd"], padding_attrs(s, n))
+        return [e.value("convolution", x, w, b, groups=groups, **attrs)]
 
 
 class IDeconvolutionLayer(_ConvolutionBase):
     __doc__ = "Deconvolution (transposed convolution). " + (_ConvolutionBase.__doc__ or "")
     _layer_type = LayerType.DECONVOLUTION
     _title = "Deconvolution"
+    _formula_kind = DECONVOLUTION
 
     def _emit(self, e: Emitter) -> Sequence[Value]:
         s, x = self._state, self._x()
@@ -189,7 +193,8 @@ class IDeconvolutionLayer(_ConvolutionBase):
         if w is None:
             raise OpError("it has no kernel: give weights, or a tensor with set_input(1, tensor)")
         b = self._operand(e, 2, "bias", [out])
-        return [e.value("deconvolution", x, w, b, groups=groups, **padding_attrs(s, n))]
+        attrs = fitted(self, DECONVOLUTION, x.dims[2:], s["kernel_size_nd"], padding_attrs(s, n))
+        return [e.value("deconvolution", x, w, b, groups=groups, **attrs)]
 
 
 class IFullyConnectedLayer(_ConvolutionBase):

@@ -23,6 +23,7 @@ from ..layer import Attr, Emitter, ILayer, share
 from ..tensor import ITensor
 from ..values import Dims, DimsHW, as_int, dims
 from .contraction import HW, Symmetric, dims_attr, padding_attrs, window_state
+from .formulas import POOLING, fitted
 
 _REDUCE = {
     ReduceOperation.SUM: "sum", ReduceOperation.PROD: "prod", ReduceOperation.MAX: "max",
@@ -230,6 +231,7 @@ class IPoolingLayer(ILayer):
 
     _layer_type = LayerType.POOLING
     _title = "Pooling"
+    _formula_kind = POOLING
     _incomplete = True
     type = Attr(PoolingType, "The pooling function.")  # type: ignore[assignment]
     window_size_nd = Attr(dims_attr, "Sizes of the window.")
@@ -251,10 +253,11 @@ class IPoolingLayer(ILayer):
             raise OpError(f"a {n}-D window needs an input of {n + 2} dimensions, got {x!r}")
         # Caffe leaves out windows that would start in the padding behind
         clip = s["padding_mode"] is PaddingMode.CAFFE_ROUND_UP
+        attrs = fitted(self, POOLING, x.dims[-n:], s["window_size_nd"],
+                       {"ceil": clip, **padding_attrs(s, n)})
         return [e.value("pooling", x, fn=_POOLING[s["type"]], window=tuple(s["window_size_nd"]),
-                        blend=s["blend_factor"], ceil=clip,
-                        count_include_pad=not s["average_count_excludes_padding"],
-                        **padding_attrs(s, n))]
+                        blend=s["blend_factor"],
+                        count_include_pad=not s["average_count_excludes_padding"], **attrs)]
 
     def _view(self) -> ILayer:
         return share(self, _PoolingView)

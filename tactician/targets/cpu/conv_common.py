@@ -101,6 +101,7 @@ class Problem:
             x_pixel=self.x_pixel,
             depthwise=is_depthwise(node),
             dtype=x.dtype,
+            past=tuple(a.past_end for a in self.axes),
         )
         self.stage = region.stages[-1] if region.stages else None
         self.out = region.outputs[0]

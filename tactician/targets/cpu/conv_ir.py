@@ -50,6 +50,7 @@ class ConvShape:
         depthwise: Each output channel sees the input channel of the same number only; ``c`` is
             1 then, and channels are neighbours in memory.
         dtype: Element type of the input; f16 and bf16 become f32 as they are read.
+        past: Whether windows may reach past the end, per spatial dimension; (): they may.
     """
 
     c: int
@@ -62,10 +63,15 @@ class ConvShape:
     x_pixel: int
     depthwise: bool = False
     dtype: DType = f32
+    past: tuple[bool, ...] = ()
 
     @property
     def taps(self) -> int:
         return math.prod(self.window)
+
+    def inside(self, d: int = -1) -> bool:
+        """Whether every tap along a spatial dimension is inside the input."""
+        return self.window[d] == 1 and self.pre[d] == 0 and bool(self.past) and not self.past[d]
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,7 @@ class MicroKernel:
         """Whether requests for memory are spread over the loop over channels: so many at once
         that they are no small part of a short loop would hold up what is behind them."""
         c, vectors = self.shape.c, self.mr * self.nv
-        if self.shape.taps > 1 or self.shape.pre[-1] or c % self.tile.unroll or c <= _WHOLE:
+        if self.shape.taps > 1 or not self.shape.inside() or c % self.tile.unroll or c <= _WHOLE:
             return False
         return vectors <= 2 * self._turns() and self._turns() < _MANY * vectors
 
@@ -399,7 +405,7 @@ class MicroKernel:
         step = s.stride[-1]
         last = b.add(at, I64((self.mr - 1) * step))
         fits = b.and_(b.icmp_signed(">=", at, I64(0)), b.icmp_signed("<", last, size))
-        if s.window[-1] == 1 and s.pre[-1] == 0:
+        if s.inside():
             rows = self._rows_apart(b, x, at, pixel, step)
             return self._channels(b, rows, w, acc)
         yes, no = b.append_basic_block("interior"), b.append_basic_block("border")

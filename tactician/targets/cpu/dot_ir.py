@@ -150,7 +150,7 @@ class DotMicroKernel:
         if d == self.rank - 1:
             return self._row_tap(b, x, w, acc, at, inside)
         s = self.shape
-        if s.window[d] > 1 or s.pre[d]:
+        if not s.inside(d):
             here = b.icmp_unsigned("<", at, self.sizes[d])
             inside = here if inside is None else b.and_(inside, here)
         row = b.gep(x, [b.mul(at, self.strides[d])], source_etype=self.xt)
@@ -162,7 +162,7 @@ class DotMicroKernel:
         """One tap, or one run of taps, along the last dimension."""
         s = self.shape
         pixel, size, step = I64(s.x_pixel), self.sizes[-1], s.stride[-1]
-        always = s.window[-1] == 1 and s.pre[-1] == 0 and not self.run
+        always = s.inside() and not self.run
         if always and inside is None:
             return self._channels(b, self._rows_apart(b, x, at, pixel, step), w, acc)
         fits = inside

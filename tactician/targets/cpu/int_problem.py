@@ -187,12 +187,13 @@ class IntProblem:
             dilation=tuple(a.dilation for a in self.axes),
             pre=tuple(int(a.pre) for a in self.axes),  # type: ignore[arg-type]
             x_channel=1, x_pixel=self.pitch, depthwise=self.depthwise,
+            past=tuple(a.past_end for a in self.axes),
         )  # fmt: skip
 
     @property
     def padded(self) -> bool:
         """Whether any tap may lie outside the input."""
-        return any(a.pre != 0 or a.post != 0 for a in self.axes)
+        return any(a.pre != 0 or a.past_end for a in self.axes)
 
 
 def _most(w: Array) -> float:

@@ -125,6 +125,8 @@ def _batched(v: Value, most: int) -> Range:
     rest = v.dims[1:]
     if not D.is_static(*rest):
         raise BuildError(f"input {v.name!r}: shapes can't vary in an implicit-batch network")
+    if v.dims[0] == 1:  # one copy for the whole batch
+        most = 1
     return (1, *rest), (most, *rest), (most, *rest)  # type: ignore[return-value, arg-type]
 
 

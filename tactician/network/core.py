@@ -404,12 +404,16 @@ class NetworkCore:
 
         Raises:
             ValueError: If a loop or conditional is incomplete, naming it.
+            OpError: If all inputs are broadcast across the batch.
         """
+        from .broadcast import spread
         from .control import lower_control
 
         if graph is None:
             graph, _ = self.graph.clone()
         lower_control(graph)
+        if self._off:
+            spread(graph)
         if _has_plugins(graph):
             from .plugins.expand import expand_builtins
             from .plugins.runner import refresh

@@ -9,6 +9,7 @@ import numpy as np
 from ..ir import dims as D
 from ..ir.graph import Node, SymbolInfo, Value
 from ..support import logger as log
+from .broadcast import FLAG, is_broadcast
 from .enums import DataType, TensorFormat, TensorLocation, from_ir, to_ir
 from .values import Dims, InvalidDims, as_int, dims
 
@@ -180,16 +181,22 @@ class ITensor:
 
     @property
     def broadcast_across_batch(self) -> bool:
-        """Implicit batch only: whether one copy of the tensor should serve the whole batch. It
-        has no effect, which is logged."""
-        return bool(self._v.meta.get("broadcast_across_batch", False))
+        """Implicit batch only: whether the tensor has one value for the whole batch.
+
+        Set on an input, one copy of it is bound, whatever the batch; it has no effect in a network
+        with explicit batch. Of other tensors it follows from their layer and its inputs.
+        """
+        return bool(self._net._off) and is_broadcast(self._v, {})
 
     @broadcast_across_batch.setter
     def broadcast_across_batch(self, value: bool) -> None:
-        if value and self._net._off:
-            log.warning(f"tensor {self.name!r}: broadcast_across_batch has no effect: the engine"
-                        " reads one copy for each element of the batch", self._net._logger)
-        self._v.meta["broadcast_across_batch"] = bool(value)
+        if not self._net._off:
+            return
+        if not self.is_network_input:
+            self._net._error(f"tensor {self.name!r}: broadcast_across_batch can be set for inputs"
+                             " of the network only; of other tensors it follows from these")
+            return
+        self._v.meta[FLAG] = bool(value)
 
     def get_dimension_name(self, index: int) -> str | None:
         """The name given to a dimension of an input, or None."""

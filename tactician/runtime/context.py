@@ -116,12 +116,14 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
         self._batch = self._core.program.implicit_batch
         for t in self._inputs:
             dynamic = -1 in t.shape
-            self._shapes[t.id] = None if dynamic else self._with_batch(t.shape)
+            self._shapes[t.id] = None if dynamic else self._with_batch(t, t.shape)
         self._values.clear()
         self._invalidate()
 
-    def _with_batch(self, shape: Sequence[int]) -> Extents:
-        return (self._batch, *shape) if self._batch else tuple(shape)
+    def _with_batch(self, t: IoTensor, shape: Sequence[int]) -> Extents:
+        if not self._batch:
+            return tuple(shape)
+        return (1 if self._engine._is_single(t) else self._batch, *shape)
 
     def _invalidate(self) -> None:
         self._current = None
@@ -154,7 +156,7 @@ class IExecutionContext(BindingsContextApi, ContextOptions, Reporter):
             new = tuple(as_int(d) for d in shape)
         except TypeError as e:
             return self._fail(f"set_input_shape({name!r}): {e}")
-        full = self._with_batch(new)
+        full = self._with_batch(t, new)
         if self._shapes[t.id] == full:
             return True
         problem = self._shape_problem(t, new)

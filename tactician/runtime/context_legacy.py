@@ -92,8 +92,10 @@ class BindingsContextApi:
         if batch != self._batch:
             with self._lock:
                 self._batch = batch
-                for i, shape in self._shapes.items():
-                    self._shapes[i] = None if shape is None else (batch, *shape[1:])
+                for t in self._inputs:
+                    shape = self._shapes[t.id]
+                    if shape is not None:
+                        self._shapes[t.id] = self._with_batch(t, shape[1:])
                 self._invalidate()
         return True
 

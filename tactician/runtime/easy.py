@@ -223,9 +223,13 @@ class Engine:
         return {t.name: results[t.name] for t in self._outputs}
 
     def _run_batch(self, context: IExecutionContext, feeds: dict[str, Array]) -> dict[str, Array]:
-        sizes = {a.shape[:1] for a in feeds.values()}
+        single = {n for n, t in self._inputs.items() if self.cuda_engine._is_single(t)}
+        sizes = {a.shape[:1] for n, a in feeds.items() if n not in single}
         for name, array in feeds.items():
-            if array.shape[1:] != self._inputs[name].shape or len(sizes) != 1:
+            shape = self._inputs[name].shape
+            if name in single and array.shape in (shape, (1, *shape)):
+                continue
+            if array.shape[1:] != shape or len(sizes) != 1:
                 raise UsageError(
                     f"input {name!r} must have shape (batch, *{self._inputs[name].shape}) with "
                     f"one batch for all inputs, got {array.shape}"

@@ -207,6 +207,10 @@ class ICudaEngine(BindingsApi, Reporter):
     def num_optimization_profiles(self) -> int:
         return len(self._program.profiles)
 
+    def _is_single(self, t: IoTensor) -> bool:
+        """Whether one copy of a tensor serves the whole implicit batch."""
+        return bool(self._program.implicit_batch) and self._program.tensors[t.id].shape[0] == 1
+
     def _profile(self, index: int, what: str) -> bool:
         count = len(self._program.profiles)
         return 0 <= index < count or self._fail(f"{what}: profile {index} of {count}")

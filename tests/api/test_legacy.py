@@ -209,13 +209,6 @@ class TestImplicitBatch:
         assert engine["y"] == 1 and engine[0] == "x" and list(engine) == ["x", "y"]
         assert [tuple(d) for d in engine.get_profile_shape(0, "x")][2] == (2, 4, 4)
 
-    def test_broadcasting_inputs_over_the_batch_is_not_done_which_the_log_says(self):
-        net = Net(implicit_batch=True)
-        x = net.network.add_input("x", trt.float32, (3,))
-        assert not x.broadcast_across_batch
-        x.broadcast_across_batch = True
-        assert x.broadcast_across_batch and "broadcast_across_batch has no effect" in net.log.text()
-
 
 class TestBindings:
     def test_dynamic_shapes_by_binding(self):

@@ -13,6 +13,7 @@ from ...ir import dims as D
 from ...ir.graph import Node, Value
 from ...ops import OpError
 from ...support import logger as log
+from ..broadcast import leading
 from ..enums import from_ir
 from ..enums_build import PluginCapabilityType
 from ..values import Dims
@@ -212,11 +213,18 @@ class StaticCall:
     def shapes(self, inputs: Sequence[Shape],
                contents: Sequence[Any]) -> tuple[list[Any], list[Shape]]:
         """Shapes of the outputs, twice: none depends on data."""
-        lead = inputs[0][: self._off] if inputs else ()
+        lead = self._lead(inputs)
         given = [Dims(s[self._off:]) for s in inputs]
-        out: list[Shape] = [(*lead, *map(int, self.plugin.get_output_shape(i, given)))
-                            for i in range(len(self.node.outputs))]
+        single = r._flags(self.node, "output")
+        out: list[Shape] = []
+        for i in range(len(self.node.outputs)):
+            one = i < len(single) and single[i]
+            shape = map(int, self.plugin.get_output_shape(i, given))
+            out.append((*((1,) if one else lead), *shape))
         return list(out), out
+
+    def _lead(self, inputs: Sequence[Shape]) -> Shape:
+        return leading(inputs, r._flags(self.node, "input")) if self._off and inputs else ()
 
     def final(self, shapes: Sequence[Any], sizes: Sequence[int]) -> list[Shape]:
         """The shapes themselves."""
@@ -229,7 +237,7 @@ class StaticCall:
             RuntimeError: If it returns a status that isn't 0.
         """
         plugin, node = self.plugin, self.node
-        batch = int(inputs[0][0]) if self._off and inputs else 1
+        batch = int(self._lead(inputs)[0]) if self._off and inputs else 1
         if not self._ready:
             types = [[from_ir(v.dtype) for v in x]
                      for x in (list(node.present_inputs()), node.outputs)]

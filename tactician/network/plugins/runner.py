@@ -13,6 +13,7 @@ from ...ir import dims as D
 from ...ir.graph import Graph, Node, TensorType, Value
 from ...ops import OpError
 from ...ops.plugin import set_plugin_runner
+from ..broadcast import leading
 from ..enums import DataType, TensorFormat, from_ir, to_ir
 from ..enums_build import PluginCapabilityType, QuickPluginCreationRequest, TensorRTPhase
 from ..values import Dims
@@ -239,15 +240,22 @@ def _infer_static(plugin: Any, node: Node, inputs: list[Value],
         raise OpError("this plugin takes fixed shapes only; implement IPluginV2DynamicExt or"
                       f" IPluginV3 for {', '.join(map(repr, inputs))}")
     shapes = [Dims(v.dims[off:]) for v in inputs]  # type: ignore[arg-type]
-    lead = inputs[0].dims[:off] if inputs else ()
+    lead = leading([v.dims for v in inputs], _flags(node, "input")) if off and inputs else ()
+    single = _flags(node, "output")
     out = []
     for i in range(node.attrs.outputs):
         shape = tuple(plugin.get_output_shape(i, shapes))
         kind = types[0] if types else DataType.FLOAT
         if hasattr(plugin, "get_output_data_type"):
             kind = DataType(plugin.get_output_data_type(i, types))
-        out.append(TensorType(to_ir(kind), (*lead, *shape)))
+        one = i < len(single) and single[i]
+        out.append(TensorType(to_ir(kind), (*((1,) if one else lead), *shape)))
     return out
+
+
+def _flags(node: Node, side: str) -> tuple[int, ...]:
+    """Which inputs or outputs have one value for an implicit batch; (): none."""
+    return tuple(node.meta.get(f"{side}_broadcast", ()))
 
 
 def _desc(shape: Sequence[D.DimLike], t: DataType) -> PluginTensorDesc:
@@ -305,10 +313,11 @@ def _configure_static(plugin: Any, node: Node, inputs: Any, outputs: Any) -> Non
     if old and not hasattr(plugin, "configure_with_format"):
         plugin.configure(ins, outs, 1)
     elif isinstance(plugin, IPluginV2) and hasattr(plugin, "configure_plugin"):
-        none = [False] * len(inputs)
+        once = [[bool(f) for f in _flags(node, side)] or [False] * len(x)
+                for side, x in (("input", inputs), ("output", outputs))]
         plugin.configure_plugin(
-            ins, outs, [t for _, t in inputs], [t for _, t in outputs], none,
-            [False] * len(outputs), TensorFormat.LINEAR, 1)
+            ins, outs, [t for _, t in inputs], [t for _, t in outputs], *once,
+            TensorFormat.LINEAR, 1)
     else:
         kind = inputs[0][1] if inputs else DataType.FLOAT
         plugin.configure_with_format(ins, outs, kind, TensorFormat.LINEAR, 1)

@@ -44,7 +44,7 @@ _UNHONOURED = {
     BuilderFlag.DIRECT_IO: "inputs and outputs never need reformatting",
     BuilderFlag.EXCLUDE_LEAN_RUNTIME: "plans carry no runtime",
     BuilderFlag.DISABLE_COMPILATION_CACHE: "code is compiled once per build anyhow",
-    BuilderFlag.WEIGHT_STREAMING: "all weights lie in the memory that kernels read them from",
+    BuilderFlag.WEIGHT_STREAMING: "a CPU reads weights where they lie",
     BuilderFlag.MONITOR_MEMORY: "memory is planned when the engine is built",
     BuilderFlag.DISTRIBUTIVE_INDEPENDENCE: "kernels are chosen without regard to it",
     BuilderFlag.ENABLE_TACTIC_HEURISTIC: "builder_optimization_level says how much is timed",
@@ -290,6 +290,8 @@ class Builder(LegacyBuilder):
         program.settings["aliases"] = _aliases(network)
         program.settings["debug_tensors"] = tuple(debug)
         program.settings["workspace"] = settings.workspace
+        if settings.target == "cuda" and config.get_flag(BuilderFlag.WEIGHT_STREAMING):
+            program.settings["weight_streaming"] = True
         program.settings["unfused_debug"] = network._unfused_debug
         if program.target == "cpu":
             equip(program)
@@ -330,6 +332,8 @@ class Builder(LegacyBuilder):
 
     def _warn_unhonoured(self, config: IBuilderConfig, settings: BuildSettings) -> None:
         for flag, reason in _UNHONOURED.items():
+            if flag == BuilderFlag.WEIGHT_STREAMING and settings.target == "cuda":
+                continue  # the runtime streams them
             if config.get_flag(flag):
                 log.warning(f"{flag} has no effect: {reason}", self._logger)
         defaults = IBuilderConfig()

@@ -31,7 +31,8 @@ _KEPT = (
     "strict_nans", "verbosity", "max_batch_size",
 )  # fmt: skip
 # Settings of a program that its compiler doesn't set.
-_CARRIED = ("locations", "aliases", "debug_tensors", "workspace", "unfused_debug")
+_CARRIED = ("locations", "aliases", "debug_tensors", "workspace", "unfused_debug",
+            "weight_streaming")
 
 
 class UsedTimings(MutableMapping[str, Any]):

@@ -1,10 +1,11 @@
 """Tensors of implicit-batch networks that have one value for the whole batch.
 
-An input that is broadcast is bound once, whatever the batch; layers read it repeated. Other tensors
-are broadcast if all that their layer reads is; a plugin is asked (`IPluginV2Ext` of TensorRT's C++
-API): ``can_broadcast_input_across_batch(input_index)`` says that it takes one copy of such an input,
-``is_output_broadcast_across_batch(output_index, input_is_broadcasted, nb_inputs)`` that an output
-is one copy. A plugin without these methods gets and gives copies for each element of the batch.
+An input that is broadcast is bound once, whatever the batch; layers read it repeated. Other
+tensors are broadcast if all that their layer reads is. A plugin is asked, as `IPluginV2Ext` of
+TensorRT's C++ API is: ``can_broadcast_input_across_batch(input_index)`` says that it takes one
+copy of such an input, ``is_output_broadcast_across_batch(output_index, input_is_broadcasted,
+nb_inputs)`` that an output is one copy. A plugin without these methods gets and gives copies for
+each element of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ops import OpError, emit
 
 FLAG = "broadcast_across_batch"
-_PRIVATE = frozenset("fill bernoulli multinomial loop if".split())  # results of their own, or bodies
+_PRIVATE = frozenset("fill bernoulli multinomial loop if".split())  # not by their inputs alone
 
 
 def is_broadcast(v: Value, known: dict[Value, bool]) -> bool:

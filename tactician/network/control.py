@@ -171,6 +171,8 @@ def _lower_loop(graph: Graph, markers: list[Node]) -> None:
     body.graph.outputs = [going, *nexts]
     body.keep_assertions()
     trips = limits["count"].inputs[0] if "count" in limits else None
+    if trips is not None and trips.dtype is not T.i64:  # the op, like ONNX's, counts in i64
+        trips = ops.create(graph, "cast", [trips], label, to=T.i64).outputs[0]
     node = ops.create(
         graph, "loop",
         [trips, starts, *(n.inputs[0] for n in states), *body.captures],

@@ -22,6 +22,7 @@ class BindingsContextApi:
     _shapes: Any
     _values: Any
     _batch: Any
+    _with_batch: Any
     _lock: Any
     _invalidate: Any
     _bind: Any

@@ -49,7 +49,7 @@ class EngineCore:
         if program.target == "cuda":
             from .gpu import GpuProgram
 
-            self.gpu = GpuProgram(program)
+            self.gpu = GpuProgram(program, self.info)
             self.host_tensors = self._host_tensors()
         self.constants: list[Array] = [
             c if self.gpu or stripped(program) else aligned_copy(c) for c in program.constants
@@ -102,7 +102,7 @@ class EngineCore:
     def memory(self, nbytes: int) -> tuple[Any, int]:
         """Memory for a context: (its owner, address)."""
         if self.gpu is not None:
-            from .gpu import DeviceBlock
+            from .gpu_memory import DeviceBlock
 
             device = DeviceBlock(self.gpu.driver, nbytes)
             return device, device.address

@@ -18,7 +18,7 @@ from ..support.errors import ExecutionError, UsageError
 from .buffers import Array, aligned_block
 from .context import IExecutionContext
 from .engine import ICudaEngine, IoTensor
-from .gpu import DeviceBlock
+from .gpu_memory import DeviceBlock
 from .runtime import Runtime
 
 

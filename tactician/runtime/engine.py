@@ -26,7 +26,8 @@ from ..support.errors import ExecutionError
 from .config import IRuntimeConfig, ISerializationConfig
 from .core import EngineCore
 from .engine_legacy import BindingsApi
-from .report import Kept, Reporter
+from .engine_streaming import WeightStreaming
+from .report import Reporter
 
 _STATIC = ExecutionContextAllocationStrategy.STATIC
 
@@ -68,19 +69,11 @@ def io_tensors(program: Program) -> list[IoTensor]:
     return out
 
 
-class ICudaEngine(BindingsApi, Reporter):
+class ICudaEngine(BindingsApi, WeightStreaming, Reporter):
     """A network compiled for this machine. Made by `Runtime.deserialize_cuda_engine`.
 
     Any number of contexts and threads may use one engine; they share its weights and code.
-
-    Attributes:
-        weight_streaming_budget, weight_streaming_budget_v2: Without effect, which is logged.
     """
-
-    weight_streaming_budget = Kept(0, "weights lie where kernels read them and are never streamed")
-    weight_streaming_budget_v2 = Kept(
-        0, "weights lie where kernels read them and are never streamed"
-    )
 
     def __init__(self, program: Program, *, plan: bytes | None = None, logger: Any = None,
                  runtime: Any = None, threads: int = 0):
@@ -105,7 +98,10 @@ class ICudaEngine(BindingsApi, Reporter):
 
     def _replace(self, program: Program) -> None:
         """Takes another program of the same network: what refitting does."""
+        old = self._core.gpu
         self._core = EngineCore(program, self._threads)
+        if old is not None and old.streaming is not None and self._core.gpu is not None:
+            self._core.gpu.limit(old.budget)
         self._lacks_weights = bool(stripped(program))
         self._plan = None
         self._io = io_tensors(program)
@@ -371,22 +367,6 @@ class ICudaEngine(BindingsApi, Reporter):
         """Streams that run branches at the same time as the caller's: where that was faster on the
         GPU when the engine was built. 0 on the CPU, where the thread pool does that."""
         return int(self._program.settings.get("aux_streams", 0))
-
-    @property
-    def streamable_weights_size(self) -> int:
-        """0: weights are used where they lie and never streamed."""
-        return 0
-
-    @property
-    def minimum_weight_streaming_budget(self) -> int:
-        return 0
-
-    @property
-    def weight_streaming_scratch_memory_size(self) -> int:
-        return 0
-
-    def get_weight_streaming_automatic_budget(self) -> int:
-        return 0
 
     def get_engine_stat(self, stat: EngineStat) -> int:
         """Bytes of weights: in all, or of those that a stripped plan lacks. The former counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 
 import numpy as np
@@ -10,34 +9,14 @@ import numpy as np
 from ..plan.program import CONST, Program
 from ..support import knobs
 from ..support.errors import PlanError
-from ..targets.cuda.code import ALIGNMENT, Code
+from ..targets.cuda.code import Code
 from ..targets.cuda.driver import Driver, Loaded, NoGpuError, open_gpu
 from ..targets.cuda.host import host_driver
+from .gpu_memory import DeviceBlock
+from .gpu_streaming import Stager, Streaming, choose, readers, room
+from .layout import ProgramInfo
 
 HOST_MODES = ("interpreter", "null")
-
-
-class DeviceBlock:
-    """Device memory that is freed with the object.
-
-    Attributes:
-        address: At a multiple of 256.
-        nbytes: Its size.
-    """
-
-    def __init__(self, driver: Driver, nbytes: int):
-        self.nbytes = nbytes
-        self.address = driver.alloc(max(nbytes, 1))
-        self._finalizer = weakref.finalize(self, _free, driver, self.address)
-
-    def free(self) -> None:
-        """Gives the memory back now."""
-        self._finalizer()
-
-
-def _free(driver: Driver, address: int) -> None:
-    with contextlib.suppress(Exception):  # the driver may be gone when a process ends
-        driver.free(address)
 
 
 def parse_fingerprint(text: str) -> tuple[int, str]:
@@ -84,22 +63,65 @@ class GpuProgram:
 
     Args:
         program: For target ``cuda``.
+        info: Facts about it.
 
     Raises:
         PlanError: If it can't run here.
 
     Attributes:
         driver: The device.
-        constant_address: Device address of each constant.
+        constant_address: Device address of each constant; 0 for those that are streamed.
         code: Kernels by symbol.
+        streamable: Bytes of the weights that can be streamed; 0 unless the engine was built so.
+        streaming: What is streamed, or None.
+        budget: Bytes of device memory for weights that can be streamed.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, info: ProgramInfo):
         self.driver = driver_for(program)
         self.driver.enter()
         check_libraries(program, self.driver)
         self.code = self._load(program)
-        self.weights, self.constant_address = self._upload(program)
+        self._program = program
+        may = program.settings.get("weight_streaming", False)
+        self._readers = readers(program, info) if may else {}
+        self.streamable = sum(
+            room(program.constants[r]) for refs in self._readers.values() for r in refs)
+        self.budget = self.streamable
+        self.streaming: Streaming | None = None
+        self.weights, self.constant_address = self._upload(program, set())
+        self._stagers: weakref.WeakValueDictionary[int, Stager] = weakref.WeakValueDictionary()
+
+    def limit(self, budget: int) -> None:
+        """Keeps at most ``budget`` bytes of the weights that can be streamed on the device. No
+        context may use the engine."""
+        self.budget = min(budget, self.streamable)
+        chosen = choose(self._program, self._readers, self.budget)
+        self._stagers = weakref.WeakValueDictionary()
+        self.streaming = None
+        self.weights.free()  # first, as there may be no room for both
+        if chosen:
+            self.streaming = Streaming(self.driver, self._program, self._readers, chosen)
+        self.weights, self.constant_address = self._upload(self._program, chosen)
+
+    def scratch(self, budget: int) -> int:
+        """Bytes of staging areas that a context takes with a budget."""
+        chosen = choose(self._program, self._readers, budget)
+        needs = [sum(room(self._program.constants[r]) for r in refs if r in chosen)
+                 for refs in self._readers.values()]
+        needs = [n for n in needs if n]
+        return max(needs, default=0) * min(2, len(needs))
+
+    def stager(self, arena: int) -> Stager | None:
+        """Staging areas for the schedules of a context, whose arena tells them from others'."""
+        if self.streaming is None:
+            return None
+        found = self._stagers.get(arena) if arena else None
+        if found is None:
+            found = Stager(self.driver, self.streaming)
+            if arena:
+                self._stagers[arena] = found
+        return found
 
     def _load(self, program: Program) -> dict[str, Loaded]:
         wanted = {s.symbol for s in program.steps if s.kind == "kernel"}
@@ -113,8 +135,8 @@ class GpuProgram:
             raise PlanError(f"the plan lacks the code of {', '.join(sorted(missing))}")
         return known
 
-    def _upload(self, program: Program) -> tuple[DeviceBlock, list[int]]:
-        used = {t.ref for t in program.tensors if t.kind == CONST}
+    def _upload(self, program: Program, but: set[int]) -> tuple[DeviceBlock, list[int]]:
+        used = {t.ref for t in program.tensors if t.kind == CONST} - but
         places: dict[int, int] = {}  # host address -> offset: equal constants are one in a plan
         offsets, total = [0] * len(program.constants), 0
         for i, array in enumerate(program.constants):
@@ -123,7 +145,7 @@ class GpuProgram:
             key = int(array.ctypes.data)
             if key not in places or not array.nbytes:
                 places[key] = total
-                total += -(-max(array.nbytes, 1) // ALIGNMENT) * ALIGNMENT
+                total += room(array)
             offsets[i] = places[key]
         block = DeviceBlock(self.driver, total)
         done: set[int] = set()
@@ -135,7 +157,7 @@ class GpuProgram:
                 if array is not program.constants[i]:
                     self.driver.synchronize()
         self.driver.synchronize()
-        return block, [block.address + o for o in offsets]
+        return block, [0 if i in but else block.address + o for i, o in enumerate(offsets)]
 
 
 def check_libraries(program: Program, driver: Driver) -> None:

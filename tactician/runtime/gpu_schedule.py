@@ -24,8 +24,8 @@ from ..support.errors import ExecutionError
 from ..targets.cuda.code import grid_of, scratch_needs
 from ..targets.cuda.driver import Call, Driver
 from .buffers import Array, array_at
-from .gpu import DeviceBlock
 from .gpu_lanes import Lanes
+from .gpu_memory import DeviceBlock
 from .gpu_plugins import DevicePlugins
 from .layout import Extents, Layout
 from .schedule import _JUMPS, Schedule, Watch
@@ -109,6 +109,7 @@ class GpuSchedule(Schedule):
         more = int(core.program.settings.get("aux_streams", 0))
         self._lanes = Lanes(self, more) if more else None
         self.has_branches = False
+        self._stager = core.gpu.stager(arena)
         super().__init__(core, layout, arena, keep, watched, watch)
         self._native = True  # kernels take their sizes from the tables
         self._calls: dict[int, Call] = {}
@@ -133,6 +134,8 @@ class GpuSchedule(Schedule):
         for i, t in enumerate(self._program.tensors):
             if t.kind == CONST:
                 out[i] = self.core.gpu.constant_address[t.ref]
+                if self._stager is not None:
+                    out[i] = self._stager.address.get(t.ref, out[i])
             elif t.kind == ARENA and i in self.layout.offsets:
                 out[i] = arena + self.layout.offsets[i]
             elif t.kind == SIZES:
@@ -294,8 +297,18 @@ class GpuSchedule(Schedule):
             if len(segment.seen) > _SEEN:
                 segment.seen.clear()
             segment.seen.add(key)
-        for i in segment.steps:
-            self._launch(i, self.stream)
+        self._queue(segment.steps, self.stream)
+
+    def _queue(self, steps: Sequence[int], stream: int) -> None:
+        """Queues kernels and copies, and beside them what brings streamed weights."""
+        if self._stager is None:
+            for i in steps:
+                self._launch(i, stream)
+            return
+        copies = self._stager.run(steps, stream)
+        for i in steps:
+            self._launch(i, stream, copies.before(i))
+            copies.after(i)
 
     def _capture(self, segment: Segment, key: tuple[int, ...]) -> Graph | None:
         """The segment as a graph, or None if it can't be one."""
@@ -303,15 +316,16 @@ class GpuSchedule(Schedule):
             self._capture_stream = self.driver.stream()
             weakref.finalize(self, self.driver.drop_stream, self._capture_stream)
         driver, stream = self.driver, self._capture_stream
-        places = self._lanes.places(segment.steps) if self._lanes is not None else None
+        places = None
+        if self._lanes is not None and self._stager is None:
+            places = self._lanes.places(segment.steps)
         driver.begin_capture(stream)
         try:
             self.has_branches |= places is not None
             if places is not None and self._lanes is not None:
                 self._lanes.record(segment.steps, places, stream)
             else:
-                for i in segment.steps:
-                    self._launch(i, stream)
+                self._queue(segment.steps, stream)
         except ExecutionError as e:
             driver.abandon_capture(stream)
             self._no_graph(e)
@@ -384,7 +398,10 @@ class GpuSchedule(Schedule):
             if step.kind == "jump" or not self._condition(step.args[0]):
                 return self._record_of(step.target)
         elif step is not None and step.kind in ("kernel", "copy"):
-            self._launch(i, self.stream)
+            streams = self._stager is not None and self._stager.loads(i)
+            if streams and self._stager is not None:
+                self._stager.load(i, self.stream)
+            self._launch(i, self.stream, streams)
         elif step is not None and step.kind == "learn":
             self._learn_sizes(i)
         elif step is not None:

@@ -176,3 +176,19 @@ class TestConditionals:
         b = net.network.add_unary(a, trt.UnaryOperation.EXP).get_output(0)
         y = branch.add_output(b, a).get_output(0)
         assert "undecided" in net.fails(y)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_loops_run_as_kernels_whatever_integer_counts_trips(dtype):
+    net = Net()
+    loop = net.network.add_loop()
+    loop.add_trip_limit(net.const(np.array(3, dtype)), T.COUNT)
+    x, k = f32(4, 4), f32(4, 4, seed=1)
+    state = loop.add_recurrence(net.input(x))
+    none = trt.MatrixOperation.NONE
+    y = net.network.add_matrix_multiply(state.get_output(0), none, net.const(k), none)
+    state.set_input(1, y.get_output(0))
+    last = loop.add_loop_output(state.get_output(0), O.LAST_VALUE).get_output(0)
+    engine = net.engine(last)
+    assert "reference" not in {s.kind for s in engine._program.steps}
+    close(trt.Engine(engine)(net.feeds)["y0"], x @ k @ k @ k, 1e-4)

@@ -10,7 +10,7 @@ from ..network.enums import TensorLocation, WeightsRole, from_ir
 from ..network.values import Weights, weights_array
 from ..plan.strip import stripped
 from ..runtime.engine import ICudaEngine
-from ..runtime.report import Reporter
+from ..runtime.report import Kept, Reporter
 from ..runtime.streams import stream_of
 from ..support import logger as log
 from ..support.errors import TacticianError, UsageError
@@ -35,20 +35,19 @@ class Refitter(Reporter):
         logger: `ILogger` for messages.
 
     Attributes:
-        max_threads: Kept; building takes one thread.
+        max_threads: Without effect, which is logged: building takes one thread.
         weights_validation: Whether new weights are checked to be finite.
 
     Raises:
         UsageError: If the engine can't be refitted.
     """
 
-    max_threads: int
+    max_threads = Kept(1, "building takes one thread")
     weights_validation: bool
 
     def __init__(self, engine: ICudaEngine, logger: Any):
         self._engine = engine
         self._log_to = logger
-        self.max_threads = 1
         self.weights_validation = True
         if not engine.refittable:
             raise UsageError(

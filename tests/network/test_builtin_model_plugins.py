@@ -144,6 +144,35 @@ def test_tensorflows_combined_suppression(name: str, classes: int, pad: int) -> 
               F([boxes[n, b, min(c, classes - 1)] for _, c, b in want]).clip(0, 1))
 
 
+def test_tensorflows_suppression_with_an_implicit_batch() -> None:
+    low = rng.random((3, 15, 1, 2)) * 0.6
+    boxes = np.concatenate([low, low + 0.2 + 0.4 * rng.random((3, 15, 1, 2))], -1).astype(F)
+    scores = rng.random((3, 15, 3)).astype(F)
+    assert trt.init_libnvinfer_plugins(None, "")
+    creator = trt.get_plugin_registry().get_plugin_creator("EfficientNMS_Implicit_TF_TRT", "1", "")
+    fields = {"max_output_size_per_class": I([2]), "max_total_size": I([9]),
+              "iou_threshold": F([0.4]), "score_threshold": F([0.3])}
+    plugin = creator.create_plugin("nms", trt.PluginFieldCollection(
+        [trt.PluginField(k, v) for k, v in fields.items()]))
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    builder.max_batch_size = 4
+    net = trt.INetworkDefinition(0, trt.Logger(trt.Logger.ERROR), builder, implicit_batch=True)
+    inputs = [net.add_input("b", trt.float32, (15, 1, 4)), net.add_input("s", trt.float32, (15, 3))]
+    layer = net.add_plugin_v2(inputs, plugin)
+    outputs = [layer.get_output(i) for i in range(4)]
+    assert [tuple(t.shape) for t in outputs] == [(), (9, 4), (9,), (9,)]
+    for t in outputs:
+        net.mark_output(t)
+    context = builder.build_cuda_engine(net).create_execution_context()
+    results = [np.zeros((3, *t.shape), F if t.dtype == trt.float32 else I) for t in outputs]
+    assert context.execute(3, [a.ctypes.data for a in (boxes, scores, *results)])
+    for n in range(3):
+        want = combined(boxes[n], scores[n], 2, 9, 0.4, 0.3)
+        assert results[0][n] == len(want) > 3
+        close(results[2][n, :len(want)], F([s for s, _, _ in want]))
+        assert results[3][n, :len(want)].tolist() == [c for _, c, _ in want]
+
+
 def test_crops() -> None:
     rois = np.sort(rng.random((2, 3, 2, 2)).astype(F) * F(1.1), axis=2).reshape(2, 3, 4)
     [y] = run("CropAndResizeDynamic", {"crop_width": I(3), "crop_height": I(1)}, X, rois,

@@ -105,6 +105,9 @@ class Builder:
     """Builds the kernel of one candidate."""
 
     tall = 1  # rows of the image that a row of the product covers
+    prefix = "e"  # of the epilogue's names
+    channel = "rn"  # name of the columns
+    in_place = False  # whether sums lie where results are stored from
 
     def __init__(self, region: Region, t: Tile, device: Any):
         node = region.anchor
@@ -156,13 +159,13 @@ class Builder:
 
     def _finish(self, w: Writer, acc: str) -> None:
         c, t, frame = self.c, self.t, self.frame
-        channel = "rn"
+        channel = rn = self.channel
         if self.tall > 1:
-            w(f"rc = rn % {c.filters}")
+            w(f"rc = {rn} % {c.filters}")
             channel = "rc"
         if c.groups > 1:
             group = "z" if c.phases == 1 else f"(z // {c.phases})"
-            w(f"rc = {group} * {c.filters} + rn")
+            w(f"rc = {group} * {c.filters} + {rn}")
             channel = "rc"
         masks: dict[int, str] = {}
         if not divides(t.bm, c.rows):
@@ -172,8 +175,8 @@ class Builder:
             masks[0] = " & ".join([*(f"{x}[:, None]" for x in inside), *masks.values()])
         columns = c.filters * self.tall
         if columns % t.bn:
-            masks[1] = f"(rn < {columns})[None, :]"
-        real = f", mask=rn < {columns}, other=0" if columns % t.bn else ""
+            masks[1] = f"({rn} < {columns})[None, :]"
+        real = f", mask={rn} < {columns}, other=0" if columns % t.bn else ""
         if c.bias is not None:
             bias = f"tl.load({frame.pointer(c.bias)} + {channel}{real})"
             w(f"{acc} += {bias}.to(tl.{acc_type(self.dtype)})[None, :]")
@@ -183,11 +186,13 @@ class Builder:
         index = [place[0], Index(f"{channel}[None, :]", (1,)), *place[1:]]
         if "logical" in result_of(self.region).meta:
             index = [*place, index[1]]
-        w(*epilogue(self.region, frame, acc, index, masks, (t.bm, t.bn), acc_dtype(self.dtype)))
+        w(*epilogue(self.region, frame, acc, index, masks, (t.bm, t.bn), acc_dtype(self.dtype),
+                    self.prefix, self.in_place))  # fmt: skip
 
     def _place(self) -> list[Index]:
         """The image and the position of each sum."""
-        return [Index(f"{n}[:, None]", (0,)) for n in self.positions.names]
+        flat = "ro[:, None]" if self.c.phases == 1 else ""
+        return [Index(f"{n}[:, None]", (0,), flat) for n in self.positions.names]
 
     def _zero_points(self, w: Writer, acc: str, channel: str, inside: str) -> None:
         """``sum (x - zx)(w - zw) = sum x w - zx sum w - zw (sum x - k zx)``: elements outside

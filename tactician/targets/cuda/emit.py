@@ -48,6 +48,7 @@ class Frame:
         self.functions = Functions()
         self.wide = wide
         self.workspace = self.counters = False
+        self._changed: dict[tuple[Value, float, float], Value] = {}
 
     def pointer(self, v: Value) -> str:
         """The parameter that points at a tensor."""
@@ -61,6 +62,16 @@ class Frame:
         if key not in self.args:
             self.args[key] = a, ty.pointer_type(T.dtype(a.dtype))
         return f"p{list(self.args).index(key)}"
+
+    def changed(self, v: Value, factor: float, more: float) -> Value:
+        """Stands for ``v * factor + more`` of a constant of 32-bit floats, computed now."""
+        key = v, factor, more
+        if key not in self._changed:
+            self._changed[key] = made = Value(v.name, v.dtype, v.dims)
+            made.const = np.asarray(
+                np.asarray(v.const, np.float64) * factor + more, dtype=np.float32)  # fmt: skip
+            self.args[made] = made.const, ty.pointer_type(v.dtype)
+        return self._changed[key]
 
     def size(self, d: D.DimLike) -> str:
         """A dimension: a literal or a parameter."""
@@ -154,6 +165,7 @@ class Emitter:
         self._saved: list[tuple[dict[Any, Any], ...]] = []
         self._needs: dict[Expr, frozenset[Any]] = {}
         self.block_axis: dict[Var, int] = {}  # reduced at once, along this axis
+        self.in_place = False  # blocks that are loaded needn't be brought into other registers
 
     # --- bindings and scopes -------------------------------------------------------------
 
@@ -368,11 +380,9 @@ class Emitter:
         return self.assign(self.fn.cast(x, e.x.dtype, e.dtype, e.saturate), dt, x.axes)
 
     def _rounded(self, e: Expr, r: requantize.Rounding) -> Text:
-        x = requantize.scaled(self, r)
-        bits = self.fn.call("_low_bits", x.text, repr(r.low), repr(r.high))
-        if r.zero:
-            bits = f"({bits} + {r.zero})"
-        return self.assign(f"{bits}.to({ty.tl_name(e.dtype)})", e.dtype, x.axes)
+        x = requantize.rounded(self, r)
+        signed = ".to(tl.int8, bitcast=True)" if e.dtype is T.i8 else ""
+        return self.assign(f"{x}{signed}", e.dtype, x.axes)
 
     def _binary(self, e: E.Binary, ops: tuple[Text, ...], axes: frozenset[int]) -> Text:
         a, b = ops

@@ -22,10 +22,13 @@ class Index:
     Attributes:
         text: The index block, such as ``rm[:, None]``, or a scalar.
         axes: The block axes it extends along, such as ``(0,)``; none for a scalar.
+        flat: The joint index that this one was divided out of, together with all others that give
+            the same, which are in the order of the dimensions; "" if there is none.
     """
 
     text: str
     axes: tuple[int, ...] = ()
+    flat: str = ""
 
 
 def result_of(region: Region) -> Value:
@@ -62,7 +65,7 @@ def refuse_epilogue(region: Region) -> str | None:
 
 def epilogue(
     region: Region, frame: Frame, acc: str, index: Sequence[Index], masks: Mapping[int, str],
-    shape: Sequence[int], acc_dtype: DType = T.f32, prefix: str = "e",
+    shape: Sequence[int], acc_dtype: DType = T.f32, prefix: str = "e", in_place: bool = False,
 ) -> list[str]:
     """The lines that compute a region's stages and store its outputs.
 
@@ -77,12 +80,14 @@ def epilogue(
         shape: The block's extents.
         acc_dtype: Type of the sums: f32, or i32 for integer products.
         prefix: Names that start with it (and a number) are used for intermediate results.
+        in_place: Whether each thread has the sums of what it loads and stores.
 
     Returns:
         Lines without indentation.
     """
     result = result_of(region)
     em = Emitter(frame, masks, shape, prefix=prefix)
+    em.in_place = in_place
     every = frozenset(range(len(shape)))
     register = ty.register(result.dtype)
     if register is not acc_dtype:
@@ -91,8 +96,7 @@ def epilogue(
         acc = name
     em.bind_result(result, acc, every, register)
     variables = E.iter_vars(result.dims)
-    for v, i in zip(variables, index, strict=True):
-        em.bind(v, i.text, i.axes)
+    bind(em, variables, index)
     stages = requantize.joined(region.stages, frozenset(region.outputs))
     for stage in stages:
         env = dict(zip(stage.vars, variables, strict=True))
@@ -106,6 +110,18 @@ def epilogue(
         load = em.lowerer.lower(E.load(result, variables))
         em.store(result, em.lowerer.flat(result, variables), load)
     return em.lines
+
+
+def bind(em: Emitter, variables: Sequence[E.Var], index: Sequence[Index]) -> None:
+    """Gives the dimensions of a result their index blocks."""
+    groups: dict[str, list[E.Var]] = {}
+    for v, i in zip(variables, index, strict=True):
+        if i.flat:
+            groups.setdefault(i.flat, []).append(v)
+        else:
+            em.bind(v, i.text, i.axes)
+    for flat, together in groups.items():
+        em.bind_group(together, flat, (0,))
 
 
 def _own(e: E.Load, s: E.Stage) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...support.errors import BuildError, ExecutionError
+from .requantize import ASSEMBLY
 from .worker import define
 
 _lock = threading.RLock()
@@ -46,6 +47,12 @@ def _own_modules() -> Iterator[None]:
         for n in [n for n in sys.modules if _is_triton(n)]:
             _own[n] = sys.modules.pop(n)
         sys.modules.update(others)
+
+
+class _Results(list[Any]):
+    """What an operation of several results returns."""
+
+    get_result = list.__getitem__
 
 
 class _Interpreter:
@@ -90,6 +97,7 @@ class _Interpreter:
         self._patch_dot()
         self._patch_splat()
         self._patch_grid()
+        self._patch_assembly()
 
     def _patch_splat(self) -> None:
         """Results of comparisons are booleans that bear their operands' type; lets them stay
@@ -103,6 +111,21 @@ class _Interpreter:
             return plain(builder, ty, x)
 
         builder.create_splat = create_splat
+
+    def _patch_assembly(self) -> None:
+        """Gives the assembly that kernels contain its meaning."""
+        module = self.module
+
+        def create_inline_asm(
+            builder: Any, text: str, constraints: str, values: Sequence[Any],
+            types: Sequence[Any], pure: bool, pack: int,
+        ) -> Any:
+            kind = types[0].scalar
+            data = ASSEMBLY[text](*(x.data for x in values))
+            handle = module.TensorHandle(data.astype(module._get_np_dtype(kind)), kind)
+            return _Results([handle])
+
+        module.InterpreterBuilder.create_inline_asm = create_inline_asm
 
     def _patch_grid(self) -> None:
         """Lets programs of a grid run at once, in threads: each knows its own place, and all

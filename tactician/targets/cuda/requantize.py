@@ -1,38 +1,81 @@
 """Rounding to bytes behind integer sums, which otherwise costs more than the sums themselves.
 
-``saturate(round(x / scale) + zero)`` is recognized as a whole. With the bounds taken off first,
-adding 1.5 * 2**23 leaves the rounded number in the low bits: four instructions instead of twenty.
-Scales are multiplied with as reciprocals, so a result at a half may be one step off.
+``saturate(round(x / scale) + zero)`` is recognized as a whole. It is scaled so that its bounds are
+0 and 1, which the instruction that computes it can keep; stretched again, with 1.5 * 2**23 added,
+the rounded number is in the low bits: two instructions, and three for four bytes to join, instead
+of twenty. Scales are multiplied with as reciprocals, so a result at a half may be one step off.
 
 What is rounded is a sum of products as a rule. The scale goes into its factors, where these are
 the same for whole rows or columns of a block; bounds such as a ReLU's join those of the bytes.
 Bytes that are added (a residual) become floats by placing them into one's bits, as conversions
 of bytes run at a quarter of the rate.
+
+Four bytes share a register, and compilers take them out one by one unless they are told: these
+few lines are assembly, each with its meaning in numpy for the interpreter.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ...ir import dtypes as T
 from ...ir import expr as E
+from ..cpu.affine import FlatLoad
 from .functions import Text, _helper, limits
 
 if TYPE_CHECKING:
     from .emit import Emitter
 
-_helper("_low_bits", """
-return (tl.minimum(tl.maximum(x, low), high) + 12582912.0).to(tl.int32, bitcast=True)
-""", args="x, low, high")  # fmt: skip
-# 2**15 + x: one is 256 units in the last place there
+_BYTE_AT = 32768.0  # one is 256 units in the last place there: 0x47000000
+_MAGIC = 12582912.0
+
+_SATURATE = "cvt.sat.f32.f32 $0, $1;"
+_JOIN = (
+    "{ .reg .b32 a, b; prmt.b32 a, $1, $2, 0x0040; prmt.b32 b, $3, $4, 0x0040; "
+    "prmt.b32 $0, a, b, 0x5410; }"
+)
+_PLACE = " ".join(f"prmt.b32 ${k}, {{0}}, {{1}}, 0x74{k}4;" for k in range(4))
+_BYTES = "{ .reg .b32 m; mov.b32 m, 0x47000000; " + _PLACE.format("$4", "m") + " }"
+_SIGNED_BYTES = (
+    "{ .reg .b32 t, m; xor.b32 t, $4, 0x80808080; mov.b32 m, 0x47000000; "
+    + _PLACE.format("t", "m") + " }"
+)
+
+ASSEMBLY: dict[str, Callable[..., np.ndarray[Any, Any]]] = {
+    _SATURATE: lambda x: np.clip(np.nan_to_num(x, nan=0.0), np.float32(0), np.float32(1)),
+    _JOIN: lambda x: x & 255,
+    _BYTES: lambda x: (x.view(np.uint8).astype(np.int32) << 8) | 0x47000000,
+    _SIGNED_BYTES: lambda x: ((x.view(np.uint8) ^ 128).astype(np.int32) << 8) | 0x47000000,
+}
+"""What the assembly that kernels contain does to arrays, element by element."""
+
+
+def _asm(text: str, constraints: str, x: str, dtype: str, pack: int) -> str:
+    return (f"tl.inline_asm_elementwise({text!r}, {constraints!r}, [{x}], dtype={dtype}, "
+            f"is_pure=True, pack={pack})")  # fmt: skip
+
+
+_helper("_low_byte", f"""
+bits = ({_asm(_SATURATE, "=f,f", "x", "tl.float32", 1)} * span + low).to(tl.int32, bitcast=True)
+return {_asm(_JOIN, "=r,r,r,r,r", "bits", "tl.uint8", 4)}
+""", args="x, span, low")  # fmt: skip
+# Where a block of bytes goes to other threads first, Triton moves it behind what it can't see
+# through, then four times as large.
 _helper("_signed_byte", """
 bits = ((x.to(tl.uint8, bitcast=True) ^ 128).to(tl.int32) << 8) | 0x47000000
 return bits.to(tl.float32, bitcast=True)
 """)
 _helper("_byte", "return ((x.to(tl.int32) << 8) | 0x47000000).to(tl.float32, bitcast=True)")
-_BYTE_AT = 32768.0
+for _name, _text in (("_bytes", _BYTES), ("_signed_bytes", _SIGNED_BYTES)):
+    _helper(_name, f"""
+bits = {_asm(_text, "=r,=r,=r,=r,r", "x", "tl.int32", 4)}
+return bits.to(tl.float32, bitcast=True)
+""")
 
 
 @dataclass(frozen=True)
@@ -98,16 +141,16 @@ def _bounded(x: E.Expr, factor: float, zero: int, low: float, high: float) -> Ro
 @dataclass
 class _Sum:
     """``base + sum of a * b``: what is the same for whole rows or columns of a block (or all of
-    it) is added up apart from the rest."""
+    it) is added up apart from the rest; numbers go into constants when the kernel is built."""
 
     em: Emitter
     axes: frozenset[int]
     number: float = 0.0
-    base: list[str] = field(default_factory=list)
+    base: list[tuple[E.Expr, E.Expr | None, float]] = field(default_factory=list)
     base_axes: frozenset[int] = frozenset()
     terms: list[tuple[Text, str]] = field(default_factory=list)
 
-    def add(self, e: E.Expr, factor: float, lines: Text | None = None) -> None:
+    def add(self, e: E.Expr, factor: float, lines: E.Expr | None = None) -> None:
         """Adds ``e * factor * lines``."""
         if isinstance(e, E.Const) and lines is None:
             self.number += float(e.value) * factor
@@ -122,45 +165,67 @@ class _Sum:
             self._thin(e.a) or self._thin(e.b)
         ):
             thin, thick = (e.b, e.a) if self._thin(e.b) else (e.a, e.b)
-            self.add(thick, factor, self.em.emit(thin))
+            self.add(thick, factor, thin)
         else:
             self._leaf(e, factor, lines)
 
     def _thin(self, e: E.Expr) -> bool:
         return self.em.axes_of(e) < self.axes
 
-    def _leaf(self, e: E.Expr, factor: float, lines: Text | None) -> None:
-        by = repr(factor) if lines is None else f"({lines} * {factor!r})"
+    def _axes(self, *parts: E.Expr | None) -> frozenset[int]:
+        return frozenset().union(*(self.em.axes_of(x) for x in parts if x is not None))
+
+    def _times(self, lines: E.Expr | None, factor: float, more: float = 0.0) -> str:
+        """``lines * factor + more``, in the constant itself where there is one."""
+        if lines is None:
+            return repr(factor + more)
+        if isinstance(lines, FlatLoad) and lines.value.const is not None and (
+            lines.guard is None and lines.value.dtype is T.f32
+        ):
+            value = self.em.frame.changed(lines.value, factor, more)
+            return self.em.emit(replace(lines, value=value)).text
+        return f"({self.em.emit(lines)} * {factor!r}" + f" + {more!r}" * bool(more) + ")"
+
+    def _leaf(self, e: E.Expr, factor: float, lines: E.Expr | None) -> None:
         byte = _byte_of(e)
         if byte is not None and not self._thin(e):
             load, zero = byte
             signed = load.dtype is T.i8
             x = self.em.emit(load)
             helper = "_signed_byte" if signed else "_byte"
-            self.terms.append((Text(self.em.fn.call(helper, x.text), T.f32, x.axes), by))
-            shift = -(_BYTE_AT + 128 * signed + zero)
+            helper += "s" if self.em.in_place else ""
+            bits = Text(self.em.fn.call(helper, x.text), T.f32, x.axes)
+            self.terms.append((bits, self._times(lines, factor)))
+            shift = -(_BYTE_AT + 128 * signed + zero) * factor
             if lines is None:
-                self.number += shift * factor
+                self.number += shift
             else:
-                self._thin_term(f"{by} * {shift!r}", lines.axes)
-            return
-        x = self.em.emit(e)
-        if self._thin(e) and (lines is None or (x.axes | lines.axes) < self.axes):
-            self._thin_term(f"{x} * {by}", x.axes | (lines.axes if lines else frozenset()))
+                self._thin_term(lines, None, shift)
+        elif self._thin(e) and self._axes(e, lines) < self.axes:
+            self._thin_term(e, lines, factor)
         else:
-            self.terms.append((x, by))
+            self.terms.append((self.em.emit(e), self._times(lines, factor)))
 
-    def _thin_term(self, text: str, axes: frozenset[int]) -> None:
+    def _thin_term(self, e: E.Expr, lines: E.Expr | None, factor: float) -> None:
+        axes = self._axes(e, lines)
         if self.base and axes != self.base_axes and (axes | self.base_axes) == self.axes:
-            self.terms.append((Text("1.0", T.f32, axes), text))  # a row and a column
+            one = Text("1.0", T.f32, axes)  # a row and a column
+            self.terms.append((one, self._product(e, lines, factor)))
             return
-        self.base.append(text)
+        self.base.append((e, lines, factor))
         self.base_axes |= axes
+
+    def _product(self, e: E.Expr, lines: E.Expr | None, factor: float, more: float = 0.0) -> str:
+        if lines is None:
+            return self._times(e, factor, more)
+        return f"{self.em.emit(e)} * {self._times(lines, factor)}" + f" + {more!r}" * bool(more)
 
     def text(self) -> Text:
         """The whole sum; terms are added to the base one after the other."""
         em = self.em
-        parts = [*self.base, *[repr(self.number)] * bool(self.number)]
+        parts = [self._product(*x, self.number * (k == 0)) for k, x in enumerate(self.base)]
+        if self.number and not self.base:
+            parts = [repr(self.number)]
         if not parts and not self.terms:
             parts = ["tl.full((), 0.0, tl.float32)"]
         total = " + ".join(parts)
@@ -187,11 +252,17 @@ def _byte_of(e: E.Expr) -> tuple[E.Expr, float] | None:
     return (inner, zero) if inner.dtype in (T.i8, T.u8) else None
 
 
-def scaled(em: Emitter, r: Rounding) -> Text:
-    """``x * factor`` of a rounding."""
+def rounded(em: Emitter, r: Rounding) -> Text:
+    """The byte of a rounding, as one of eight bits without a sign."""
+    # rounding keeps order, so bounds may be rounded first
+    low, high = round(r.low), round(r.high)
+    span = max(high - low, 1)
     total = _Sum(em, em.axes_of(r.x))
-    total.add(r.x, r.factor)
-    return total.text()
+    total.add(r.x, r.factor / span)
+    total.number -= low / span
+    x = total.text()
+    stretch = repr(float(high - low)), repr(_MAGIC + low + r.zero)
+    return Text(em.fn.call("_low_byte", x.text, *stretch), T.u8, x.axes)
 
 
 def joined(stages: list[E.Stage], kept: frozenset[object]) -> list[E.Stage]:

@@ -182,6 +182,7 @@ class _Stem(Builder):
     def _place(self) -> list[Index]:
         place = super()._place()
         if self.tall > 1:
+            place = [replace(i, flat="") for i in place]
             below = f"(o0 * {self.tall})[:, None] + (rn // {self.c.filters})[None, :]"
             place[1] = Index(f"({below})", (0, 1))
         return place

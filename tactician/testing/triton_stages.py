@@ -37,7 +37,9 @@ def run_triton_stages(
     stages = get(node.op).stages(node)
     if stages is None or refusal(stages, node.outputs) is not None:
         return None
-    return run_triton_kernel(build_loops(stages, node.outputs, sms), node, inputs, sizes)
+    return run_triton_kernel(
+        build_loops(stages, node.outputs, sms, pairs=True), node, inputs, sizes
+    )
 
 
 def run_triton_kernel(

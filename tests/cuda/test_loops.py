@@ -76,6 +76,37 @@ def test_nan_wins():
         got.ravel()).tolist() == [False, True, False]
 
 
+def largest(x, window, stride, pre, post, dilation):
+    """Max pooling by numpy: of the image with the least there is around it."""
+    least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    around = [(0, 0), (0, 0), *zip(pre, post, strict=True)]
+    x = np.pad(x, around, constant_values=least)
+    wide = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    views = np.lib.stride_tricks.sliding_window_view(x, wide, (2, 3))
+    return views[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]].max((4, 5))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "f2"])
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "pre", "post", "dilation", "guarded"),
+    [((9, 8), (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), False),
+     ((7, 9), (3, 2), (1, 3), (0, 1), (2, 0), (1, 1), False),
+     ((6, 6), (2, 2), (1, 1), (2, 0), (0, 0), (1, 1), True),  # windows of nothing
+     ((9, 9), (3, 3), (1, 1), (1, 1), (1, 1), (2, 2), True)],
+    ids=["3x3/2", "uneven", "outside", "dilated"],
+)  # fmt: skip
+def test_windows_are_clamped(size, window, stride, pre, post, dilation, guarded, dtype):
+    low = 0 if dtype == "u1" else -128
+    x = rng.integers(low, low + 256, (2, 5, *size)).astype(dtype)
+    attrs = {"window": window, "stride": stride, "pre": pre, "post": post, "dilation": dilation}
+    node = build("pooling", [x], [], fn="max", **attrs)
+    kernel = build_loops(get("pooling").stages(node), node.outputs, pairs=True)
+    assert (" >= " in kernel.source) == guarded
+    assert ("_max_" in kernel.source) == (dtype != "f2")
+    (got,) = run_triton_stages(node, x)
+    np.testing.assert_array_equal(got, largest(x, window, stride, pre, post, dilation))
+
+
 COMPILED = [
     ("transpose", [half(1, 64, 96)], {"perm": (0, 2, 1)}),
     ("reduce", [f(1, 20000)], {"fn": "sum", "axes": (1,)}),

@@ -254,11 +254,12 @@ class Functions:
 
     Attributes:
         exact: Whether f32 quotients are correctly rounded (where rounding to integers follows).
+        pairs: Whether two integers of 16 bits are compared at a time (compute capability 9.0 on).
     """
 
     def __init__(self) -> None:
         self.helpers: set[str] = set()
-        self.exact = False
+        self.exact = self.pairs = False
 
     def call(self, name: str, *args: str) -> str:
         self.helpers.add(name)

@@ -22,6 +22,7 @@ from ..cpu import affine as A
 from ..cpu import loopnest
 from . import reduce as R
 from . import types as ty
+from .clamp import clamped
 from .emit import Emitter, Frame, is_wide
 from .tile import Tile, Unplannable, all_reduces, plan_tile
 
@@ -59,7 +60,8 @@ class LoopTactic(Tactic):
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         sms = getattr(device, "sms", _DEFAULT_SMS)
-        return build_loops(region.stages, region.outputs, sms, candidate)
+        pairs = getattr(device, "arch", 0) >= 90
+        return build_loops(region.stages, region.outputs, sms, candidate, pairs)
 
 
 def refusal(
@@ -88,9 +90,12 @@ def refusal(
 
 def build_loops(
     stages: Sequence[E.Stage], outputs: Sequence[Value], sms: int = _DEFAULT_SMS,
-    candidate: LoopCandidate | None = None,
+    candidate: LoopCandidate | None = None, pairs: bool = False,
 ) -> Kernel:
     """The kernel that computes ``outputs``.
+
+    Args:
+        pairs: Whether the device compares two integers of 16 bits at a time.
 
     Raises:
         Unplannable: If the stages can't be one kernel.
@@ -99,10 +104,11 @@ def build_loops(
     outputs = [v for v in outputs if all(d != 0 for d in v.dims)]
     if not outputs:
         return _nothing()
+    stages = clamped(stages)
     tiles = _tiles(stages, outputs, sms, scale)
     touched = {ld.value for s in stages for ld in E.loads(s.expr)} | set(outputs)
     frame = Frame(is_wide(touched))
-    frame.functions.exact = _rounds(stages)
+    frame.functions.exact, frame.functions.pairs = _rounds(stages), pairs
     for v in outputs:
         frame.pointer(v)
     parts: list[_Nest] = []

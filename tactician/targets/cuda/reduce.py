@@ -187,6 +187,9 @@ def serial(em: Emitter, e: E.Reduce) -> Text:
             text = f"({x} != 0)"
         elif x.dt is not dt:
             text = f"{text}.to({ty.tl_name(dt)})"
+        if em.fn.pairs and e.fn in ("max", "min") and dt in (T.i8, T.u8) and axes:
+            em.line(f"{acc} = {em.fn.call(f'_{e.fn}_{dt}', acc, text)}")
+            return
         joined = combine(em, e.fn, acc, text, dt)
         tail = f".to({ty.tl_name(dt)})" if dt.is_int and dt.bits < 32 else ""
         em.line(f"{acc} = ({joined}){tail}" if tail else f"{acc} = {joined}")

@@ -46,6 +46,15 @@ _SIGNED_BYTES = (
     + _PLACE.format("t", "m") + " }"
 )
 
+
+def _extreme(fn: str, kind: str) -> str:
+    """Compares four bytes: as the high bytes of 16 bits, two of them where they are."""
+    return (
+        "{ .reg .b32 a, b, c; prmt.b32 a, $1, 0, 0x2404; prmt.b32 b, $2, 0, 0x2404; "
+        f"{fn}.{kind}16x2 a, a, b; {fn}.{kind}16x2 c, $1, $2; prmt.b32 $0, a, c, 0x7351; }}"
+    )
+
+
 ASSEMBLY: dict[str, Callable[..., np.ndarray[Any, Any]]] = {
     _SATURATE: lambda x: np.clip(np.nan_to_num(x, nan=0.0), np.float32(0), np.float32(1)),
     _JOIN: lambda x: x & 255,
@@ -53,6 +62,9 @@ ASSEMBLY: dict[str, Callable[..., np.ndarray[Any, Any]]] = {
     _SIGNED_BYTES: lambda x: ((x.view(np.uint8) ^ 128).astype(np.int32) << 8) | 0x47000000,
 }
 """What the assembly that kernels contain does to arrays, element by element."""
+for _fn, _meaning in (("max", np.maximum), ("min", np.minimum)):
+    for _kind in "su":
+        ASSEMBLY[_extreme(_fn, _kind)] = _meaning
 
 
 def _asm(text: str, constraints: str, x: str, dtype: str, pack: int) -> str:
@@ -76,6 +88,10 @@ for _name, _text in (("_bytes", _BYTES), ("_signed_bytes", _SIGNED_BYTES)):
 bits = {_asm(_text, "=r,=r,=r,=r,r", "x", "tl.int32", 4)}
 return bits.to(tl.float32, bitcast=True)
 """)
+for _fn in ("max", "min"):
+    for _kind, _name in (("s", "int8"), ("u", "uint8")):
+        _text = _asm(_extreme(_fn, _kind), "=r,r,r", "a, b", f"tl.{_name}", 4)
+        _helper(f"_{_fn}_{_name[0]}8", f"return {_text}", args="a, b")
 
 
 @dataclass(frozen=True)

@@ -159,9 +159,6 @@ class Stream(ConvolutionTactic):
     name = "stream"
     priority = 45
 
-    def wants_channels_last(self, region: Region, device: Any) -> bool:
-        return False  # the general tactic's wish decides
-
     def refuse_more(self, region: Region) -> str | None:
         c, node = convolution_of(region), region.anchor
         assert node is not None

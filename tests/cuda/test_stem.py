@@ -15,6 +15,9 @@ from contraction_kit import (
     stored_last,
 )
 
+from tactician.ir import dtypes as T
+from tactician.regions.chain import join_pairs
+from tactician.regions.fuse import fuse
 from tactician.targets.cuda.bench import TimingDevice
 from tactician.targets.cuda.device import CudaDevice
 from tactician.targets.cuda.host import host_driver
@@ -75,6 +78,35 @@ def test_bytes(dtype, zero, tall):
     attrs = {"stride": (2, 2), "pre": (2, 2), "post": (2, 2)}
     g.outputs = [emit(g, "int_conv", operands, **attrs).output]
     check(g, inputs, StemTile(64, 32, 32, 4, 2, tall=tall), tolerance=0)
+
+
+@pytest.mark.parametrize("tall", [1, 2])
+@pytest.mark.parametrize("zero", [0, -9])
+def test_images_quantized_where_they_are_padded(zero, tall):
+    g, shape = Graph(), (2, 3, 16, 18)
+    x = g.add_input("x", "f16", shape)
+    step, w = np.float32(0.021), rng.integers(-127, 128, (10, 3, 5, 5)).astype(np.int8)
+    whole = rng.integers(-150, 150, shape) + rng.uniform(-0.4, 0.4, shape)  # far from halves
+    given = (whole * step).astype(np.float16)
+    operands = [emit(g, "cast", [x], to=T.f32).output, g.constant(step), g.constant(np.int8(zero))]
+    q = emit(g, "quantize", operands, to=T.i8).output
+    attrs = {"stride": (2, 2), "pre": (2, 2), "post": (2, 2)}
+    g.outputs = [emit(g, "int_conv", [q, g.constant(w), g.constant(np.int8(zero))], **attrs).output]
+    g.toposort()
+    fusion = fuse(g)
+    assert len(fusion.regions) == 2
+    takes = lambda a, b: TACTIC.takes_pair(a, b, DEVICE)  # noqa: E731
+    (region,) = join_pairs(fusion, takes, lambda a, b: False, g.outputs).regions
+    assert TACTIC.refuse(region, DEVICE) is None
+    assert region.inputs[0] is x and q not in region.outputs
+    kernel = TACTIC.build(region, StemTile(64, 32, 32, 4, 2, tall=tall), DEVICE)
+    assert x in kernel.before[0].args and q not in kernel.before[0].args
+    check_kernel(g, kernel, {x: given}, tolerance=0)
+    image = np.clip(np.rint(given.astype(np.float32) / step) + zero, -128, 127) - zero
+    image = np.pad(image, [(0, 0), (0, 0), (2, 2), (2, 2)])
+    views = np.lib.stride_tricks.sliding_window_view(image, (5, 5), (2, 3))[:, :, ::2, ::2]
+    want = np.einsum("nchwij,kcij->nkhw", views, w.astype(np.float64))
+    np.testing.assert_array_equal(reference(g, {x: given})[0], want)
 
 
 def test_batch_known_at_run_time():

@@ -17,7 +17,7 @@ TACTIC = Stream()
 FACTOR, STEP = np.float32(0.013), np.float32(0.031)
 
 
-def network(pixels, channels, filters, beside, zero, relu):
+def network(pixels, channels, filters, beside, zero, relu, stride=1):
     """``quantize(relu?(dequantize(conv(x, w)) + b + dequantize(z)?))``, inputs, and its result by
     numpy before it is rounded."""
     n, *size = pixels
@@ -30,10 +30,11 @@ def network(pixels, channels, filters, beside, zero, relu):
     operands = [x, g.constant(w)]
     if zero is not None:
         operands.append(g.constant(np.int8(zero)))
-    y = emit(g, "int_conv", operands).output
+    y = emit(g, "int_conv", operands, stride=(stride,) * len(size)).output
     y = emit(g, "dequantize", [y, g.constant(factors)], axis=1).output
     y = emit(g, "binary", [y, g.constant(bias.reshape(-1, *[1] * len(size)))], fn="add").output
     each = given[x].astype(np.int32) - (zero or 0)
+    each = each[(slice(None), slice(None), *[slice(None, None, stride)] * len(size))]
     sums = np.einsum("nc...,kc->nk...", each, w.reshape(filters, channels).astype(np.int32))
     wide = (-1, *[1] * len(size))
     want = sums * factors.astype(np.float64).reshape(wide) + bias.reshape(wide)
@@ -53,15 +54,16 @@ def network(pixels, channels, filters, beside, zero, relu):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "channels", "filters", "tile", "beside", "zero", "relu"),
-    [((2, 9, 7), 64, 128, StreamTile(64, 64, 64, 4, 3, wide=2, persistent=1), "i8", None, True),
-     ((2, 8, 8), 32, 192, StreamTile(128, 64, 32, 8, 2, wide=1, persistent=1), "i8", None, True),
-     ((3, 5, 4), 128, 64, StreamTile(128, 64, 128, 4, 2, persistent=2), None, None, False),
-     ((1, 130), 64, 256, StreamTile(64, 64, 64, 4, 2, wide=4, persistent=1), "u8", 7, False)],
-    ids=["two products", "three parts", "two bands", "zero points"],
+    ("pixels", "channels", "filters", "tile", "beside", "zero", "relu", "stride"),
+    [((2, 9, 7), 64, 128, StreamTile(64, 64, 64, 4, 3, wide=2, persistent=1), "i8", None, True, 1),
+     ((2, 8, 8), 32, 192, StreamTile(128, 64, 32, 8, 2, wide=1, persistent=1), "i8", None, True, 1),
+     ((3, 5, 4), 128, 64, StreamTile(128, 64, 128, 4, 2, persistent=2), None, None, False, 1),
+     ((1, 130), 64, 256, StreamTile(64, 64, 64, 4, 2, wide=4, persistent=1), "u8", 7, False, 1),
+     ((3, 14, 11), 32, 64, StreamTile(64, 64, 32, 4, 2, persistent=1), None, 3, False, 2)],
+    ids=["two products", "three parts", "two bands", "zero points", "stride"],
 )  # fmt: skip
-def test_against_numpy(pixels, channels, filters, tile, beside, zero, relu):
-    g, given, want = network(pixels, channels, filters, beside, zero, relu)
+def test_against_numpy(pixels, channels, filters, tile, beside, zero, relu, stride):
+    g, given, want = network(pixels, channels, filters, beside, zero, relu, stride)
     region = stored_last(g, Conv())
     assert TACTIC.refuse(region, DEVICE) is None
     few = SimpleNamespace(sms=2, tf32=False)  # so that blocks go through several steps

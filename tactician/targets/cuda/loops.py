@@ -169,7 +169,7 @@ def _tiles(
 
 def _nests(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> list[loopnest.LoopNest]:
     """Nests in which every intermediate value is a register of its row."""
-    work = _pointwise_inlined(stages, outputs)
+    work = pointwise_inlined(stages, outputs)
     for _ in range(len(stages) + 1):
         try:
             return loopnest.plan_in_registers(work, outputs)
@@ -182,7 +182,7 @@ def _nests(stages: Sequence[E.Stage], outputs: Sequence[Value]) -> list[loopnest
     raise Unplannable("stages read each other's results at too many points")
 
 
-def _pointwise_inlined(
+def pointwise_inlined(
     stages: Sequence[E.Stage], outputs: Sequence[Value]
 ) -> list[E.Stage]:
     """Stages in which only those that reduce are read by others."""
@@ -461,4 +461,6 @@ class _Nest:
         em.shape = shape
 
 
-__all__ = ["LoopCandidate", "LoopTactic", "build_loops", "refusal"]
+__all__ = [
+    "LoopCandidate", "LoopTactic", "build_loops", "pointwise_inlined", "refusal",
+]

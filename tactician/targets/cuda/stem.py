@@ -21,16 +21,19 @@ import numpy as np
 
 from ...ir import dims as D
 from ...ir import dtypes as T
+from ...ir import expr as E
 from ...ir.dtypes import DType
 from ...ir.graph import Value
 from ...regions.region import Region
 from ...tactics.kernel import Kernel, Launch
 from ...tactics.tactic import register_tactic
+from . import requantize
 from . import types as ty
 from .conv import Builder, ConvolutionTactic
-from .emit import Frame
+from .emit import Emitter, Frame
 from .epilogue import Index
 from .gemm import Side, bytes_beside, kernel_of
+from .loops import pointwise_inlined, refusal
 from .product import Product, Strided, Tile, Writer, acc_type, precision, wide
 from .tile import pow2
 from .windows import Convolution, convolution_of
@@ -146,8 +149,9 @@ class _Rows:
 
 
 class _Stem(Builder):
-    def __init__(self, region: Region, t: StemTile, device: Any):
+    def __init__(self, region: Region, t: StemTile, device: Any, maker: Region | None = None):
         super().__init__(region, t, device)
+        self.maker = maker  # of the image, if it is not read
         self.tall, self.whole = t.tall, _plain(region)
         self.form = _form(self.whole, t.bk, t.tall)
         axes = list(self.whole.axes)
@@ -189,28 +193,30 @@ class _Stem(Builder):
 
     def _pad(self) -> Kernel:
         """Writes the padded image."""
-        c, f = self.whole, self.form
-        frame, w = Frame(), Writer()
+        c, f, maker = self.whole, self.form, self.maker
+        big = _is_wide(c, f)
+        frame, w = Frame(big and maker is not None), Writer()
         size, count = frame.size, self.padded.numel // f.channels  # type: ignore[operator]
-        block = "tl.program_id(0)" + ".to(tl.int64)" * _is_wide(c, f)
-        w(f"rp = {block} * {_BLOCK} + tl.arange(0, {_BLOCK})",
+        w(f"rp = tl.program_id(0){'.to(tl.int64)' * big} * {_BLOCK} + tl.arange(0, {_BLOCK})",
           f"rc = tl.arange(0, {f.channels})",
           f"on = rp // {f.height * f.width}",
           f"x = rp % {f.width} + {size(c.axes[-1].base)}",
-          f"ok = (rp < {size(count)}) & (x >= 0) & (x < {size(c.axes[-1].size)})",
-          f"at = on * {size(c.x_image)} + x * {size(c.x_space[-1])}")  # fmt: skip
+          f"ok = (rp < {size(count)}) & (x >= 0) & (x < {size(c.axes[-1].size)})")  # fmt: skip
         if len(c.axes) > 1:
             a = c.axes[0]
             w(f"y = (rp // {f.width}) % {f.height} + {size(a.base)}",
-              f"ok &= (y >= 0) & (y < {size(a.size)})", f"at += y * {size(c.x_space[0])}")
-        w(f"at = at[:, None] + (rc * {size(c.x_channel)})[None, :]", "ok = ok[:, None]")
+              f"ok &= (y >= 0) & (y < {size(a.size)})")  # fmt: skip
+        masks = {0: "ok[:, None]"}
         if c.channels != f.channels:
-            w(f"ok = ok & (rc < {c.channels})[None, :]")
-        other = "0.0" if self.dtype.is_float else "0"
-        if self.zeros[0] is not None:
-            other = f"tl.load({frame.pointer(self.zeros[0])})"
-        w(f"v = tl.load({frame.pointer(c.stored)} + at, mask=ok, other=0)",
-          f"v = tl.where(ok, v, {other}).to({ty.tl_name(c.x.dtype)})")
+            masks[1] = f"(rc < {c.channels})[None, :]"
+        pixels, done = self._pixels(w, frame, masks)
+        w(f"v = {pixels}")
+        if not done:
+            other = "0.0" if self.dtype.is_float else "0"
+            if self.zeros[0] is not None:
+                other = f"tl.load({frame.pointer(self.zeros[0])})"
+            w(f"ok = {' & '.join(masks.values())}",
+              f"v = tl.where(ok, v, {other}).to({ty.tl_name(c.x.dtype)})")  # fmt: skip
         if self.shift:
             w(f"v = {Side(self.shift).convert.format('v')}")
         w(f"tl.store({frame.pointer(self.padded)} + rp[:, None] * {f.channels} + rc[None, :], v, "
@@ -219,6 +225,45 @@ class _Stem(Builder):
             "pad", frame.source("pad", w.lines), frame.values, tuple(frame.dims),
             launch=Launch(frame.types, (D.ceil_div(count, _BLOCK),), 4, 1),
         )
+
+    def _pixels(self, w: Writer, frame: Frame, masks: dict[int, str]) -> tuple[str, bool]:
+        """The image at the places of a block, loaded or computed as it would have been, and
+        whether it is right outside as well."""
+        c, f, size = self.whole, self.form, frame.size
+        if self.maker is None:
+            at = f"on * {size(c.x_image)} + x * {size(c.x_space[-1])}"
+            at += f" + y * {size(c.x_space[0])}" if len(c.axes) > 1 else ""
+            return (f"tl.load({frame.pointer(c.stored)} + ({at})[:, None] + (rc * "
+                    f"{size(c.x_channel)})[None, :], mask={' & '.join(masks.values())}, "
+                    "other=0)"), False  # fmt: skip
+        stage = _one_stage(self.maker)
+        em = Emitter(frame, masks, (_BLOCK, f.channels), prefix="q")
+        places = ["on", *["y"][: len(c.axes) - 1], "x"]
+        index = [Index(f"{p}[:, None]", (0,)) for p in places]
+        index.insert(len(index) if "logical" in c.stored.meta else 1, Index("rc[None, :]", (1,)))
+        for v, i in zip(stage.vars, index, strict=True):
+            em.bind(v, i.text, i.axes)
+        pixels = em.emit(em.lowerer.lower(stage.expr))
+        w(*em.lines)
+        return pixels.text, _makes_zero(stage.expr, self.zeros[0])
+
+
+def _makes_zero(e: E.Expr, zero: Value | None) -> bool:
+    """Whether what is loaded as 0 becomes the zero point."""
+    rounding = requantize.match(e)
+    if rounding is None or (zero is not None and zero.const is None):
+        return False
+    x = rounding.x
+    while isinstance(x, E.Cast) and x.dtype.is_float:
+        x = x.x
+    point = 0 if zero is None else int(np.asarray(zero.const).reshape(()))
+    return isinstance(x, E.Load) and x.guard is None and rounding.zero == point
+
+
+def _one_stage(maker: Region) -> E.Stage:
+    """What computes each element of a region's result."""
+    (stage,) = pointwise_inlined(maker.stages, maker.outputs)
+    return stage
 
 
 def _is_wide(c: Convolution, f: _Form) -> bool:
@@ -235,6 +280,24 @@ class Stem(ConvolutionTactic):
 
     name = "stem"
     priority = 30  # two kernels: only where it was seen to be faster
+    joins = True
+
+    def takes_pair(self, first: Region, second: Region, device: Any) -> bool:
+        if first.anchor is not None or first.parts or len(first.outputs) != 1:
+            return False
+        if self.refuse(second, device) is not None or refusal(first.stages, first.outputs):
+            return False
+        (y,) = first.outputs
+        return _plain(second).stored is y and not any(
+            isinstance(e, E.Reduce) or "concat" in s.meta
+            for s in first.stages for e in E.walk(s.expr)
+        )
+
+    def refuse(self, region: Region, device: Any) -> str | None:
+        if not region.parts:
+            return super().refuse(region, device)
+        first, second = region.parts[0], region.parts[-1]
+        return None if self.takes_pair(first, second, device) else "no image and its convolution"
 
     def refuse_more(self, region: Region) -> str | None:
         c = _plain(region)
@@ -258,7 +321,7 @@ class Stem(ConvolutionTactic):
         return None
 
     def candidates(self, region: Region, device: Any) -> Sequence[StemTile]:
-        c = _plain(region)
+        c = _plain(region.parts[1] if region.parts else region)
         run, found = max(16, _run(c)), []
         unit = max(run, 32 // c.x.dtype.size)
         two = len(c.axes) > 1 and int(c.axes[0].out) % 2 == 0 and c.axes[0].taps > 1  # type: ignore[arg-type]
@@ -275,4 +338,7 @@ class Stem(ConvolutionTactic):
         return list(dict.fromkeys(found))
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
+        if region.parts:
+            maker, region = region.parts
+            return _Stem(region, candidate, device, maker).build()
         return _Stem(region, candidate, device).build()

@@ -143,6 +143,9 @@ class _Builder(Builder):
         w(f"rm = tm * {t.bm} + tl.arange(0, {t.bm})")
         if self.zeros[0] is not None:
             w(f"zx = tl.load({self.frame.pointer(self.zeros[0])})")
+        if self.c.mode is not Mode.PLAIN:  # pixels that are left out lie between
+            self.positions.begin(w, t)
+            w("it = 0")
         a.setup(w, t, "0")
         pixels = a.load(w, t)
         w(f"rm = tm * {t.bm} + {row(t)}")
@@ -164,7 +167,8 @@ class Stream(ConvolutionTactic):
         assert node is not None
         if node.op != "int_conv" or c.x.dtype is not T.i8:
             return "not a convolution of signed bytes"
-        if c.mode is not Mode.PLAIN or c.groups != 1:
+        apart = all(a.div == 1 and a.always_inside for a in c.axes)
+        if c.taps > 1 or c.groups != 1 or not c.last or not (c.mode is Mode.PLAIN or apart):
             return "not a product of pixels and filters"
         pointed = any(v is not None for v in node.inputs[3:])
         if c.w.const is None or c.w.dtype is not T.i8 or pointed:
@@ -174,8 +178,8 @@ class Stream(ConvolutionTactic):
             return f"{c.channels} channels are no power of two from {low} to {high}"
         if c.filters % _WIDTH:
             return f"{c.filters} filters are no multiple of {_WIDTH}"
-        if any(v.dtype.size > 1 for v in region.outputs):
-            return "results are no bytes"
+        if any(v.dtype.size > 2 for v in region.outputs):
+            return "results have more than two bytes"
         return None
 
     def candidates(self, region: Region, device: Any) -> Sequence[StreamTile]:

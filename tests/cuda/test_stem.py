@@ -1,5 +1,7 @@
 """Convolutions of few channels on padded images, against numpy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from contraction_kit import (
@@ -22,6 +24,7 @@ from tactician.targets.cuda.bench import TimingDevice
 from tactician.targets.cuda.device import CudaDevice
 from tactician.targets.cuda.host import host_driver
 from tactician.targets.cuda.stem import Stem, StemTile
+from tactician.targets.cuda.stream import StreamTile
 
 rng = np.random.default_rng(4)
 TACTIC = Stem()
@@ -78,6 +81,31 @@ def test_bytes(dtype, zero, tall):
     attrs = {"stride": (2, 2), "pre": (2, 2), "post": (2, 2)}
     g.outputs = [emit(g, "int_conv", operands, **attrs).output]
     check(g, inputs, StemTile(64, 32, 32, 4, 2, tall=tall), tolerance=0)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+@pytest.mark.parametrize(
+    ("size", "lines", "zero"), [((6, 104), True, None), ((5, 210), True, 7), ((12, 14), False, 3)]
+)
+def test_windows_pass_weights_that_stay(size, lines, zero, dtype):
+    g, shape = Graph(), (2, 3, *size)
+    x = g.add_input("x", dtype, shape)
+    low = -128 if dtype == "i8" else 0
+    given = rng.integers(low, low + 256, shape).astype(x.dtype.np)
+    w = rng.integers(-127, 128, (64, 3, 7, 7)).astype(np.int8)
+    operands = [x, g.constant(w)] + ([] if zero is None else [g.constant(x.dtype.np.type(zero))])
+    attrs = {"stride": (2, 2), "pre": (3, 3), "post": (3, 3)}
+    y = emit(g, "int_conv", operands, **attrs).output
+    g.outputs = [emit(g, "dequantize", [y, g.constant(np.float32(2e-6))], to=T.f16).output]
+    region = region_of(g)
+    few = SimpleNamespace(sms=1, tf32=False)
+    kernel = TACTIC.build(region, StreamTile(64, 64, 256, 4, 2, persistent=2), few)
+    assert ("o1 = tl.minimum(" in kernel.source) == lines
+    check_kernel(g, kernel, {x: given}, tolerance=2e-3, region=region)
+    image = np.pad(given.astype(int) - (zero or 0), [(0, 0), (0, 0), (3, 3), (3, 3)])
+    views = np.lib.stride_tricks.sliding_window_view(image, (7, 7), (2, 3))[:, :, ::2, ::2]
+    want = np.einsum("nchwij,kcij->nkhw", views, w.astype(int)) * 2e-6
+    np.testing.assert_allclose(reference(g, {x: given})[0], want, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("tall", [1, 2])

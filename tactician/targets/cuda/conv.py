@@ -27,7 +27,7 @@ from .gemm import (
     kernel_of,
     refuse_types,
 )  # fmt: skip
-from .product import Operand, Product, Strided, Tile, Writer, acc_type, divides, precision
+from .product import Operand, Product, Strided, Tile, Writer, acc_type, precision
 from .windows import (
     Convolution,
     Mode,
@@ -120,7 +120,10 @@ class Builder:
         self.zeros = (None, None)
         if node.op == "int_conv":
             self.zeros = (*node.inputs[2:4], None, None)[:2]  # type: ignore[assignment]
-        self.positions = Positions(self.frame, self.c, self.frame.wide)
+        self.positions: Positions = Positions(self.frame, self.c, self.frame.wide)
+        self.data: np.ndarray[Any, Any] | None = None  # constant weights, packed
+        self.shift_w = 0
+        self.beside = self.runtime_sums = False  # sums of factors that the kernel counts as well
 
     def build(self) -> Kernel:
         c, t, frame = self.c, self.t, self.frame
@@ -135,7 +138,7 @@ class Builder:
         product = Product(
             frame, a, b, c.rows, c.filters, c.inner(t.bk), c.groups * c.phases,
             acc_type(self.dtype), precision(self.dtype, self.device.tf32),
-            self._finish, self._begin, self._each if extra else None, extra,
+            self.finish, self._begin, self._each if extra else None, extra,
             bytes_beside(self.region, frame),
         )  # fmt: skip
         name = "deconv" if c.transposed else "conv"
@@ -157,7 +160,8 @@ class Builder:
         if self.runtime_sums:
             w(f"sb += tl.sum({y}.to(tl.int32), 0)")
 
-    def _finish(self, w: Writer, acc: str) -> None:
+    def finish(self, w: Writer, acc: str) -> None:
+        """What becomes of a block of sums."""
         c, t, frame = self.c, self.t, self.frame
         channel = rn = self.channel
         if self.tall > 1:
@@ -168,11 +172,9 @@ class Builder:
             w(f"rc = {group} * {c.filters} + {rn}")
             channel = "rc"
         masks: dict[int, str] = {}
-        if not divides(t.bm, c.rows):
-            masks[0] = f"(rm < {frame.size(c.rows)})[:, None]"
-        inside = self.positions.inside()
+        inside = self.positions.inside(t)
         if inside:
-            masks[0] = " & ".join([*(f"{x}[:, None]" for x in inside), *masks.values()])
+            masks[0] = " & ".join(f"{x}[:, None]" for x in inside)
         columns = c.filters * self.tall
         if columns % t.bn:
             masks[1] = f"({rn} < {columns})[None, :]"
@@ -191,8 +193,7 @@ class Builder:
 
     def _place(self) -> list[Index]:
         """The image and the position of each sum."""
-        flat = "ro[:, None]" if self.c.phases == 1 else ""
-        return [Index(f"{n}[:, None]", (0,), flat) for n in self.positions.names]
+        return self.positions.index
 
     def _zero_points(self, w: Writer, acc: str, channel: str, inside: str) -> None:
         """``sum (x - zx)(w - zw) = sum x w - zx sum w - zw (sum x - k zx)``: elements outside

@@ -32,9 +32,10 @@ from . import types as ty
 from .conv import Builder, ConvolutionTactic
 from .emit import Emitter, Frame
 from .epilogue import Index
-from .gemm import Side, bytes_beside, kernel_of
+from .gemm import Side, bytes_beside, epilogue_bytes, kernel_of
 from .loops import pointwise_inlined, refusal
 from .product import Product, Strided, Tile, Writer, acc_type, precision, wide
+from .stream import Lines, StreamTile, fitting, written
 from .tile import pow2
 from .windows import Convolution, convolution_of
 
@@ -149,7 +150,9 @@ class _Rows:
 
 
 class _Stem(Builder):
-    def __init__(self, region: Region, t: StemTile, device: Any, maker: Region | None = None):
+    def __init__(
+        self, region: Region, t: StemTile | StreamTile, device: Any, maker: Region | None = None
+    ):
         super().__init__(region, t, device)
         self.maker = maker  # of the image, if it is not read
         self.tall, self.whole = t.tall, _plain(region)
@@ -167,15 +170,20 @@ class _Stem(Builder):
         c, t, frame, f = self.c, self.t, self.frame, self.form
         dtype = self.padded.dtype
         self.data = _weights(self.whole, f, self.tall, dtype)
-        self.shift_w, self.beside, self.runtime_sums = 0, False, False
         a = _Rows(frame, c, f, self.tall, self.padded, dtype)
+        if isinstance(t, StreamTile):
+            lines = Lines(frame, c, frame.wide)
+            self.positions = lines if lines.suits(t) else self.positions
+            kernel = written(self, t, a, self.data, "stem")
+            kernel.before = (self._pad(),)
+            return kernel
         b = Strided(
             frame, self.data, dtype, False, c.filters * self.tall, f.inner, f.inner, 1, "",
             self.data.size, other="0.0" if dtype.is_float else "0",
         )  # fmt: skip
         product = Product(
             frame, a, b, c.rows, c.filters * self.tall, f.inner, 1, acc_type(self.dtype),
-            precision(self.dtype, self.device.tf32), self._finish, self._begin,
+            precision(self.dtype, self.device.tf32), self.finish, self._begin,
             early=bytes_beside(self.region, frame),
         )  # fmt: skip
         kernel = kernel_of(product, t, self.device, frame, "stem")
@@ -274,6 +282,19 @@ def _plain(region: Region) -> Convolution:
     return convolution_of(region, paired=False)
 
 
+def _streams(region: Region, c: Convolution, device: Any) -> list[StreamTile]:
+    """Tiles that have whole windows of bytes in a step."""
+    small = all(v.dtype.size <= 2 for v in region.outputs)
+    if c.x.dtype.size > 1 or not small:
+        return []
+    rows = 1 if len(c.axes) == 1 else pow2(c.axes[0].taps)
+    bk = rows * _run(c)
+    if not 32 <= bk <= 512:
+        return []
+    shapes = ((128, 1, 4, 2), (64, 1, 4, 3), (128, 1, 4, 3), (64, 1, 4, 2))
+    return fitting(shapes, c, bk, epilogue_bytes(region) - 1, device)[:2]
+
+
 @register_tactic
 class Stem(ConvolutionTactic):
     """Convolution of few channels on a padded copy of the image, with the region's epilogue."""
@@ -320,8 +341,9 @@ class Stem(ConvolutionTactic):
             return "windows are too wide"
         return None
 
-    def candidates(self, region: Region, device: Any) -> Sequence[StemTile]:
-        c = _plain(region.parts[1] if region.parts else region)
+    def candidates(self, region: Region, device: Any) -> Sequence[StemTile | StreamTile]:
+        region = region.parts[-1] if region.parts else region
+        c = _plain(region)
         run, found = max(16, _run(c)), []
         unit = max(run, 32 // c.x.dtype.size)
         two = len(c.axes) > 1 and int(c.axes[0].out) % 2 == 0 and c.axes[0].taps > 1  # type: ignore[arg-type]
@@ -335,7 +357,7 @@ class Stem(ConvolutionTactic):
                 continue
             bk = min(unit * steps, 512 // c.x.dtype.size)
             found.append(StemTile(bm, bn, bk, warps, stages, tall=tall))
-        return list(dict.fromkeys(found))
+        return [*_streams(region, c, device), *dict.fromkeys(found)]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         if region.parts:

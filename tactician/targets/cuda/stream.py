@@ -18,8 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ...ir import dims as D
 from ...ir import dtypes as T
+from ...ir.dims import DimLike
 from ...ir.graph import Value
 from ...regions.region import Region
 from ...tactics.kernel import Kernel, Launch
@@ -27,10 +30,12 @@ from ...tactics.tactic import register_tactic
 from . import cost
 from .arch import Gpu
 from .conv import Builder, ConvolutionTactic, rows
+from .emit import Frame
+from .epilogue import Index
 from .gemm import epilogue_bytes
-from .product import Strided, Tile, Writer, loads_ahead
+from .product import Operand, Strided, Tile, Writer, loads_ahead, unravel
 from .tile import pow2
-from .windows import Mode, convolution_of, packed_weights
+from .windows import Convolution, Mode, Positions, convolution_of, packed_weights
 
 _WIDTH = 64  # columns of a product; lanes of a row have sixteen each
 _CHANNELS = (32, 512)
@@ -47,6 +52,7 @@ class StreamTile(Tile):
     """
 
     wide: int = 1
+    tall = 1  # outputs that a row of the product stands for
 
     def __str__(self) -> str:
         return f"{self.bm}x{self.wide * _WIDTH}x{self.bk} w{self.warps} s{self.stages} " \
@@ -90,69 +96,134 @@ def room(t: StreamTile, added: int, gpu: Gpu) -> int:
     return min(gpu.shared_sm // shared, gpu.registers // registers)
 
 
-class _Builder(Builder):
-    t: StreamTile
-    in_place = True
+class Lines(Positions):
+    """Where the rows of a step are that is (a part of) one line of results. Only the place within
+    the line differs among rows, so none has to be divided out."""
 
-    def build(self) -> Kernel:
-        c, t, frame, w = self.c, self.t, self.frame, Writer()
-        self.data = packed_weights(c, t.bk, T.i8, 16)
-        self.shift_w, self.beside, self.runtime_sums = 0, False, False
-        a = rows(frame, c, "0" if self.zeros[0] is None else "zx", "")
-        b = Strided(frame, self.data, T.i8, False, c.filters, t.bk, self.data.shape[2], 1, "",
-                    self.data.size)  # fmt: skip
-        beside = c.filters // t.columns
-        w("pid = tl.program_id(0)", f"rk = tl.arange(0, {t.bk})",
-          f"first = (pid % {beside}) * {t.columns}" if beside > 1 else "first = 0")  # fmt: skip
-        for k in range(t.wide):
-            w(f"rn = first + {k * _WIDTH} + {column()}",
-              f"c{k} = first + {k * _WIDTH} + tl.arange(0, {_WIDTH})")  # fmt: skip
-            b.setup(w, t, "0")
-            w(f"w{k} = {b.load(w, t)}")
-        ends = [self._ends(k) for k in range(t.wide)]
-        for k, (ahead, _) in enumerate(ends):
-            if t.wide <= _HELD:
-                w(*ahead)
-            else:
-                ends[k] = [], ahead + ends[k][1]
-        steps = D.ceil_div(c.rows, t.bm)
-        with w.block(
-            f"for tm in tl.range(pid // {beside}, {frame.size(steps)}, "
-            f"tl.num_programs(0) // {beside}, num_stages={t.stages}):"
-        ):
-            self._step(w, a, [lines for _, lines in ends])
-        source = frame.source("stream", w.lines)
-        blocks = self.device.sms * t.persistent // beside
-        grid = (D.dim_min(steps, max(1, blocks)) * beside,)
-        return Kernel(
-            "stream", source, frame.values, tuple(frame.dims),
-            flops=c.rows * (2 * c.filters * c.channels),
-            launch=Launch(frame.types, grid, t.warps, t.stages), notes={"tile": str(t)},
-        )  # fmt: skip
+    def __init__(self, frame: Frame, c: Convolution, big: bool):
+        super().__init__(frame, c, big)
+        self.width = int(c.outs[-1])  # type: ignore[arg-type]
 
-    def _ends(self, k: int) -> tuple[list[str], list[str]]:
-        """What becomes of the sums of a product: loads of constants, and the rest."""
-        w, self.prefix, self.channel = Writer(), f"e{k}_", f"c{k}"
-        self._finish(w, "sums")
-        fixed = [f"p{n}" for n, a in enumerate(self.frame.values)
-                 if not isinstance(a, Value) or a.const is not None]  # fmt: skip
-        return loads_ahead(w.lines, fixed)
+    def parts(self, t: Tile) -> int:
+        """Steps of a line."""
+        return -(-self.width // t.bm)
 
-    def _step(self, w: Writer, a: Any, ends: list[list[str]]) -> None:
-        t = self.t
-        w(f"rm = tm * {t.bm} + tl.arange(0, {t.bm})")
-        if self.zeros[0] is not None:
-            w(f"zx = tl.load({self.frame.pointer(self.zeros[0])})")
-        if self.c.mode is not Mode.PLAIN:  # pixels that are left out lie between
-            self.positions.begin(w, t)
-            w("it = 0")
-        a.setup(w, t, "0")
-        pixels = a.load(w, t)
+    def suits(self, t: Tile) -> bool:
+        """Whether lines nearly fill steps."""
+        return self.width >= 0.8 * self.parts(t) * t.bm
+
+    def steps(self, t: Tile) -> DimLike:
+        return self.c.images * D.product(self.c.outs[:-1]) * self.parts(t)
+
+    def begin_step(self, w: Writer, t: Tile, order: str, kept: bool) -> None:
+        """Names the places of the step ``tm``; ``kept``: inside, so that they can be read."""
+        parts, last = self.parts(t), len(self.c.axes) - 1
+        step = "tl.cast(tm, tl.int64)" if self.big else "tm"
+        line = f"({step} // {parts})" if parts > 1 else step
+        at = unravel(self.frame, line, (self.c.images, *self.c.outs[:-1]))
+        w(f"on = {at[0]}", *(f"o{d} = {text}" for d, text in enumerate(at[1:])))
+        place = f"(tm % {parts}) * {t.bm} + {order}" if parts > 1 else order
+        w(f"o{last} = {f'tl.minimum({place}, {self.width - 1})' if kept else place}")
+
+    def inside(self, t: Tile) -> list[str]:
+        last = len(self.c.axes) - 1
+        return [] if self.width % t.bm == 0 else [f"(o{last} < {self.width})"]
+
+    @property
+    def index(self) -> list[Index]:
+        *fixed, last = self.names
+        return [*(Index(n) for n in fixed), Index(f"{last}[:, None]", (0,))]
+
+
+def fitting(
+    shapes: Sequence[tuple[int, int, int, int]], c: Convolution, bk: int, added: int, device: Any
+) -> list[StreamTile]:
+    """Tiles of ``(bm, wide, warps, stages)`` that have room and enough to do; see `room`."""
+    found = []
+    for bm, wide, warps, stages in shapes:
+        t = StreamTile(bm, _WIDTH, bk, warps, stages, group=1, wide=wide)
+        if c.filters % t.columns:
+            continue
+        steps = -(-cost.known(c.rows) // bm) * (c.filters // t.columns)
+        most = min(room(t, added, device.gpu), steps // (_LEAST * device.sms))
+        if most:
+            found.append(replace(t, persistent=most))
+    found.sort(key=lambda t: t.persistent * t.warps < 8)  # too few to hide each other's waits
+    return found
+
+
+def written(
+    builder: Builder, t: StreamTile, a: Operand, data: np.ndarray[Any, Any], symbol: str
+) -> Kernel:
+    """The kernel of a convolution with packed weights ``[1, filters, bk]``; `a` gives a step's
+    pixels. (Its names for where a pixel is come from ``builder.positions``.)"""
+    c, frame, w = builder.c, builder.frame, Writer()
+    builder.data, builder.in_place = data, True
+    builder.shift_w, builder.beside, builder.runtime_sums = 0, False, False
+    b = Strided(frame, data, T.i8, False, c.filters, t.bk, t.bk, 1, "", data.size)
+    beside = c.filters // t.columns
+    w("pid = tl.program_id(0)", f"rk = tl.arange(0, {t.bk})",
+      f"first = (pid % {beside}) * {t.columns}" if beside > 1 else "first = 0")  # fmt: skip
+    for k in range(t.wide):
+        w(f"rn = first + {k * _WIDTH} + {column()}",
+          f"c{k} = first + {k * _WIDTH} + tl.arange(0, {_WIDTH})")  # fmt: skip
+        b.setup(w, t, "0")
+        w(f"w{k} = {b.load(w, t)}")
+    ends = [_ends(builder, k) for k in range(t.wide)]
+    for k, (ahead, rest) in enumerate(ends):
+        if t.wide <= _HELD:
+            w(*ahead)
+        else:
+            ends[k] = [], ahead + rest
+    p = builder.positions
+    steps = p.steps(t) if isinstance(p, Lines) else D.ceil_div(c.rows, t.bm)
+    with w.block(
+        f"for tm in tl.range(pid // {beside}, {frame.size(steps)}, "
+        f"tl.num_programs(0) // {beside}, num_stages={t.stages}):"
+    ):
+        _step(w, builder, t, a, [rest for _, rest in ends])
+    blocks = builder.device.sms * t.persistent // beside
+    grid = (D.dim_min(steps, max(1, blocks)) * beside,)
+    return Kernel(
+        symbol, frame.source(symbol, w.lines), frame.values, tuple(frame.dims),
+        flops=c.rows * (2 * c.filters * c.channels * c.taps),
+        launch=Launch(frame.types, grid, t.warps, t.stages), notes={"tile": str(t)},
+    )  # fmt: skip
+
+
+def _ends(builder: Builder, k: int) -> tuple[list[str], list[str]]:
+    """What becomes of the sums of a product: loads of constants, and the rest."""
+    w, builder.prefix, builder.channel = Writer(), f"e{k}_", f"c{k}"
+    builder.finish(w, "sums")
+    fixed = [f"p{n}" for n, a in enumerate(builder.frame.values)
+             if not isinstance(a, Value) or a.const is not None]  # fmt: skip
+    return loads_ahead(w.lines, fixed)
+
+
+def _step(
+    w: Writer, builder: Builder, t: StreamTile, a: Operand, ends: Sequence[list[str]]
+) -> None:
+    p, natural = builder.positions, f"tl.arange(0, {t.bm})"
+    if builder.zeros[0] is not None:
+        w(f"zx = tl.load({builder.frame.pointer(builder.zeros[0])})")
+    if isinstance(p, Lines):
+        p.begin_step(w, t, natural, True)
+    else:
+        w(f"rm = tm * {t.bm} + {natural}")
+        if builder.c.mode is not Mode.PLAIN:
+            p.begin(w, t)
+    if builder.c.mode is not Mode.PLAIN:
+        w("it = 0")
+    a.setup(w, t, "0")
+    pixels = a.load(w, t)
+    if isinstance(p, Lines):
+        p.begin_step(w, t, row(t), False)
+    else:
         w(f"rm = tm * {t.bm} + {row(t)}")
-        self.positions.begin(w, t)
-        for k, lines in enumerate(ends):
-            w(f"sums = tl.dot({pixels}, w{k}, out_dtype=tl.int32)",
-              f"sums = {in_registers('sums', t)}", *lines)  # fmt: skip
+        p.begin(w, t)
+    for k, lines in enumerate(ends):
+        w(f"sums = tl.dot({pixels}, w{k}, out_dtype=tl.int32)",
+          f"sums = {in_registers('sums', t)}", *lines)  # fmt: skip
 
 
 @register_tactic
@@ -184,22 +255,14 @@ class Stream(ConvolutionTactic):
 
     def candidates(self, region: Region, device: Any) -> Sequence[StreamTile]:
         c = convolution_of(region)
-        added = epilogue_bytes(region) - 1
-        found = []
-        for bm, wide, warps, stages in (
-            (64, 2, 4, 3), (64, 1, 4, 3), (64, 4, 4, 3), (128, 2, 8, 3), (128, 1, 4, 3),
-            (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2),
-        ):  # fmt: skip
-            t = StreamTile(bm, _WIDTH, c.channels, warps, stages, group=1, wide=wide)
-            if c.filters % t.columns:
-                continue
-            steps = -(-cost.known(c.rows) // bm) * (c.filters // t.columns)
-            most = min(room(t, added, device.gpu), steps // (_LEAST * device.sms))
-            if most:
-                found.append(replace(t, persistent=most))
-        found.sort(key=lambda t: t.persistent * t.warps < 8)  # too few to hide each other's waits
+        shapes = ((64, 2, 4, 3), (64, 1, 4, 3), (64, 4, 4, 3), (128, 2, 8, 3), (128, 1, 4, 3),
+                  (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2))  # fmt: skip
+        found = fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device)
         return found or [StreamTile(64, _WIDTH, c.channels, 4, 2, persistent=1)]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(region, candidate, device).build()
+        builder = Builder(region, candidate, device)
+        c, zero = builder.c, builder.zeros[0]
+        a = rows(builder.frame, c, "0" if zero is None else "zx", "")
+        return written(builder, candidate, a, packed_weights(c, candidate.bk, T.i8, 16), "stream")
 

@@ -23,6 +23,7 @@ from ...ops._windows import Axis
 from ...ops.conv import conv_axes, deconv_axes, kernel_extents
 from ...regions.region import Region, pitch
 from .emit import Frame
+from .epilogue import Index
 from .product import Tile, Writer, converted, divides, unravel, wide
 
 _FEW = 16  # channels up to which a step covers several window positions
@@ -305,12 +306,20 @@ class Positions:
                 w(f"i{d} = {at[1 + d]}", f"g{d} = {phases[d]}",
                   f"o{d} = i{d} * {a.phases} + g{d}")  # fmt: skip
 
-    def inside(self) -> list[str]:
-        """Where the last outputs of a phase exist, by axis."""
-        return [
-            f"(o{d} < {self.frame.size(a.whole)})" for d, a in enumerate(self.c.axes)
+    def inside(self, t: Tile) -> list[str]:
+        """Where a block's rows stand for outputs: vectors that must all be true."""
+        c, size = self.c, self.frame.size
+        found = [
+            f"(o{d} < {size(a.whole)})" for d, a in enumerate(c.axes)
             if a.phases > 1 and not divides(a.phases, a.whole)
-        ]
+        ]  # the last outputs of a phase may not exist
+        return found if divides(t.bm, c.rows) else [*found, f"(rm < {size(c.rows)})"]
+
+    @property
+    def index(self) -> list[Index]:
+        """The image and the place along each axis."""
+        flat = "ro[:, None]" if self.c.phases == 1 else ""
+        return [Index(f"{n}[:, None]", (0,), flat) for n in self.names]
 
     @property
     def names(self) -> list[str]:

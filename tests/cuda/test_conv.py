@@ -225,3 +225,26 @@ def test_machine_code(arch):
     tile = TACTIC.candidates(region, device)[0]
     assert tile.split > 1
     assert len(device.compile(TACTIC.build(region, tile, device))[1]) > 5_000
+
+
+def test_windows_through_the_first_level_cache():
+    g = Graph()
+    x = g.add_input("x", "i8", (4, 64, 57, 56))
+    w = g.constant(rng.integers(-127, 128, (64, 64, 3, 3)).astype(np.int8))
+    attrs = {"stride": (2, 2), "pre": (1, 1), "post": (1, 1)}
+    g.outputs = [emit(g, "int_conv", [x, w], **attrs).output]
+    region = stored_last(g, conv.Conv())
+    tile = Tile(64, 64, 64, 4, 3, near=True)
+    text = ptx_of(conv.Conv().build(region, tile, DEVICE))
+    assert "cp.async.ca.shared.global" in text and "cp.async.cg.shared.global" in text
+    plain = ptx_of(conv.Conv().build(region, replace(tile, near=False), DEVICE))
+    assert "cp.async.ca.shared.global" not in plain
+
+    small = Graph()
+    x = small.add_input("x", "i8", (2, 32, 6, 5))
+    w = small.constant(rng.integers(-127, 128, (16, 32, 3, 3)).astype(np.int8))
+    small.outputs = [emit(small, "int_conv", [x, w], **attrs).output]
+    region = stored_last(small, conv.Conv())
+    kernel = conv.Conv().build(region, Tile(16, 16, 32, 4, 2, near=True), DEVICE)
+    inputs = {x: rng.integers(-128, 128, tuple(x.dims)).astype(np.int8)}
+    check_kernel(small, kernel, inputs, tolerance=0, region=region)

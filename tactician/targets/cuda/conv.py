@@ -239,6 +239,8 @@ def tiles(region: Region, device: Any) -> list[Tile]:
     options = cost.product_tiles(w, device.gpu, [max(16, u // scale) for u in units] or (16,))
     if c.paired:
         options = [x for o in options for x in (replace(o, turned=True), o)]
+    if c.mode is Mode.TAPS and c.taps > 1 and cost.is_bytes(w) and not cost.is_small(w, device.gpu):
+        options = [x for o in options for x in (replace(o, near=True), o)]
     heavy = 2.0 * w.m * w.n * w.k > DESCRIPTOR_FLOPS
     if c.mode is Mode.PLAIN and device.arch >= 90 and heavy:
         frame = Frame()

@@ -137,8 +137,11 @@ def best(tiles: Iterable[Tile], w: Work, gpu: Gpu, most: int = 16) -> list[Tile]
     few = 2 if is_small(w, gpu) else 1  # small products hang on how deep they pipeline
     if is_bytes(w) and w.k <= 512 and not is_small(w, gpu):
         timed.sort(key=lambda t: _SHORT.index(x) if (x := (t.bm, t.bn, t.warps)) in _SHORT else 9)
+    if is_bytes(w) and w.gathers and not is_small(w, gpu):
+        known = {shape: k for k, shape in enumerate(_GATHERED)}
+        timed.sort(key=lambda t: known.get((t.bm, t.bn, t.warps), len(known)))
     for t in timed:
-        key = (t.bm, t.bn, t.split, int(t.tma), int(t.turned))
+        key = (t.bm, t.bn, t.split, int(t.tma), int(t.turned), int(t.near))
         seen[key] = seen.get(key, 0) + 1
         (kept if seen[key] <= few else later).append(t)
     return (kept + later)[:most]
@@ -193,6 +196,11 @@ def product_tiles(w: Work, gpu: Gpu, k_units: Sequence[int] = (64, 128, 32)) -> 
 # The best tiles of short sums of bytes, in this order on the whole (the model puts larger ones
 # first).
 _SHORT = ((32, 256, 4), (128, 64, 4), (128, 128, 4), (64, 128, 4))
+
+
+# The same for windows of bytes (3x3 of ResNet-50 on an H200, µs: 56x56, 64 filters 55 and 57 with
+# the last two; 28x28, 128 filters 32, 37, 40).
+_GATHERED = ((128, 128, 8), (256, 128, 8), (256, 64, 8), (128, 64, 4))
 
 
 def is_bytes(w: Work) -> bool:

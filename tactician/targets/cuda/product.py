@@ -43,6 +43,8 @@ class Tile:
         persistent: Blocks per multiprocessor that take tile after tile; 0: a block for each tile.
         turned: Neighbouring threads load neighbouring rows (`windows.Windows`), where these are
             closer together in memory than a row's elements.
+        near: Windows come through the first-level cache, which has most of their elements from
+            their neighbours (copies of 16 bytes go around it).
     """
 
     bm: int
@@ -55,6 +57,7 @@ class Tile:
     tma: bool = False
     persistent: int = 0
     turned: bool = False
+    near: bool = False
 
     def __str__(self) -> str:
         parts = [f"{self.bm}x{self.bn}x{self.bk} w{self.warps} s{self.stages}"]
@@ -66,6 +69,8 @@ class Tile:
             parts.append(f"persistent{self.persistent}")
         if self.turned:
             parts.append("turned")
+        if self.near:
+            parts.append("near")
         return " ".join(parts)
 
 

@@ -449,7 +449,10 @@ class Windows:
         if c.channels % t.bk:
             mask.append(f"(({c0}) + rk < {c.channels})[None, :]")
         address = "ap" + "".join(f" + ({x})[:, None]" for x in moved)
-        return self._named(w, f"{address} + ({' + '.join(fixed) or '0'})", mask)
+        address += f" + ({' + '.join(fixed) or '0'})"
+        if t.near:
+            address = f"tl.max_contiguous({address}, (1, {8 // self.dtype.size}))"
+        return self._named(w, address, mask)
 
     def _inside(self, at: str, a: WindowAxis) -> str:
         return f"({at} >= 0) & ({at} < {self.frame.size(a.size)})"

@@ -3,13 +3,23 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from contraction_kit import DEVICE, Graph, check_kernel, emit, ptx_of, region_of
+from contraction_kit import (
+    DEVICE,
+    Graph,
+    check_kernel,
+    emit,
+    guarded,
+    ptx_of,
+    reference,
+    region_of,
+    run,
+)
 
 from tactician.ir import dims as D
 from tactician.ir import dtypes
-from tactician.targets.cuda import gemm
+from tactician.targets.cuda import conv, gemm
 from tactician.targets.cuda.device import CudaDevice
-from tactician.targets.cuda.product import Tile
+from tactician.targets.cuda.product import Tile, to_tf32
 
 rng = np.random.default_rng(1)
 GEMM, GEMV = gemm.Gemm(), gemm.Gemv()
@@ -211,3 +221,60 @@ def test_hopper_multiplies_by_warp_groups():
     _, region, _ = product((2048, 2048), (2048, 2048), const=False, dtype="f16")
     ptx = ptx_of(GEMM.build(region, Tile(128, 128, 64, 4, 3, tma=True), CudaDevice("sm_90")))
     assert "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx
+
+
+def nearest(x):
+    """Mantissas of 10 bits (and the one in front), halves away from zero, by scaling."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    exponent = np.maximum(exponent, -125)  # below, the steps stay as they are
+    mantissa = np.ldexp(x.astype(np.float64), -exponent)
+    rounded = np.copysign(np.floor(np.abs(mantissa) * 2048 + 0.5), mantissa) / 2048
+    return np.ldexp(rounded, exponent)
+
+
+def test_tf32_is_the_nearest():
+    x = rng.standard_normal(5000).astype(np.float32) * 10.0 ** rng.integers(-44, 38, 5000)
+    x = x.astype(np.float32)
+    x[:6] = 1 + 2.0**-11, -1 - 2.0**-11, 1 + 2.0**-11 - 2.0**-23, 0.0, -0.0, 2.0 - 2.0**-23
+    x[6:12] = np.float32(1e-45), -3e-39, 2.0**-126, 65504.0, 1 + 3 * 2.0**-11, 1 + 2.0**-10
+    np.testing.assert_array_equal(to_tf32(x), nearest(x))
+    assert to_tf32(x)[:3].tolist() == [1 + 2.0**-10, -1 - 2.0**-10, 1.0]
+    assert not (to_tf32(x).view(np.uint32) & 0x1FFF).any()
+    odd = np.array([np.inf, -np.inf, np.nan, 3.4028235e38, -3.4028235e38], np.float32)
+    made = to_tf32(odd)
+    assert made[:2].tolist() == [np.inf, -np.inf] and np.isnan(made[2])
+    assert np.isfinite(made[3:]).all() and made[3] == -made[4] > 3.4e38
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+@pytest.mark.parametrize(("op", "ta", "tb"), [("matmul", "none", "transpose"),
+                                              ("matmul", "transpose", "none"),
+                                              ("convolution", "", "")])  # fmt: skip
+def test_constants_become_tf32_where_they_are_used_so(op, ta, tb, tf32):
+    g = Graph()
+    shape = (1, 32, 5, 4) if op == "convolution" else (24, 32) if ta == "none" else (32, 24)
+    x = g.add_input("x", "f32", shape)
+    given = nearest(rng.standard_normal(shape).astype(np.float32)).astype(np.float32)
+    size = (16, 32, 1, 1) if op == "convolution" else (16, 32) if tb == "transpose" else (32, 16)
+    w = rng.standard_normal(size).astype(np.float32)
+    attrs = {} if op == "convolution" else {"ta": ta, "tb": tb}
+    g.outputs = [emit(g, op, [x, g.constant(w)], **attrs).output]
+    region, device = region_of(g), CudaDevice("sm_90", mode="interpreter", tf32=tf32)
+    tactic = conv.Conv() if op == "convolution" else GEMM
+    kernel = tactic.build(region, Tile(16, 16, 16, 4, 2), device)
+    assert ('"tf32"' in kernel.source, '"tf32x3"' in kernel.source) == (tf32, not tf32)
+    used = nearest(w) if tf32 else w.astype(np.float64)
+    used = used.astype(np.float32).reshape(size)
+    right = Graph()
+    y = right.add_input("x", "f32", shape)
+    right.outputs = [emit(right, op, [y, right.constant(used)], **attrs).output]
+    (want,) = reference(right, {y: given})
+    arrays = {v: np.ascontiguousarray(given) if v is x else np.asarray(v.const)
+              for v in kernel.args if not isinstance(v, np.ndarray) and v not in region.outputs}
+    (out,) = region.outputs
+    arrays[out], canaries = guarded(tuple(out.dims), np.float32)
+    run(kernel, arrays)
+    canaries()
+    np.testing.assert_allclose(arrays[out], want, rtol=2e-5, atol=2e-5)
+    if tf32:
+        assert np.abs(want - reference(g, {x: given})[0]).max() > 1e-3

@@ -27,7 +27,7 @@ from .gemm import (
     kernel_of,
     refuse_types,
 )  # fmt: skip
-from .product import Operand, Product, Strided, Tile, Writer, acc_type, precision
+from .product import Operand, Product, Strided, Tile, Writer, acc_type, precision, to_tf32
 from .windows import (
     Convolution,
     Mode,
@@ -62,9 +62,13 @@ def refuse(region: Region, device: Any) -> str | None:
 
 
 def columns(
-    frame: Frame, c: Convolution, t: Tile, dtype: DType
+    frame: Frame, c: Convolution, t: Tile, dtype: DType, tf32: bool = False
 ) -> tuple[Operand, np.ndarray[Any, Any] | None, int]:
-    """The weights' side, packed weights if they are constant, and what was taken from them."""
+    """The weights' side, packed weights if they are constant, and what was taken from them.
+
+    Args:
+        tf32: Whether factors are used as TF32.
+    """
     if c.w.const is None:
         shift = 128 if dtype is T.u8 else 0
         other = "0.0" if dtype.is_float else "0"
@@ -75,6 +79,7 @@ def columns(
         v.const = (np.asarray(c.w.const).astype(np.int16) - 128).astype(np.int8)
         c, dtype, shift = replace(c, w=v), T.i8, 128
     data = packed_weights(c, t.bk, dtype, max(1, 16 // dtype.size))
+    data = to_tf32(data) if tf32 else data
     row = data.shape[2]
     offset = f"z * {c.filters * row}" if c.groups * c.phases > 1 else ""
     aligned = c.filters * row * dtype.size % 16 == 0
@@ -129,7 +134,8 @@ class Builder:
         c, t, frame = self.c, self.t, self.frame
         other = "0.0" if self.dtype.is_float else "0" if self.zeros[0] is None else "zx"
         a = rows(frame, c, other, Side(self.shift).convert)
-        b, self.data, self.shift_w = columns(frame, c, t, c.w.dtype)
+        how = precision(self.dtype, self.device.tf32)
+        b, self.data, self.shift_w = columns(frame, c, t, c.w.dtype, how == "tf32")
         self.beside = self.dtype.is_int and self._zero_matters(self.zeros[1], self.shift_w)
         self.runtime_sums = self.data is None and self.dtype.is_int and self._zero_matters(
             self.zeros[0], self.shift)  # fmt: skip
@@ -137,9 +143,8 @@ class Builder:
         extra += [f"sb = tl.zeros(({t.bn},), tl.int32)"] * self.runtime_sums
         product = Product(
             frame, a, b, c.rows, c.filters, c.inner(t.bk), c.groups * c.phases,
-            acc_type(self.dtype), precision(self.dtype, self.device.tf32),
-            self.finish, self._begin, self._each if extra else None, extra,
-            bytes_beside(self.region, frame),
+            acc_type(self.dtype), how, self.finish, self._begin,
+            self._each if extra else None, extra, bytes_beside(self.region, frame),
         )  # fmt: skip
         name = "deconv" if c.transposed else "conv"
         return kernel_of(product, t, self.device, frame, name)

@@ -28,6 +28,7 @@ from .product import (
     ceil_text,
     divides,
     precision,
+    to_tf32,
     unravel,
     wide,
 )  # fmt: skip
@@ -116,6 +117,12 @@ def as_signed(x: matrix.Matrix) -> tuple[matrix.Matrix, int]:
     v = Value("signed", T.i8, data.shape)
     v.const = data
     return matrix.packed(replace(x, value=v, dtype=T.i8)), 128
+
+
+def _factor(x: matrix.Matrix, how: str) -> matrix.Matrix:
+    """An operand as the kernel multiplies it: constants as TF32 if that is what they become."""
+    data = x.value.const if isinstance(x.value, Value) else x.value
+    return x if how != "tf32" or data is None else replace(x, value=to_tf32(np.asarray(data)))
 
 
 class ZeroPoints:
@@ -247,7 +254,8 @@ def build(region: Region, t: Tile, device: Any) -> Kernel:
     p = matrix.problem(node)
     ma, shift_a = as_signed(p.a)
     mb, shift_b = as_signed(p.b)
-    p = replace(p, a=ma, b=mb)
+    how = precision(p.a.dtype, device.tf32)
+    p = replace(p, a=_factor(ma, how), b=_factor(mb, how))
     values = [*region.inputs, *region.outputs]
     frame = Frame(wide=is_wide(values))
     a, more_a = operand(frame, p.a, True, p.batch)
@@ -270,8 +278,7 @@ def build(region: Region, t: Tile, device: Any) -> Kernel:
         extra += [f"sa = tl.zeros(({t.bm},), tl.int32)"] * rows
     product = Product(
         frame, a, b, p.m, p.n, p.k, D.product(p.batch), acc_type(p.a.dtype),
-        precision(p.a.dtype, device.tf32), finish,
-        each=None if zeros is None else zeros.each, extra=extra,
+        how, finish, each=None if zeros is None else zeros.each, extra=extra,
         early=bytes_beside(region, frame),
     )  # fmt: skip
     return kernel_of(product, t, device, frame, "gemm")

@@ -504,6 +504,18 @@ def acc_type(dtype: DType) -> str:
     return "int32" if dtype.is_int else "float64" if dtype is f64 else "float32"
 
 
+def to_tf32(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """32-bit floats with the nearest mantissas of 10 bits (halves go away from zero). The tensor
+    cores of Triton's products leave bits out instead, which makes every factor smaller: constants
+    are rounded when kernels are built, activations are not."""
+    x = np.ascontiguousarray(x, np.float32)
+    largest = np.uint32(0x7F7FE000)
+    bits = x.view(np.uint32)
+    size = np.minimum((bits & np.uint32(0x7FFFFFFF)) + np.uint32(0x1000), largest)
+    rounded = (bits & np.uint32(0x80000000)) | (size & np.uint32(0xFFFFE000))
+    return np.where(np.isfinite(x), rounded, bits).view(np.float32)
+
+
 def precision(dtype: DType, tf32: bool) -> str:
     """``input_precision`` of `tl.dot` for factors of a type."""
     if dtype is not f32:

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 
 # One module per group of tactics; `register_tactic` in them makes these known.
 TACTICS = (
-    "loops", "gemm", "conv", "stem", "stream", "pair", "norm_gemm", "depthwise", "attention",
-    "recurrence", "topk", "cumulative", "scatter", "selection", "unique", "nms", "lengths",
+    "loops", "gemm", "conv", "stem", "stream", "stream_pair", "pair", "norm_gemm", "depthwise",
+    "attention", "recurrence", "topk", "cumulative", "scatter", "selection", "unique", "nms",
+    "lengths",
     "cudnn", "cudnn_attention", "cublaslt",
 )
 

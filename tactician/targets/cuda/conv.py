@@ -126,6 +126,7 @@ class Builder:
         if node.op == "int_conv":
             self.zeros = (*node.inputs[2:4], None, None)[:2]  # type: ignore[assignment]
         self.positions: Positions = Positions(self.frame, self.c, self.frame.wide)
+        self.stored: dict[Value, str] = {}  # names of the blocks that `finish` stored
         self.data: np.ndarray[Any, Any] | None = None  # constant weights, packed
         self.shift_w = 0
         self.beside = self.runtime_sums = False  # sums of factors that the kernel counts as well
@@ -194,7 +195,7 @@ class Builder:
         if "logical" in result_of(self.region).meta:
             index = [*place, index[1]]
         w(*epilogue(self.region, frame, acc, index, masks, (t.bm, t.bn), acc_dtype(self.dtype),
-                    self.prefix, self.in_place))  # fmt: skip
+                    self.prefix, self.in_place, self.stored))  # fmt: skip
 
     def _place(self) -> list[Index]:
         """The image and the position of each sum."""

@@ -66,6 +66,7 @@ def refuse_epilogue(region: Region) -> str | None:
 def epilogue(
     region: Region, frame: Frame, acc: str, index: Sequence[Index], masks: Mapping[int, str],
     shape: Sequence[int], acc_dtype: DType = T.f32, prefix: str = "e", in_place: bool = False,
+    stored: dict[Value, str] | None = None,
 ) -> list[str]:
     """The lines that compute a region's stages and store its outputs.
 
@@ -81,6 +82,7 @@ def epilogue(
         acc_dtype: Type of the sums: f32, or i32 for integer products.
         prefix: Names that start with it (and a number) are used for intermediate results.
         in_place: Whether each thread has the sums of what it loads and stores.
+        stored: Gets the names of blocks that stages store, as registers hold them.
 
     Returns:
         Lines without indentation.
@@ -103,6 +105,8 @@ def epilogue(
         lowered = em.lowerer.lower(stage.expr, env)
         if stage.out in region.outputs:
             em.store(stage.out, em.lowerer.flat(stage.out, variables), lowered)
+            if stored is not None:
+                stored[stage.out] = em.emit(lowered).text
         if stage is not stages[-1]:
             x = em.emit(lowered)
             em.bind_result(stage.out, x.text, x.axes, x.dt)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,9 +37,9 @@ from .product import Operand, Strided, Tile, Writer, loads_ahead, unravel
 from .tile import pow2
 from .windows import Convolution, Mode, Positions, convolution_of, packed_weights
 
-_WIDTH = 64  # columns of a product; lanes of a row have sixteen each
+WIDTH = 64  # columns of a product; lanes of a row have sixteen each
 _CHANNELS = (32, 512)
-_HELD = 2  # products whose factors and offsets a thread keeps in registers
+HELD = 2  # products whose factors and offsets a thread keeps in registers
 _LEAST = 4  # steps that a block should have
 
 
@@ -55,12 +55,12 @@ class StreamTile(Tile):
     tall = 1  # outputs that a row of the product stands for
 
     def __str__(self) -> str:
-        return f"{self.bm}x{self.wide * _WIDTH}x{self.bk} w{self.warps} s{self.stages} " \
+        return f"{self.bm}x{self.wide * WIDTH}x{self.bk} w{self.warps} s{self.stages} " \
                f"stream{self.persistent}"  # fmt: skip
 
     @property
     def columns(self) -> int:
-        return self.wide * _WIDTH
+        return self.wide * WIDTH
 
 
 def in_registers(sums: str, t: Tile) -> str:
@@ -69,30 +69,32 @@ def in_registers(sums: str, t: Tile) -> str:
     tall = 16 * t.warps
     shape = f"({t.bm // tall}, {t.warps}, 2, 8, 8, 4, 2)"
     return (f"tl.reshape(tl.permute(tl.reshape({sums}, {shape}), (0, 2, 1, 3, 5, 4, 6)), "
-            f"({t.bm}, {_WIDTH}))")  # fmt: skip
+            f"({t.bm}, {WIDTH}))")  # fmt: skip
 
 
-def row(t: Tile) -> str:
-    """Which row of the product each row of `in_registers` is."""
-    i, w = f"tl.arange(0, {t.bm})", t.warps
+def row(t: Tile, i: str = "") -> str:
+    """Which row of the product each row of `in_registers` is; ``i``: those of interest."""
+    i, w = i or f"tl.arange(0, {t.bm})", t.warps
     return (f"({i} // {16 * w} * {16 * w} + {i} // 8 % {w} * 16 + {i} // {8 * w} % 2 * 8 "
             f"+ {i} % 8)")  # fmt: skip
 
 
 def column() -> str:
     """Which filter each column of the product is."""
-    i = f"tl.arange(0, {_WIDTH})"
+    i = f"tl.arange(0, {WIDTH})"
     return f"({i} % 2 + {i} // 8 * 2 + {i} // 2 % 4 * 16)"
 
 
-def room(t: StreamTile, added: int, gpu: Gpu) -> int:
+def room(
+    t: StreamTile, added: int, gpu: Gpu, more_shared: int = 0, more_registers: int = 0
+) -> int:
     """Blocks that a multiprocessor has room for; ``added``: bytes of residuals for each sum."""
     copies = t.stages * t.bm * t.bk + (t.stages - 1) * t.bm * t.columns * added
-    shared = t.columns * t.bk + copies + 1024
+    shared = t.columns * t.bk + copies + 1024 + more_shared
     if shared > gpu.shared:
         return 0
-    held = 32 * t.wide if t.wide <= _HELD else 16
-    registers = (t.bm * _WIDTH // (32 * t.warps) + held + 64) * 32 * t.warps
+    held = 32 * t.wide if t.wide <= HELD else 16
+    registers = (t.bm * WIDTH // (32 * t.warps) + held + 64 + more_registers) * 32 * t.warps
     return min(gpu.shared_sm // shared, gpu.registers // registers)
 
 
@@ -141,7 +143,7 @@ def fitting(
     """Tiles of ``(bm, wide, warps, stages)`` that have room and enough to do; see `room`."""
     found = []
     for bm, wide, warps, stages in shapes:
-        t = StreamTile(bm, _WIDTH, bk, warps, stages, group=1, wide=wide)
+        t = StreamTile(bm, WIDTH, bk, warps, stages, group=1, wide=wide)
         if c.filters % t.columns:
             continue
         steps = -(-cost.known(c.rows) // bm) * (c.filters // t.columns)
@@ -152,8 +154,27 @@ def fitting(
     return found
 
 
+class Behind(Protocol):
+    """A convolution of the results of a stream, in the same kernel."""
+
+    flops: DimLike
+
+    def weights(self, w: Writer, t: StreamTile) -> None:
+        """Lines at the start."""
+
+    def begin(self, w: Writer, t: StreamTile) -> None:
+        """Lines at the start of a step."""
+
+    def each(self, w: Writer, k: int, y: str) -> None:
+        """Lines behind the product ``k`` of a step, whose results are the block ``y``."""
+
+    def end(self, w: Writer, t: StreamTile) -> None:
+        """Lines at the end of a step."""
+
+
 def written(
-    builder: Builder, t: StreamTile, a: Operand, data: np.ndarray[Any, Any], symbol: str
+    builder: Builder, t: StreamTile, a: Operand, data: np.ndarray[Any, Any], symbol: str,
+    second: Behind | None = None,
 ) -> Kernel:
     """The kernel of a convolution with packed weights ``[1, filters, bk]``; `a` gives a step's
     pixels. (Its names for where a pixel is come from ``builder.positions``.)"""
@@ -165,44 +186,58 @@ def written(
     w("pid = tl.program_id(0)", f"rk = tl.arange(0, {t.bk})",
       f"first = (pid % {beside}) * {t.columns}" if beside > 1 else "first = 0")  # fmt: skip
     for k in range(t.wide):
-        w(f"rn = first + {k * _WIDTH} + {column()}",
-          f"c{k} = first + {k * _WIDTH} + tl.arange(0, {_WIDTH})")  # fmt: skip
+        w(f"rn = first + {k * WIDTH} + {column()}",
+          f"c{k} = first + {k * WIDTH} + tl.arange(0, {WIDTH})")  # fmt: skip
         b.setup(w, t, "0")
         w(f"w{k} = {b.load(w, t)}")
-    ends = [_ends(builder, k) for k in range(t.wide)]
-    for k, (ahead, rest) in enumerate(ends):
-        if t.wide <= _HELD:
+    if second is not None:
+        second.weights(w, t)
+    behind, made = [], []
+    for k in range(t.wide):
+        builder.prefix, builder.channel = f"e{k}_", f"c{k}"
+        behind.append(ends(builder, "sums"))
+        made.append(list(builder.stored.values())[-1:])
+    for k, (ahead, rest) in enumerate(behind):
+        if t.wide <= HELD:
             w(*ahead)
         else:
-            ends[k] = [], ahead + rest
+            behind[k] = [], ahead + rest
     p = builder.positions
     steps = p.steps(t) if isinstance(p, Lines) else D.ceil_div(c.rows, t.bm)
     with w.block(
         f"for tm in tl.range(pid // {beside}, {frame.size(steps)}, "
         f"tl.num_programs(0) // {beside}, num_stages={t.stages}):"
     ):
-        _step(w, builder, t, a, [rest for _, rest in ends])
+        _begin(w, builder, t, a)
+        if second is not None:
+            second.begin(w, t)
+        for k, (_, rest) in enumerate(behind):
+            w(f"sums = tl.dot(at, w{k}, out_dtype=tl.int32)",
+              f"sums = {in_registers('sums', t)}", *rest)  # fmt: skip
+            if second is not None:
+                second.each(w, k, *made[k])
+        if second is not None:
+            second.end(w, t)
     blocks = builder.device.sms * t.persistent // beside
     grid = (D.dim_min(steps, max(1, blocks)) * beside,)
     return Kernel(
         symbol, frame.source(symbol, w.lines), frame.values, tuple(frame.dims),
-        flops=c.rows * (2 * c.filters * c.channels * c.taps),
+        flops=c.rows * (2 * c.filters * c.channels * c.taps) + (second.flops if second else 0),
         launch=Launch(frame.types, grid, t.warps, t.stages), notes={"tile": str(t)},
     )  # fmt: skip
 
 
-def _ends(builder: Builder, k: int) -> tuple[list[str], list[str]]:
+def ends(builder: Builder, sums: str) -> tuple[list[str], list[str]]:
     """What becomes of the sums of a product: loads of constants, and the rest."""
-    w, builder.prefix, builder.channel = Writer(), f"e{k}_", f"c{k}"
-    builder.finish(w, "sums")
+    w = Writer()
+    builder.finish(w, sums)
     fixed = [f"p{n}" for n, a in enumerate(builder.frame.values)
              if not isinstance(a, Value) or a.const is not None]  # fmt: skip
     return loads_ahead(w.lines, fixed)
 
 
-def _step(
-    w: Writer, builder: Builder, t: StreamTile, a: Operand, ends: Sequence[list[str]]
-) -> None:
+def _begin(w: Writer, builder: Builder, t: StreamTile, a: Operand) -> None:
+    """Loads the pixels of the step ``tm`` as ``at``; names where the rows of its sums are."""
     p, natural = builder.positions, f"tl.arange(0, {t.bm})"
     if builder.zeros[0] is not None:
         w(f"zx = tl.load({builder.frame.pointer(builder.zeros[0])})")
@@ -215,15 +250,12 @@ def _step(
     if builder.c.mode is not Mode.PLAIN:
         w("it = 0")
     a.setup(w, t, "0")
-    pixels = a.load(w, t)
+    a.load(w, t)
     if isinstance(p, Lines):
         p.begin_step(w, t, row(t), False)
     else:
         w(f"rm = tm * {t.bm} + {row(t)}")
         p.begin(w, t)
-    for k, lines in enumerate(ends):
-        w(f"sums = tl.dot({pixels}, w{k}, out_dtype=tl.int32)",
-          f"sums = {in_registers('sums', t)}", *lines)  # fmt: skip
 
 
 @register_tactic
@@ -247,8 +279,8 @@ class Stream(ConvolutionTactic):
         low, high = _CHANNELS
         if pow2(c.channels) != c.channels or not low <= c.channels <= high:
             return f"{c.channels} channels are no power of two from {low} to {high}"
-        if c.filters % _WIDTH:
-            return f"{c.filters} filters are no multiple of {_WIDTH}"
+        if c.filters % WIDTH:
+            return f"{c.filters} filters are no multiple of {WIDTH}"
         if any(v.dtype.size > 2 for v in region.outputs):
             return "results have more than two bytes"
         return None
@@ -258,7 +290,7 @@ class Stream(ConvolutionTactic):
         shapes = ((64, 2, 4, 3), (64, 1, 4, 3), (64, 4, 4, 3), (128, 2, 8, 3), (128, 1, 4, 3),
                   (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2))  # fmt: skip
         found = fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device)
-        return found or [StreamTile(64, _WIDTH, c.channels, 4, 2, persistent=1)]
+        return found or [StreamTile(64, WIDTH, c.channels, 4, 2, persistent=1)]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         builder = Builder(region, candidate, device)

@@ -5,9 +5,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from contraction_kit import DEVICE, Graph, emit, guarded, ptx_of, run, stored, stored_last
+from contraction_kit import (
+    DEVICE,
+    Graph,
+    check_kernel,
+    emit,
+    guarded,
+    ptx_of,
+    reference,
+    run,
+    stored,
+    stored_last,
+)
 
-from tactician.ir.dtypes import i8
+from tactician.ir.dtypes import f16, i8
 from tactician.targets.cuda import requantize
 from tactician.targets.cuda.conv import Conv
 from tactician.targets.cuda.stream import Stream, StreamTile
@@ -84,6 +95,50 @@ def test_against_numpy(pixels, channels, filters, tile, beside, zero, relu, stri
     assert off.max() <= 1
     assert np.abs(scaled - np.floor(scaled) - 0.5)[off > 0].max(initial=0) < 2e-3  # halves only
     assert len(np.unique(right)) > 40
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "stride", "zero", "lines"),
+    [((2, 32, 6, 52), 1, None, True), ((3, 32, 9, 7), 2, -3, False), ((1, 32, 3, 110), 2, 9, True)],
+)  # fmt: skip
+def test_windows(shape, stride, zero, lines, near):
+    g = Graph()
+    x = g.add_input("x", i8, shape)
+    given = rng.integers(-128, 128, shape).astype(np.int8)
+    w = rng.integers(-127, 128, (64, shape[1], 3, 3)).astype(np.int8)
+    operands = [x, g.constant(w)] + ([] if zero is None else [g.constant(np.int8(zero))])
+    attrs = {"stride": (stride,) * 2, "pre": (1, 1), "post": (1, 1)}
+    y = emit(g, "int_conv", operands, **attrs).output
+    g.outputs = [emit(g, "dequantize", [y, g.constant(np.float32(1e-6))], to=f16).output]
+    region = stored_last(g, Conv())
+    tile = StreamTile(64, 64, 32, 4, 2, persistent=1, taps=9, near=near)
+    kernel = TACTIC.build(region, tile, SimpleNamespace(sms=2, tf32=False))
+    assert ("tl.minimum(" in kernel.source) == lines
+    check_kernel(g, kernel, {x: given}, tolerance=2e-3, region=region)
+    image = np.pad(given.astype(int) - (zero or 0), [(0, 0), (0, 0), (1, 1), (1, 1)])
+    views = np.lib.stride_tricks.sliding_window_view(image, (3, 3), (2, 3))
+    want = np.einsum("nchwij,kcij->nkhw", views[:, :, ::stride, ::stride], w.astype(int)) * 1e-6
+    np.testing.assert_allclose(reference(g, {x: given})[0], want, rtol=1e-3, atol=1e-6)
+
+
+def test_windows_whose_weights_fit():
+    def tiles(channels, filters, size):
+        g = Graph()
+        x = g.add_input("x", i8, (128, channels, size, size))
+        w = rng.integers(-127, 128, (filters, channels, 3, 3)).astype(np.int8)
+        attrs = {"pre": (1, 1), "post": (1, 1)}
+        g.outputs = [emit(g, "int_conv", [x, g.constant(w)], **attrs).output]
+        y = g.outputs[0]
+        g.outputs = [emit(g, "quantize", [emit(g, "dequantize", [
+            y, g.constant(STEP)]).output, g.constant(STEP)], to=i8).output]  # fmt: skip
+        region = stored_last(g, Conv())
+        return TACTIC.refuse(region, DEVICE), region
+
+    why, region = tiles(64, 64, 56)
+    found = TACTIC.candidates(region, DEVICE)
+    assert why is None and {t.near for t in found} == {True, False} and found[0].taps == 9
+    assert "no room" in tiles(256, 256, 14)[0]
 
 
 def test_results_are_stored_where_sums_are():

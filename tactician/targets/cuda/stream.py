@@ -49,14 +49,16 @@ class StreamTile(Tile):
 
     Attributes:
         wide: Products of 64 filters for each step.
+        taps: Window positions; ``bk`` are the channels of one.
     """
 
     wide: int = 1
+    taps: int = 1
     tall = 1  # outputs that a row of the product stands for
 
     def __str__(self) -> str:
         return f"{self.bm}x{self.wide * WIDTH}x{self.bk} w{self.warps} s{self.stages} " \
-               f"stream{self.persistent}"  # fmt: skip
+               f"stream{self.persistent}{' near' * self.near}"  # fmt: skip
 
     @property
     def columns(self) -> int:
@@ -89,8 +91,9 @@ def room(
     t: StreamTile, added: int, gpu: Gpu, more_shared: int = 0, more_registers: int = 0
 ) -> int:
     """Blocks that a multiprocessor has room for; ``added``: bytes of residuals for each sum."""
-    copies = t.stages * t.bm * t.bk + (t.stages - 1) * t.bm * t.columns * added
-    shared = t.columns * t.bk + copies + 1024 + more_shared
+    inner = t.bk * t.taps
+    copies = t.stages * t.bm * inner + (t.stages - 1) * t.bm * t.columns * added
+    shared = t.columns * inner + copies + 1024 + more_shared
     if shared > gpu.shared:
         return 0
     held = 32 * t.wide if t.wide <= HELD else 16
@@ -138,12 +141,13 @@ class Lines(Positions):
 
 
 def fitting(
-    shapes: Sequence[tuple[int, int, int, int]], c: Convolution, bk: int, added: int, device: Any
+    shapes: Sequence[tuple[int, int, int, int]], c: Convolution, bk: int, added: int, device: Any,
+    taps: int = 1,
 ) -> list[StreamTile]:
     """Tiles of ``(bm, wide, warps, stages)`` that have room and enough to do; see `room`."""
     found = []
     for bm, wide, warps, stages in shapes:
-        t = StreamTile(bm, WIDTH, bk, warps, stages, group=1, wide=wide)
+        t = StreamTile(bm, WIDTH, bk, warps, stages, group=1, wide=wide, taps=taps)
         if c.filters % t.columns:
             continue
         steps = -(-cost.known(c.rows) // bm) * (c.filters // t.columns)
@@ -181,7 +185,8 @@ def written(
     c, frame, w = builder.c, builder.frame, Writer()
     builder.data, builder.in_place = data, True
     builder.shift_w, builder.beside, builder.runtime_sums = 0, False, False
-    b = Strided(frame, data, T.i8, False, c.filters, t.bk, t.bk, 1, "", data.size)
+    line = t.taps * t.bk
+    b = Strided(frame, data, T.i8, False, c.filters, line, line, 1, "", data.size)
     beside = c.filters // t.columns
     w("pid = tl.program_id(0)", f"rk = tl.arange(0, {t.bk})",
       f"first = (pid % {beside}) * {t.columns}" if beside > 1 else "first = 0")  # fmt: skip
@@ -189,7 +194,9 @@ def written(
         w(f"rn = first + {k * WIDTH} + {column()}",
           f"c{k} = first + {k * WIDTH} + tl.arange(0, {WIDTH})")  # fmt: skip
         b.setup(w, t, "0")
-        w(f"w{k} = {b.load(w, t)}")
+        for i in range(t.taps):
+            w(f"w{k}_{i} = {b.load(w, t)}")
+            b.advance(w, t)
     if second is not None:
         second.weights(w, t)
     behind, made = [], []
@@ -212,8 +219,9 @@ def written(
         if second is not None:
             second.begin(w, t)
         for k, (_, rest) in enumerate(behind):
-            w(f"sums = tl.dot(at, w{k}, out_dtype=tl.int32)",
-              f"sums = {in_registers('sums', t)}", *rest)  # fmt: skip
+            for i in range(t.taps):
+                w(f"sums = tl.dot(a{i}, w{k}_{i}, {'sums, ' * (i > 0)}out_dtype=tl.int32)")
+            w(f"sums = {in_registers('sums', t)}", *rest)
             if second is not None:
                 second.each(w, k, *made[k])
         if second is not None:
@@ -237,7 +245,7 @@ def ends(builder: Builder, sums: str) -> tuple[list[str], list[str]]:
 
 
 def _begin(w: Writer, builder: Builder, t: StreamTile, a: Operand) -> None:
-    """Loads the pixels of the step ``tm`` as ``at``; names where the rows of its sums are."""
+    """Loads the pixels of the step ``tm`` as ``a0``, …; names where the rows of its sums are."""
     p, natural = builder.positions, f"tl.arange(0, {t.bm})"
     if builder.zeros[0] is not None:
         w(f"zx = tl.load({builder.frame.pointer(builder.zeros[0])})")
@@ -247,10 +255,10 @@ def _begin(w: Writer, builder: Builder, t: StreamTile, a: Operand) -> None:
         w(f"rm = tm * {t.bm} + {natural}")
         if builder.c.mode is not Mode.PLAIN:
             p.begin(w, t)
-    if builder.c.mode is not Mode.PLAIN:
-        w("it = 0")
     a.setup(w, t, "0")
-    a.load(w, t)
+    for i in range(t.taps):
+        w(f"it = {i}")
+        w(f"a{i} = {a.load(w, t)}")
     if isinstance(p, Lines):
         p.begin_step(w, t, row(t), False)
     else:
@@ -270,9 +278,10 @@ class Stream(ConvolutionTactic):
         assert node is not None
         if node.op != "int_conv" or c.x.dtype is not T.i8:
             return "not a convolution of signed bytes"
-        apart = all(a.div == 1 and a.always_inside for a in c.axes)
-        if c.taps > 1 or c.groups != 1 or not c.last or not (c.mode is Mode.PLAIN or apart):
+        if c.groups != 1 or not c.last or c.mode not in (Mode.PLAIN, Mode.TAPS):
             return "not a product of pixels and filters"
+        if any(a.div != 1 for a in c.axes) or not D.is_static(*c.outs):
+            return "not windows with known extents"
         pointed = any(v is not None for v in node.inputs[3:])
         if c.w.const is None or c.w.dtype is not T.i8 or pointed:
             return "weights are no constant signed bytes without a zero point"
@@ -285,8 +294,24 @@ class Stream(ConvolutionTactic):
             return "results have more than two bytes"
         return None
 
+    def refuse(self, region: Region, device: Any) -> str | None:
+        why = super().refuse(region, device)
+        if why is None and convolution_of(region).taps > 1 and not self._windows(region, device):
+            return "there is no room for the weights of all window positions"
+        return why
+
+    def _windows(self, region: Region, device: Any) -> list[StreamTile]:
+        """Tiles of windows of several positions."""
+        c = convolution_of(region)
+        shapes = ((64, 1, 4, 2), (64, 2, 4, 2), (64, 1, 4, 3), (128, 1, 8, 2), (128, 2, 8, 2))
+        found = fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device, c.taps)
+        found = [t for t in found if t.persistent * t.warps >= 8]
+        return [x for t in found for x in (replace(t, near=True), t)]
+
     def candidates(self, region: Region, device: Any) -> Sequence[StreamTile]:
         c = convolution_of(region)
+        if c.taps > 1:
+            return self._windows(region, device)
         shapes = ((64, 2, 4, 3), (64, 1, 4, 3), (64, 4, 4, 3), (128, 2, 8, 3), (128, 1, 4, 3),
                   (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2))  # fmt: skip
         found = fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device)
@@ -295,6 +320,9 @@ class Stream(ConvolutionTactic):
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         builder = Builder(region, candidate, device)
         c, zero = builder.c, builder.zeros[0]
+        lines = Lines(builder.frame, c, builder.frame.wide)
+        if c.taps > 1 and not c.axes[-1].always_inside and lines.suits(candidate):
+            builder.positions = lines
         a = rows(builder.frame, c, "0" if zero is None else "zx", "")
         return written(builder, candidate, a, packed_weights(c, candidate.bk, T.i8, 16), "stream")
 

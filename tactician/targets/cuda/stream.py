@@ -155,7 +155,7 @@ def fitting(
         if most:
             found.append(replace(t, persistent=most))
     found.sort(key=lambda t: t.persistent * t.warps < 8)  # too few to hide each other's waits
-    return found
+    return list(dict.fromkeys(found))
 
 
 class Behind(Protocol):
@@ -290,8 +290,8 @@ class Stream(ConvolutionTactic):
             return f"{c.channels} channels are no power of two from {low} to {high}"
         if c.filters % WIDTH:
             return f"{c.filters} filters are no multiple of {WIDTH}"
-        if any(v.dtype.size > 2 for v in region.outputs):
-            return "results have more than two bytes"
+        if any(v.dtype.size > 4 for v in region.outputs):
+            return "results have more than four bytes"
         return None
 
     def refuse(self, region: Region, device: Any) -> str | None:
@@ -312,8 +312,10 @@ class Stream(ConvolutionTactic):
         c = convolution_of(region)
         if c.taps > 1:
             return self._windows(region, device)
-        shapes = ((64, 2, 4, 3), (64, 1, 4, 3), (64, 4, 4, 3), (128, 2, 8, 3), (128, 1, 4, 3),
-                  (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2))  # fmt: skip
+        shapes = [(64, 2, 4, 3), (64, 1, 4, 3), (64, 4, 4, 3), (128, 2, 8, 3), (128, 1, 4, 3),
+                  (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2)]  # fmt: skip
+        if c.channels >= 512:  # there is room for one block, or two small ones
+            shapes = [(128, 2, 8, 2), (64, 1, 4, 2), (64, 2, 4, 2), *shapes]
         found = fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device)
         return found or [StreamTile(64, WIDTH, c.channels, 4, 2, persistent=1)]
 

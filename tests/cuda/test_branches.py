@@ -93,7 +93,7 @@ def test_a_graph_with_branches(monkeypatch):
     monkeypatch.setenv("TACTICIAN_GPU", "interpreter")
     driver = host_driver("interpreter", 90)
     data, (w0, w1, w2) = network()
-    engine = tactician.build(data, device="gpu", level=0)
+    engine = tactician.build(data, device="gpu", level=0, tf32=False)
     engine.cuda_engine._program.settings["aux_streams"] = 2
     assert engine.cuda_engine.num_aux_streams == 2
     context = engine.cuda_engine.create_execution_context()

@@ -55,7 +55,7 @@ class Maker:
 
 def check(data, monkeypatch, tactics, **feeds):
     monkeypatch.setenv("TACTICIAN_GPU", "interpreter")
-    engine = tactician.build(data, device="gpu", level=0)
+    engine = tactician.build(data, device="gpu", level=0, tf32=False)
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     want = session.run(None, feeds)[0]
     got = next(iter(engine(**feeds).values()))

@@ -76,7 +76,7 @@ def network(pixels, channels, filters, beside, zero, relu, stride=1):
 def test_against_numpy(pixels, channels, filters, tile, beside, zero, relu, stride):
     g, given, want = network(pixels, channels, filters, beside, zero, relu, stride)
     region = stored_last(g, Conv())
-    assert TACTIC.refuse(region, DEVICE) is None
+    assert TACTIC.refuse_more(region) is None
     few = SimpleNamespace(sms=2, tf32=False)  # so that blocks go through several steps
     kernel = TACTIC.build(region, tile, few)
     (y,) = region.outputs
@@ -181,6 +181,8 @@ def test_what_is_refused():
     assert "48 channels" in TACTIC.refuse(stored_last(g, Conv()), DEVICE)
     g, _, _ = network((1, 8, 8), 64, 72, None, None, False)
     assert "72 filters" in TACTIC.refuse(stored_last(g, Conv()), DEVICE)
+    g, _, _ = network((1, 8, 8), 64, 64, None, None, False)
+    assert "too few pixels" in TACTIC.refuse(stored_last(g, Conv()), DEVICE)
 
 
 def test_candidates_fit():

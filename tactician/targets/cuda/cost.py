@@ -21,7 +21,7 @@ _ASSUMED = 256  # what a size known only at run time is taken for
 _START = 1.6e-6  # a block's way from launch to its first multiply-add, and its epilogue
 _STEP_LATENCY = 0.5e-6  # from asking for a step's tiles to having them
 _STEP = 0.09e-6  # a step however small: waiting, barrier, addresses
-_ROUNDING = 14.0  # instructions that turn a sum into a byte (counted in machine code)
+_ROUNDING = 14.0  # instructions that turn a sum into a byte (at most; 8 in streams' machine code)
 _LANES = 128 * 1.7e9  # instructions that the lanes of a multiprocessor issue in a second
 _JOIN = 3.0e-6  # parts to the cache, finding out which is last, and back (measured: 2 to 4)
 

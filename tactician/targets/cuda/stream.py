@@ -294,10 +294,14 @@ class Stream(ConvolutionTactic):
             return "results have more than four bytes"
         return None
 
+    def refuse_kind(self, region: Region, device: Any) -> str | None:
+        """Why no stream can do the region, whatever its size."""
+        return super().refuse(region, device)
+
     def refuse(self, region: Region, device: Any) -> str | None:
-        why = super().refuse(region, device)
-        if why is None and convolution_of(region).taps > 1 and not self._windows(region, device):
-            return "there is no room for the weights of all window positions"
+        why = self.refuse_kind(region, device)
+        if why is None and not self.candidates(region, device):
+            return "there are too few pixels, or there is no room for the weights"
         return why
 
     def _windows(self, region: Region, device: Any) -> list[StreamTile]:
@@ -316,8 +320,7 @@ class Stream(ConvolutionTactic):
                   (64, 2, 4, 2), (64, 1, 4, 4), (128, 4, 8, 2), (64, 1, 4, 2)]  # fmt: skip
         if c.channels >= 512:  # there is room for one block, or two small ones
             shapes = [(128, 2, 8, 2), (64, 1, 4, 2), (64, 2, 4, 2), *shapes]
-        found = fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device)
-        return found or [StreamTile(64, WIDTH, c.channels, 4, 2, persistent=1)]
+        return fitting(shapes, c, c.channels, epilogue_bytes(region) - 1, device)
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         builder = Builder(region, candidate, device)

@@ -89,7 +89,7 @@ class StreamPair(Tactic):
 
     def takes_pair(self, first: Region, second: Region, device: Any) -> bool:
         for part in (first, second):
-            if part.parts or Stream().refuse(part, device) is not None:
+            if part.parts or Stream().refuse_kind(part, device) is not None:
                 return False
         a, b, y = convolution_of(first), convolution_of(second), first.outputs[0]
         last = first.stages[-1].out if first.stages else result_of(first)

@@ -20,6 +20,7 @@ from contraction_kit import (
 
 from tactician.ir.dtypes import f16, i8
 from tactician.targets.cuda import requantize
+from tactician.targets.cuda.code import overlapped
 from tactician.targets.cuda.conv import Conv
 from tactician.targets.cuda.stream import Stream, StreamTile
 
@@ -152,6 +153,17 @@ def test_results_are_stored_where_sums_are():
     assert "st.shared" not in last and "stmatrix" not in last
     assert re.search(r"st\.global(\.\w+)*\.v4\.b32", last) and "st.global.v2" not in last
     assert "cp.async.cg" in last  # of the steps to come
+
+
+def test_weights_are_read_before_the_wait():
+    g, _, _ = network((8, 16, 16), 64, 128, "i8", None, True)
+    tile = StreamTile(64, 64, 64, 4, 3, wide=2, persistent=2)
+    kernel = overlapped(TACTIC.build(stored_last(g, Conv()), tile, DEVICE))
+    ahead, behind = kernel.source.split("tl.extra.cuda.gdc_wait()")
+    constant = {f"p{k}" for k, v in enumerate(kernel.args)
+                if isinstance(v, np.ndarray) or v.const is not None}  # fmt: skip
+    assert set(re.findall(r"\bp\d\b", ahead.split("pid =")[1])) == constant
+    assert "for tm in" in behind and ptx_of(kernel).index("griddepcontrol.wait") > 0
 
 
 def test_assembly_is_what_numpy_says():

@@ -29,6 +29,7 @@ from ...tactics.kernel import Kernel, Launch
 from ...tactics.tactic import register_tactic
 from . import cost
 from .arch import Gpu
+from .code import WAIT
 from .conv import Builder, ConvolutionTactic, rows
 from .emit import Frame
 from .epilogue import Index
@@ -209,6 +210,7 @@ def written(
             w(*ahead)
         else:
             behind[k] = [], ahead + rest
+    w(WAIT)  # so far only constants were read
     p = builder.positions
     steps = p.steps(t) if isinstance(p, Lines) else D.ceil_div(c.rows, t.bm)
     with w.block(

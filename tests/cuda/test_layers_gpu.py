@@ -25,6 +25,7 @@ def interpreted(monkeypatch):
     """Engines are built for a GPU; a test that would get one for the CPU fails."""
     monkeypatch.setenv("TACTICIAN_GPU", "interpreter")
     monkeypatch.setenv("TACTICIAN_DEVICE", "gpu")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # constants would be rounded to TF32
     seen = []
     real = trt.Builder._run_compiler
 

@@ -26,6 +26,7 @@ NONE = trt.MatrixOperation.NONE
 def driver(request, monkeypatch):
     monkeypatch.setenv("TACTICIAN_GPU", request.param)
     monkeypatch.setenv("TACTICIAN_DEVICE", "gpu")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # constants would be rounded to TF32
     gc.collect()
     return host_driver(request.param, 90)
 

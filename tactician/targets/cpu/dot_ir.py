@@ -15,6 +15,7 @@ from llvmlite import ir
 
 from . import vecmath as V
 from .conv_ir import PTR, ConvShape, Loop, Store, Tile
+from .dot_guard import Guard
 from .dots import Products
 from .vecmath import I8, I16, I32, I64
 
@@ -55,6 +56,7 @@ class DotMicroKernel:
         self.groups = -(-shape.c // dot.group)
         self.group_bytes = tile.nr * dot.weight_bytes
         self.tap_bytes = self.groups * self.group_bytes
+        self.guard: Guard | None = None
 
     def build(self, zero: Zero | None, store: Store, before: Any = None) -> None:
         """Emits the body.
@@ -76,6 +78,9 @@ class DotMicroKernel:
         if before is not None:
             before(self, b)
         self.begin = w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
+        if getattr(self.dot, "guarded", False):
+            limit = b.gep(w, [I64(self.tap_bytes * self.shape.taps)], source_etype=I8)
+            self.guard = Guard(self, limit)
         if self.run:
             acc = self._runs(b, w, start * self.mr)
         else:
@@ -265,6 +270,8 @@ class DotMicroKernel:
             rows: Where each pixel's channels begin.
             padded: Whether rows may be read up to whole groups.
         """
+        if self.guard is not None:
+            return self.guard.channels(b, rows, w, acc)
         whole, tail = divmod(self.shape.c, self.dot.group)
         if padded and tail:
             whole, tail = whole + 1, 0
@@ -282,15 +289,30 @@ class DotMicroKernel:
                         at = b.gep(far, [b.add(step, I64(_LINE * n))], source_etype=I8)
                         V.prefetch(b, at, level=2)
                 for u in range(unroll):
-                    sums = self._group(b, rows, w, b.add(loop.index, I64(u)), self.dot.group, sums)
+                    sums = self.group(b, rows, w, b.add(loop.index, I64(u)), self.dot.group, sums)
                 loop.next(sums)
             acc = list(loop.results)
         for g in range(looped, whole):
             V.fence(b)
-            acc = self._group(b, rows, w, I64(g), self.dot.group, acc)
+            acc = self.group(b, rows, w, I64(g), self.dot.group, acc)
         if tail:
-            acc = self._group(b, rows, w, I64(whole), tail, acc)
+            acc = self.group(b, rows, w, I64(whole), tail, acc)
         return acc
+
+    def request(self, b: ir.IRBuilder, w: Any, turn: Any) -> None:
+        """Asks for a turn's share of the weights needed next."""
+        far = self._far(b, w)
+        if far is None:
+            return
+        far = b.gep(far, [b.mul(turn, I64(_LINE * self.lines))], source_etype=I8)
+        for n in range(self.lines):
+            V.prefetch(b, b.gep(far, [I64(_LINE * n)], source_etype=I8), level=2)
+
+    def weights_at(self, b: ir.IRBuilder, w: Any, g: Any) -> list[Any]:
+        """Where the weights of a group are, by vector."""
+        panel = b.gep(w, [b.mul(g, I64(self.group_bytes))], source_etype=I8)
+        unit = self.tile.lanes * self.dot.weight_bytes
+        return [b.gep(panel, [I64(j * unit)], source_etype=I8) for j in range(self.nv)]
 
     def _far(self, b: ir.IRBuilder, w: Any) -> Any:
         """Which of the weights needed next to ask for while those at ``w`` are used."""
@@ -300,16 +322,12 @@ class DotMicroKernel:
         turns = b.sdiv(used, I64(self.group_bytes * self.tile.unroll))
         return b.gep(self.ahead, [b.mul(turns, I64(_LINE * self.lines))], source_etype=I8)
 
-    def _group(
+    def group(
         self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, g: Any, count: int, acc: list[Any]
     ) -> list[Any]:
         """The products of ``count`` neighbouring channels."""
-        acc, dot, lanes = list(acc), self.dot, self.tile.lanes
-        panel = b.gep(w, [b.mul(g, I64(self.group_bytes))], source_etype=I8)
-        unit = lanes * dot.weight_bytes
-        weights = [
-            dot.weights(b, b.gep(panel, [I64(j * unit)], source_etype=I8)) for j in range(self.nv)
-        ]
+        acc, dot = list(acc), self.dot
+        weights = [dot.weights(b, at) for at in self.weights_at(b, w, g)]
         at = b.mul(g, I64(4))
         for i, row in enumerate(rows):
             here = b.gep(row, [at], source_etype=I8)

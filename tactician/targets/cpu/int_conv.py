@@ -23,11 +23,12 @@ from . import vecmath as V
 from .conv_common import RuntimeSizes, argument, stored_last
 from .conv_direct import Builder, even_split, tile_cycles
 from .conv_ir import Loop, Tile
+from .dot_guard import LIMIT_BYTES, block_of
 from .dot_ir import DotMicroKernel
 from .dots import Products
 from .emitter import Shifted
 from .int_depthwise import DepthwiseMicroKernel, pack_depthwise
-from .int_dot import Dot, methods
+from .int_dot import GROUP, Dot, methods, pair_limits
 from .int_problem import IntProblem
 from .vecmath import I8, I32, I64
 
@@ -122,9 +123,16 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     choices = [(s, first) for s, first in ((fit[0], late), *((s, late) for s in fit[1:3]))]
     choices.insert(2, (fit[0], not late))
     return [
-        IntTile(mr, nv, lanes, rows, first, 2, name)
+        IntTile(mr, nv, lanes, rows, first, _unroll(p, lanes, name), name)
         for (mr, nv), first in choices for name in names
     ]  # fmt: skip
+
+
+def _unroll(p: IntProblem, lanes: int, name: str) -> int:
+    """Groups of channels that a turn of the inner loop takes."""
+    if name != "guarded":
+        return 2
+    return block_of(p.c, lanes * GROUP) // GROUP
 
 
 def vector_lanes(per_group: int, device: Any) -> int:
@@ -256,7 +264,14 @@ class DotBuilder(Builder):
         full[: p.k, : p.c] = p.weights
         parts = full.reshape(blocks, t.nr, groups, dot.group, taps).transpose(0, 4, 2, 1, 3)
         body = dot.pack(parts).reshape(blocks, -1)
-        return np.ascontiguousarray(np.concatenate([head, body], axis=1))
+        return np.ascontiguousarray(np.concatenate([head, body, *self._limits(full)], axis=1))
+
+    def _limits(self, weights: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """What the operands of each panel are held against, if they are."""
+        if not getattr(self.dot, "guarded", False):
+            return []
+        limits = pair_limits(weights).reshape(-1, self.t.nr).min(axis=1)
+        return [np.repeat(limits[:, None], LIMIT_BYTES, axis=1)]
 
     def _shift(self) -> int:
         return 0 if self.p.depthwise else getattr(self.dot, "shift", 0)

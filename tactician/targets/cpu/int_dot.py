@@ -5,6 +5,8 @@ four neighbouring bytes of the other operand, broadcast to all lanes:
 
 - ``dot``: an instruction that does it all; u8 by s8 (VNNI) or s8 by s8 (NEON).
 - ``maddubs``: pairs in s16, then s32. Only exact if no pair of weights can leave s16.
+- ``guarded``: the same for any weights of 8 bits, where no operand of a tile is so large that a
+  pair could leave s16; ``madd`` on the same weights where one is (`dot_guard`).
 - ``madd``: even and odd bytes widened to s16; weights stored as s16, so any difference of two
   8-bit numbers can be one.
 - ``widen``: the same with weights stored as s8, which halves what is read where weights are read
@@ -26,6 +28,7 @@ from .isa import Isa
 from .vecmath import I8, I16, I32
 
 GROUP = 4  # neighbouring k that meet in one lane
+GUARDED = 16  # channels that are held against a limit at a time come in such numbers
 Array = np.ndarray[Any, Any]
 
 
@@ -58,6 +61,11 @@ class Dot:
     @property
     def _wide(self) -> bool:
         return self.name in ("madd", "widen")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether pairs are only exact up to a limit that operands have to be held against."""
+        return self.name == "guarded"
 
     @property
     def shift(self) -> int:
@@ -114,7 +122,7 @@ class Dot:
             for part, weights in zip(x, w, strict=True):
                 acc = b.add(acc, self._pairs(b, part, weights))
             return acc
-        if self.name == "maddubs":
+        if self.name in ("maddubs", "guarded"):
             pairs = self._byte_pairs(b, x[0], w[0])
             return b.add(acc, self._pairs(b, pairs, V.const(pairs.type, 1)))
         operation = "dot_s8s8" if self.wants_signed else "dot_u8s8"
@@ -128,6 +136,27 @@ class Dot:
         full = b.mul(wide, b.sext(w[0], t))
         for k in range(GROUP):
             acc = b.add(acc, _every(b, full, k, GROUP))
+        return acc
+
+    # --- any operands, on the weights of ``guarded`` -------------------------------------------
+
+    def spread_wide(self, b: ir.IRBuilder, x: ir.Value) -> list[ir.Value]:
+        """Like `spread`: even and odd bytes as s16."""
+        words = b.bitcast(self.spread(b, x)[0], self._vector(I16))
+        return [b.and_(words, V.const(words.type, 255)), b.lshr(words, V.const(words.type, 8))]
+
+    def weights_wide(self, b: ir.IRBuilder, at: ir.Value) -> list[ir.Value]:
+        """Like `weights`: even and odd bytes as s16."""
+        words = b.load(at, typ=self._vector(I16), align=4)
+        eight = V.const(words.type, 8)
+        return [b.ashr(b.shl(words, eight), eight), b.ashr(words, eight)]
+
+    def products_wide(
+        self, b: ir.IRBuilder, acc: ir.Value, x: list[ir.Value], w: list[ir.Value]
+    ) -> ir.Value:
+        """Like `products`, on even and odd bytes."""
+        for part, weights in zip(x, w, strict=True):
+            acc = b.add(acc, self._pairs(b, part, weights))
         return acc
 
     def _pairs(self, b: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
@@ -168,9 +197,12 @@ def methods(isa: Isa, x_signed: bool, weights: Array, once: bool = False) -> lis
     names = []
     if narrow and isa.int8_dot:
         names.append("dot")
-    elif narrow and isa.intrinsic("madd_u8s8") is not None and pairs_fit(weights):
-        names.append("maddubs")
-    if not names or names == ["maddubs"]:
+    elif narrow and isa.intrinsic("madd_u8s8") is not None:
+        if pairs_fit(weights):
+            names.append("maddubs")
+        elif weights.shape[1] % GUARDED == 0:
+            names.append("guarded")
+    if "dot" not in names:
         names += ["widen"] if once and narrow else []
         names.append("madd")
     return [Dot(name, lanes, x_signed, isa) for name in names]
@@ -178,12 +210,20 @@ def methods(isa: Isa, x_signed: bool, weights: Array, once: bool = False) -> lis
 
 def pairs_fit(weights: Array) -> bool:
     """Whether u8 numbers times any two neighbouring weights of a group add up within s16."""
+    return bool(weights.size == 0 or pair_limits(weights).min() == 255)
+
+
+def pair_limits(weights: Array) -> Array:
+    """Up to which u8 number (of both) every two neighbouring weights ``[k, c, taps]`` of a group
+    add up within s16: ``[k]``, at most 255."""
     w = weights
     padded = np.pad(w, ((0, 0), (0, w.shape[1] % 2), (0, 0))).astype(np.int32)
     even, odd = padded[:, 0::2], padded[:, 1::2]
     top = np.maximum(even, 0) + np.maximum(odd, 0)
     bottom = np.minimum(even, 0) + np.minimum(odd, 0)
-    return bool(top.size == 0 or (top.max() * 255 <= 32767 and bottom.min() * 255 >= -32768))
+    most = 32767 // np.maximum(top.max(axis=(1, 2)), 1)
+    least = 32768 // np.maximum(-bottom.min(axis=(1, 2)), 1)
+    return np.minimum(np.minimum(most, least), 255).astype(np.uint8)
 
 
 def _every(b: ir.IRBuilder, x: ir.Value, first: int, step: int) -> ir.Value:

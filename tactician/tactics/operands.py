@@ -14,6 +14,7 @@ from ..ir.graph import Value
 from ..regions.region import Region, is_slice, pitch
 
 _BLOCK = 1_000_003  # a prime
+_SPREADS = 5  # standard deviations that ranges of activations cover
 _ALIGNMENT = 64  # of tensors in plans and arenas: times of kernels depend on it
 
 
@@ -47,8 +48,7 @@ def random_arrays(
         elif v.dtype.kind == "b":
             arrays[v] = np.asarray(rng.random(shape) < 0.5)  # a lone element is no array else
         elif _quantized(region, v):
-            limits = np.iinfo(v.dtype.np)
-            arrays[v] = rng.integers(limits.min, limits.max + 1, shape, v.dtype.np)
+            arrays[v] = _quantized_numbers(rng, region, v, shape)
         elif region.anchor is not None or v in addressing:
             arrays[v] = np.zeros(shape, v.dtype.np)  # may be indices: zero is always in range
         else:
@@ -72,6 +72,21 @@ def _quantized(region: Region, v: Value) -> bool:
     """Whether an integer operand holds quantized numbers rather than indices."""
     anchor = region.anchor
     return anchor is not None and anchor.op in ("int_matmul", "int_conv") and v.dtype.bits <= 8
+
+
+def _quantized_numbers(
+    rng: np.random.Generator, region: Region, v: Value, shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """Normal numbers around the zero point, as calibrated activations are: kernels may be slower
+    where most numbers are extreme."""
+    assert region.anchor is not None
+    x, _, zero = (*region.anchor.inputs, None)[:3]
+    limits = np.iinfo(v.dtype.np)
+    known = v is x and zero is not None and zero.const is not None
+    middle = float(np.reshape(zero.const, -1)[0]) if known else 0.0  # type: ignore[union-attr]
+    spread = max(limits.max - middle, middle - limits.min) / _SPREADS
+    numbers = middle + spread * _normal(rng, shape, np.float32)
+    return np.clip(np.rint(numbers), limits.min, limits.max).astype(v.dtype.np)
 
 
 def _normal(

@@ -72,11 +72,10 @@ class Guard:
         ways = [(list(loop.results), b.block)]
         b.branch(join)
         b.position_at_end(fast)
-        sums = acc
-        for g in range(self.block // GROUP):
-            V.fence(b)
-            sums = self.kernel.group(b, rows, w, b.add(first, I64(g)), GROUP, sums)
-        ways.append((sums, b.block))
+        with Loop(b, I64(0), I64(self.block // GROUP), carried=acc) as loop:
+            group = b.add(first, loop.index)
+            loop.next(self.kernel.group(b, rows, w, group, GROUP, list(loop.carried)))
+        ways.append((list(loop.results), b.block))
         b.branch(join)
         b.position_at_end(join)
         return joined(b, *ways)

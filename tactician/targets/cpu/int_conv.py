@@ -103,7 +103,7 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     many = device.isa.vector_registers >= 32
     shapes = (
         [(6, 4), (8, 3), (7, 3), (12, 2), (5, 4), (4, 4), (12, 1)] if many
-        else [(4, 2), (5, 2), (6, 1), (3, 4), (4, 3), (8, 1)]
+        else [(4, 2), (5, 2), (3, 3), (4, 3), (6, 1), (8, 1)]
     )  # fmt: skip
     width = p.axes[-1].out if not p.flat else p.images * D.product(a.out for a in p.axes)
     if isinstance(width, int) and width < 4:
@@ -122,16 +122,19 @@ def tiles(p: IntProblem, device: Any, names: list[str]) -> list[IntTile]:
     late = _late(p)
     choices = [(s, first) for s, first in ((fit[0], late), *((s, late) for s in fit[1:3]))]
     choices.insert(2, (fit[0], not late))
-    return [
+    made = [
         IntTile(mr, nv, lanes, rows, first, _unroll(p, lanes, name), name)
         for (mr, nv), first in choices for name in names
     ]  # fmt: skip
+    if "guarded" in names:  # other methods are for operands that are large, which time can't tell
+        made = [t for n, t in enumerate(made) if t.dot == "guarded" or n < len(names)]
+    return made
 
 
 def _unroll(p: IntProblem, lanes: int, name: str) -> int:
     """Groups of channels that a turn of the inner loop takes."""
     if name != "guarded":
-        return 2
+        return 1 if name == "madd" else 2
     return block_of(p.c, lanes * GROUP) // GROUP
 
 

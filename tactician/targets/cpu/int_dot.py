@@ -120,11 +120,11 @@ class Dot:
         """``acc`` plus the group's products."""
         if self._wide:
             for part, weights in zip(x, w, strict=True):
-                acc = b.add(acc, self._pairs(b, part, weights))
+                acc = b.add(acc, self.pairs(b, part, weights))
             return acc
         if self.name in ("maddubs", "guarded"):
             pairs = self._byte_pairs(b, x[0], w[0])
-            return b.add(acc, self._pairs(b, pairs, V.const(pairs.type, 1)))
+            return b.add(acc, self.pairs(b, pairs, V.const(pairs.type, 1)))
         operation = "dot_s8s8" if self.wants_signed else "dot_u8s8"
         name = self.isa.intrinsic(operation)
         if name is not None:
@@ -156,10 +156,10 @@ class Dot:
     ) -> ir.Value:
         """Like `products`, on even and odd bytes."""
         for part, weights in zip(x, w, strict=True):
-            acc = b.add(acc, self._pairs(b, part, weights))
+            acc = b.add(acc, self.pairs(b, part, weights))
         return acc
 
-    def _pairs(self, b: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
+    def pairs(self, b: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
         """Neighbouring products of s16 added in s32."""
         name = self.isa.intrinsic("madd_s16")
         if name is not None:

@@ -1,7 +1,8 @@
-"""Tactic: Winograd convolution of 8-bit tensors, in f32 between input and sums.
+"""Tactic: Winograd convolution of 8-bit tensors.
 
-Where the CPU multiplies integers no faster than f32, a quarter of the multiplications beats exact
-ones. Sums differ from exact ones by some 1e-6 of their range, far less than a step of the result
+Where the CPU has no dot products of bytes it multiplies pairs of s16, and the results are exact
+(`winograd_int`). Where it has, or weights are too large for that, everything between input and sums
+is f32: sums differ from exact ones by some 1e-6 of their range, far less than a step of the result
 where that is quantized.
 """
 
@@ -17,17 +18,19 @@ from ...ir.graph import Value
 from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
-from . import int_problem
+from . import int_problem, winograd_int
 from .conv_common import Epilogue, stored_last
 from .int_depthwise import load_bytes
-from .int_dot import methods
+from .int_dot import Dot, methods
 from .int_problem import IntProblem
 from .vecmath import F32, I8, I32
 from .winograd import Array, Builder, best_blockings, direct_cycles, unsuited_window
+from .winograd_int import SIZES, WholeParts, WholeWinograd
 from .winograd_ir import Parts, Winograd
 
 # Products that each method makes while f32 makes one, at the least
 _SPEED = {"dot": 4.0, "maddubs": 1.6, "guarded": 1.5, "madd": 1.2}
+_PAIR_SPEED = 0.8  # multiply-adds of pairs to those of f32, at the least
 
 
 @register_tactic
@@ -59,10 +62,21 @@ class IntWinograd(Tactic):
         p: Any = IntProblem(region)
         known = methods(device.isa, p.x_signed, p.weights)
         speed = _SPEED[known[0].name] if known else 1.0
-        return best_blockings(p, device, direct_cycles(p, device) / speed)
+        direct = direct_cycles(p, device) / speed
+        if device.isa.int8_dot or device.isa.intrinsic("madd_s16") is None:
+            return best_blockings(p, device, direct)
+        sizes = [m for m in SIZES if winograd_int.refuse(m, p.weights, p.x_signed) is None]
+        if not sizes:
+            return best_blockings(p, device, direct)
+        p.c = -(-p.c // 2)  # pairs
+        found = best_blockings(p, device, direct * _PAIR_SPEED, sizes)
+        return [WholeWinograd(w.m, w.tiles, w.mr, w.nv, w.lanes, w.groups) for w in found]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        return _Builder(IntProblem(region), candidate, device.isa.fingerprint).build()
+        p, isa = IntProblem(region), device.isa
+        if isinstance(candidate, WholeWinograd):
+            return _WholeBuilder(p, candidate, isa).build()
+        return _Builder(p, candidate, isa.fingerprint).build()
 
 
 def _refused(region: Region, device: Any) -> str | None:
@@ -120,3 +134,34 @@ class _Builder(Builder):
             return b.sitofp(b.sext(x, wide) if p.x_signed else b.zext(x, wide), floats)
 
         return Parts(self.module, self.w, p.c, p.k, p.pitch, self.s, I8, read)
+
+
+class _WholeBuilder(_Builder):
+    """The same in integers."""
+
+    symbol = "int_winograd_s16"
+
+    def __init__(self, problem: IntProblem, candidate: WholeWinograd, isa: Any):
+        self.dot = Dot("madd", candidate.lanes, problem.x_signed, isa)
+        super().__init__(problem, candidate, isa.fingerprint)
+        self.module.isa = isa  # conversions of types ask it
+
+    def _depth(self) -> int:
+        return -(-self.p.c // 2)
+
+    def _pack(self, weights: Array) -> Array:
+        return winograd_int.pack(self._problem.weights, self.w)
+
+    def _constants(self) -> tuple[Array, Array | None, Array, list[Value]]:
+        weights, bias, outside, operands = super()._constants()
+        self.bias = np.zeros(self.bias.shape, np.int32)
+        if bias is not None:
+            p = self._problem
+            bias = (-int(p.x_zero) * p.weights.sum(axis=(1, 2), dtype=np.int64)).astype(np.int32)  # type: ignore[arg-type]
+        return weights, bias, outside, operands
+
+    def _parts(self) -> Parts:
+        p, group = self._problem, self.per_group * self.w.nr
+        return WholeParts(
+            self.module, self.w, p.c, p.k, p.pitch, self.s, group, self.dot, p.x_signed
+        )

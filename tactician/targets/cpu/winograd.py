@@ -102,9 +102,11 @@ def unsuited_window(node: Node) -> str | None:
 # --- choosing ---------------------------------------------------------------------------------
 
 
-def best_blockings(p: Problem, device: Any, direct: float) -> list[Winograd]:
+def best_blockings(
+    p: Problem, device: Any, direct: float, sizes: Sequence[int] = (2, 4, 6)
+) -> list[Winograd]:
     """Blockings worth timing beside a direct convolution of so many modelled cycles."""
-    found = [f for m in (2, 4, 6) for f in _best(p, m, device)]
+    found = [f for m in sizes for f in _best(p, m, device)]
     # of two that are about as fast, the more exact one
     found.sort(key=lambda f: f[0] * (_INEXACT if f[1].m == 6 else 1))
     limit = min(_PAYS * direct, _NEAR * found[0][0])
@@ -218,7 +220,8 @@ class Builder:
         self.blocks = -(-p.k // w.nr)
         self.per_group = -(-self.blocks // w.groups)
         self.groups = -(-self.blocks // self.per_group)
-        self.s = scratch(w, p.c, self.per_group * w.nr, p.pitch)
+        self.depth = self._depth()
+        self.s = scratch(w, self.depth, self.per_group * w.nr, p.pitch)
         self.x = p.region.physical[p.x]
         self.bias = np.zeros(self.blocks * w.nr, np.float32)
         weights, bias, outside, operands = self._constants()
@@ -226,7 +229,7 @@ class Builder:
         if bias is not None:
             self.bias[: p.k] = bias
         self.args: list[Value | np.ndarray[Any, Any]] = [
-            self.x, pack_weights(weights, w), outside, self.bias, *operands, p.out
+            self.x, self._pack(weights), outside, self.bias, *operands, p.out
         ]
         self.down, self.across = _tile_counts(p, w.m)
         self.tiles = p.images * self.down * self.across
@@ -239,6 +242,13 @@ class Builder:
         extra = [v for v in p.region.inputs if v not in (p.w, p.bias, self.x)]
         bias = None if p.bias is None else _constant(p.bias)
         return _constant(p.w), bias, np.zeros(p.c, np.float32), extra
+
+    def _depth(self) -> int:
+        """Elements of 4 bytes in the inner dimension of products."""
+        return self.p.c
+
+    def _pack(self, weights: Array) -> Array:
+        return pack_weights(weights, self.w)
 
     def _epilogue(self) -> Epilogue:
         return Epilogue(self.p, self.args, self.sizes)
@@ -350,7 +360,7 @@ class Builder:
     def _products(self, square: Any, panel: Any, first: Any, panels: Any, count: Any) -> None:
         """All rows of one position and one block of output channels."""
         b, s, w = self.b, self.s, self.w
-        size = I64(self.p.c * w.nr)
+        size = I64(self.depth * w.nr)
         number = b.add(b.mul(square, I64(self.blocks)), b.add(first, panel))
         u = b.gep(self.pointers[1], [b.mul(number, size)], source_etype=F32)
         # after the group's last panel comes the first one of the next position
@@ -368,7 +378,7 @@ class Builder:
             m = b.gep(
                 self.scratch, [b.add(m_at, b.mul(row, I64(s.m_row)))], source_etype=F32
             )
-            share = b.mul(b.sdiv(row, I64(w.mr)), I64(ahead_share(w, self.p.c)))
+            share = b.mul(b.sdiv(row, I64(w.mr)), I64(ahead_share(w, self.depth)))
             useful = b.icmp_signed("<", share, size)
             ahead = b.select(useful, b.gep(following, [share], source_etype=F32), u)
             b.call(self.products[rows], [v, u, m, ahead])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llvmlite import ir
 
@@ -38,6 +38,7 @@ class Winograd:
     nv: int
     lanes: int
     groups: int = 1
+    most_unrolled: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.tiles % self.mr:
@@ -93,20 +94,20 @@ def scratch(w: Winograd, c: int, group: int, pitch: int) -> Scratch:
     return Scratch(v_row, v_plane, m_row, m_plane, m_at, y_at, y_at + w.m * w.m * _CHUNK)
 
 
-def unrolled(c: int) -> int:
-    """Input channels per turn of the products' loop."""
-    return next(n for n in (2, 1) if c % n == 0)
+def unrolled(w: Winograd, c: int) -> int:
+    """Elements of the inner dimension per turn of the products' loop."""
+    return next(n for n in (w.most_unrolled, 1) if c % n == 0)
 
 
 def ahead_lines(w: Winograd, c: int) -> int:
     """Lines of the next panel of weights that each turn of the products' loop asks for, so that
     all register tiles of a panel together ask for it."""
-    return -(-(unrolled(c) * w.nr // _LINE) // (w.tiles // w.mr))
+    return -(-(unrolled(w, c) * w.nr // _LINE) // (w.tiles // w.mr))
 
 
 def ahead_share(w: Winograd, c: int) -> int:
     """Floats of the next panel that a register tile asks for."""
-    return ahead_lines(w, c) * _LINE * (c // unrolled(c))
+    return ahead_lines(w, c) * _LINE * (c // unrolled(w, c))
 
 
 class Parts:
@@ -122,6 +123,9 @@ class Parts:
         read: Reads some channels of a pixel as a vector of f32; None: they are f32.
     """
 
+    sums: ir.Type = F32
+    v_type: ir.Type = F32
+
     def __init__(
         self, module: ir.Module, w: Winograd, c: int, k: int, pitch: int, s: Scratch,
         x_type: ir.Type = F32, read: Callable[[ir.IRBuilder, Any, int], Any] | None = None,
@@ -129,7 +133,8 @@ class Parts:
         self.x_type, self.read = x_type, read
         self.module, self.w, self.c, self.k, self.pitch, self.s = module, w, c, k, pitch, s
         self.math = transforms(w.m)
-        self.vt = ir.VectorType(F32, w.lanes)
+        self.vt = ir.VectorType(self.sums, w.lanes)
+        self.depth, self.wide = c, w.lanes  # of products; lanes of a vector of inputs
 
     def _function(self, name: str, types: list[Any]) -> tuple[ir.Function, ir.IRBuilder]:
         fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
@@ -184,7 +189,7 @@ class Parts:
                 b.store(value, b.gep(to, [k.index], source_etype=self.x_type), align=size)
 
     def _input(self, b: ir.IRBuilder, pixels: list[list[Any]], v: Any) -> None:
-        lanes, rest = self.w.lanes, self.c % self.w.lanes
+        lanes, rest = self.wide, self.c % self.wide
         with Loop(b, I64(0), I64(self.c - rest), lanes) as loop:
             self._input_vector(b, pixels, v, loop.index, lanes)
         if rest:
@@ -201,7 +206,7 @@ class Parts:
             read = self.read or (lambda b, p, n: load_lanes(b, p, self.vt, n))
             xs = [read(b, p, count) for p in at]
             half.append(rows_of_pairs(b, self.math.b, xs))
-        out = b.gep(v, [c], source_etype=F32)
+        out = b.gep(v, [c], source_etype=self.v_type)
         for j in range(t):
             column = rows_of_pairs(b, self.math.b, [half[i][j] for i in range(t)])
             for i, x in enumerate(column):
@@ -217,8 +222,8 @@ class Parts:
         v, u, m, ahead = fn.args
         w, s = self.w, self.s
         acc = [ir.Constant(self.vt, None)] * (rows * w.nv)
-        unroll, lines = unrolled(self.c), ahead_lines(w, self.c)
-        with Loop(b, I64(0), I64(self.c), unroll, carried=acc) as loop:
+        unroll, lines = unrolled(w, self.depth), ahead_lines(w, self.depth)
+        with Loop(b, I64(0), I64(self.depth), unroll, carried=acc) as loop:
             a = b.gep(v, [loop.index], source_etype=F32)
             weights = b.gep(u, [b.mul(loop.index, I64(w.nr))], source_etype=F32)
             acc = list(loop.carried)
@@ -230,10 +235,10 @@ class Parts:
                 bs = [self._load(b, weights, n * w.nr + j * w.lanes) for j in range(w.nv)]
                 for i in range(rows):
                     at = b.gep(a, [I64(i * s.v_row + n)], source_etype=F32)
-                    x = V.splat(b, b.load(at, align=4, typ=F32), w.lanes)
+                    x = V.splat(b, b.load(at, align=4, typ=self.sums), w.lanes)
                     for j in range(w.nv):
                         q = i * w.nv + j
-                        acc[q] = V.intrinsic(b, "fma", x, bs[j], acc[q])
+                        acc[q] = self._multiply_add(b, x, bs[j], acc[q])
             loop.next(acc)
         for i in range(rows):
             for j in range(w.nv):
@@ -241,6 +246,13 @@ class Parts:
                 b.store(loop.results[i * w.nv + j], at, align=4)
         b.ret_void()
         return fn
+
+    def _multiply_add(self, b: ir.IRBuilder, x: Any, y: Any, acc: Any) -> Any:
+        return V.intrinsic(b, "fma", x, y, acc)
+
+    def _finished(self, b: ir.IRBuilder, x: Any, i: int, j: int) -> Any:
+        """A result that has been transformed back."""
+        return x
 
     def _load(self, b: ir.IRBuilder, base: Any, at: int) -> Any:
         return b.load(b.gep(base, [I64(at)], source_etype=F32), align=4, typ=self.vt)
@@ -290,7 +302,9 @@ class Parts:
         for j in range(w.m):
             column = columns_of_pairs(b, self.math.a, [half[i][j] for i in range(t)])
             for i, x in enumerate(column):
-                x = x if bias is None else b.fadd(x, bias)
+                x = self._finished(b, x, i, j)
+                if bias is not None:
+                    x = b.fadd(x, bias) if self.sums is F32 else b.add(x, bias)
                 place = b.gep(out, [I64((i * w.m + j) * _CHUNK)], source_etype=F32)
                 b.store(x, place, align=4)
 
@@ -299,16 +313,21 @@ class Parts:
         stop: Any,
     ) -> None:
         """Channels ``start`` to ``stop`` of the group, of one pixel, through the epilogue."""
-        lanes, rest = self.w.lanes, self.k % self.w.lanes
+        rest = self.k % self.w.lanes
+        lanes = self._stored_lanes()
         whole = b.sub(stop, b.srem(stop, I64(lanes))) if rest else stop
 
         def vector(k: Any, count: int) -> None:
             place = b.gep(source, [b.sub(k, start)], source_etype=F32)
-            sums = b.load(place, align=4, typ=self.vt)
-            store(k, sums, count)
+            t = ir.VectorType(self.sums, lanes)
+            store(k, b.load(place, align=4, typ=t), count)
 
         with Loop(b, start, whole, lanes) as loop:
             vector(loop.index, lanes)
         if rest:
             with b.if_then(b.icmp_signed("<", whole, stop)):
                 vector(whole, rest)
+
+    def _stored_lanes(self) -> int:
+        """Channels that are stored at a time."""
+        return self.w.lanes

@@ -65,14 +65,17 @@ class Transforms:
 
 
 @cache
-def transforms(m: int, r: int = 3) -> Transforms:
+def transforms(m: int, r: int = 3, pairs: tuple[Fraction, ...] | None = None) -> Transforms:
     """The matrices for ``m`` outputs of ``r`` taps.
+
+    Args:
+        pairs: One of each pair of points; None: those with the least error.
 
     Raises:
         KeyError: If ``m`` is not 2, 4 or 6.
     """
     points = [Fraction(0)]
-    for p in _POINTS[m]:
+    for p in _POINTS[m] if pairs is None else pairs:
         points += [p, -p]
     if len(points) != m + r - 2:
         raise KeyError(f"no points for F({m}, {r})")
@@ -127,7 +130,8 @@ def columns_of_pairs(b: ir.IRBuilder, matrix: Matrix, xs: Sequence[Any]) -> list
     n = len(xs)
     values = [xs[0]]
     for j in range(1, n - 1, 2):
-        values += [b.fadd(xs[j], xs[j + 1]), b.fsub(xs[j], xs[j + 1])]
+        one = Fraction(1)
+        values += [_add_scaled(b, xs[j], sign, xs[j + 1]) for sign in (one, -one)]
     values.append(xs[n - 1])
     out = []
     for row in matrix:
@@ -144,20 +148,31 @@ def _sum(b: ir.IRBuilder, row: Sequence[Fraction], xs: Sequence[Any]) -> Any:
     terms.sort(key=lambda t: t[0] != 1)
     (c, total), *rest = terms
     if c != 1:
-        total = b.fmul(_constant(total.type, c), total)
+        times = b.mul if _whole(total) else b.fmul
+        total = times(_constant(total.type, c), total)
     for c, x in rest:
         total = _add_scaled(b, total, c, x)
     return total
 
 
 def _add_scaled(b: ir.IRBuilder, total: Any, c: Fraction, x: Any) -> Any:
-    if c == 1:
-        return b.fadd(total, x)
-    if c == -1:
-        return b.fsub(total, x)
+    if c in (1, -1):
+        plus, minus = (b.add, b.sub) if _whole(x) else (b.fadd, b.fsub)
+        return (plus if c == 1 else minus)(total, x)
+    if _whole(x):
+        scaled = b.mul(_constant(x.type, abs(c)), x)
+        return (b.add if c > 0 else b.sub)(total, scaled)
     return V.intrinsic(b, "fma", _constant(x.type, c), x, total)
+
+
+def _whole(x: Any) -> bool:
+    return isinstance(V.element(x.type), ir.IntType)
 
 
 @cache
 def _constant(t: ir.Type, c: Fraction) -> ir.Constant:
+    if isinstance(V.element(t), ir.IntType):
+        if c.denominator != 1:
+            raise ValueError(f"{c} is not whole")
+        return V.const(t, int(c))
     return V.const(t, float(c))

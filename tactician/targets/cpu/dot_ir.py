@@ -278,7 +278,8 @@ class DotMicroKernel:
         acc = list(acc)
         looped = 0
         unroll = self.tile.unroll
-        if whole > (_WHOLE if not self.run else 2 * _WHOLE):
+        most = _WHOLE if not self.run else 2 * _WHOLE
+        if whole > (most if unroll > 1 else 1):
             looped = whole - whole % unroll
             far = self._far(b, w)
             with Loop(b, I64(0), I64(looped), unroll, carried=acc) as loop:

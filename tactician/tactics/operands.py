@@ -81,9 +81,9 @@ def _quantized_numbers(
     where most numbers are extreme."""
     assert region.anchor is not None
     x, _, zero = (*region.anchor.inputs, None)[:3]
-    limits = np.iinfo(v.dtype.np)
-    known = v is x and zero is not None and zero.const is not None
-    middle = float(np.reshape(zero.const, -1)[0]) if known else 0.0  # type: ignore[union-attr]
+    limits, middle = np.iinfo(v.dtype.np), 0.0
+    if v is x and zero is not None and zero.const is not None:
+        middle = float(np.reshape(zero.const, -1)[0])
     spread = max(limits.max - middle, middle - limits.min) / _SPREADS
     numbers = middle + spread * _normal(rng, shape, np.float32)
     return np.clip(np.rint(numbers), limits.min, limits.max).astype(v.dtype.np)

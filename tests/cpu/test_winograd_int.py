@@ -28,7 +28,7 @@ def check(layer, m, tiles=8, mr=4, nv=2, groups=1, threads=1):
 @pytest.mark.parametrize("signed", [False, True])
 def test_matrices_are_exact(m, signed):
     f = whole(m)
-    a, b, g = (np.array(x, np.int64) for x in (f.a, f.b, f.g))
+    a, b = (np.array(x, np.int64) for x in (f.a, f.b))
     low, high = (-128, 127) if signed else (0, 255)
     for _ in range(50):
         d = RNG.choice([low, high, *RNG.integers(low, high + 1, 3)], (m + 2, m + 2))

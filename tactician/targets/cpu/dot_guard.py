@@ -1,4 +1,4 @@
-"""Products of bytes by pairs in s16, guarded: blocks of channels of which no pixel of the tile holds
+"""Products of bytes by pairs in s16, guarded: blocks of channels in which no pixel of the tile has
 a number above the limit take the fast instruction, which saturates; others are widened first.
 
 The limit is that of the panel's weights (`int_dot.pair_limits`): with weights that spread as those

@@ -1,10 +1,10 @@
 """Winograd convolution in integers: exact, with products of s16 in pairs.
 
 At the points 0, ±1 and ±2 inputs are transformed with small integers. Rows of transformed weights
-are multiplied by what makes them whole, and so are results by ``L * L`` in the end, where ``L`` is 2
-for F(2, 3) and 24 for F(4, 3). Sums may leave s32 on the way: they count modulo 2**32, in which an
-odd factor has an inverse, and what is left is a power of two to shift by. So results are exact
-wherever they fit 32 bits less these (`refuse`).
+are multiplied by what makes them whole, so that results come out ``factors`` times as large. Sums
+may leave s32 on the way: they count modulo 2**32, in which an odd factor has an inverse, and what
+is left is a power of two to shift by. So results are exact wherever they fit 32 bits less those
+shifted out: 2 of F(2, 3), 6 of F(4, 3) (`refuse`).
 """
 
 from __future__ import annotations

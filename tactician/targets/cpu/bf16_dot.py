@@ -34,6 +34,7 @@ class Bf16Dot:
     size: ClassVar[int] = 2
     acc: ClassVar[ir.Type] = F32
     weight_bytes: ClassVar[int] = 4
+    guarded: ClassVar[bool] = False
 
     def pack(self, w: Array) -> Array:
         """Weights ``[..., columns, 2]``, as bf16, in bytes ``[..., columns * 4]``."""

@@ -154,6 +154,19 @@ class Loop:
         self.results = self.carried
 
 
+def joined(
+    b: ir.IRBuilder, *ways: tuple[list[ir.Value], ir.Block]
+) -> list[ir.Value]:
+    """What several blocks computed alike, in the block that follows them."""
+    out = []
+    for values in zip(*(v for v, _ in ways), strict=True):
+        phi = b.phi(values[0].type)
+        for value, (_, block) in zip(values, ways, strict=True):
+            phi.add_incoming(value, block)
+        out.append(phi)
+    return out
+
+
 class MicroKernel:
     """Emits the internal function that computes one tile.
 

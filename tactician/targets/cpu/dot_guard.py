@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from . import vecmath as V
-from .conv_ir import Loop
+from .conv_ir import Loop, joined
 from .int_dot import GROUP, GUARDED, Dot
 from .vecmath import I8, I64
 
@@ -51,17 +51,15 @@ class Guard:
         blocks = self.kernel.shape.c // self.block
         if blocks == 1:
             return self._block(b, rows, w, I64(0), acc)
-        with Loop(b, I64(0), I64(blocks), carried=acc) as loop:
-            self.kernel.request(b, w, loop.index)
-            group = b.mul(loop.index, I64(self.block // GROUP))
-            loop.next(self._block(b, rows, w, group, list(loop.carried)))
+        far, groups = self.kernel.far(b, w), self.block // GROUP
+        with Loop(b, I64(0), I64(blocks * groups), groups, carried=acc) as loop:
+            self.kernel.request(b, far, loop.index)
+            loop.next(self._block(b, rows, w, loop.index, list(loop.carried)))
         return list(loop.results)
 
     def _block(
         self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, first: Any, acc: list[Any]
     ) -> list[Any]:
-        from .dot_ir import joined
-
         fits = self._fits(b, rows, first)
         fast, slow = b.append_basic_block("fast"), b.append_basic_block("slow")
         join = b.append_basic_block("join")

@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 
 from . import vecmath as V
-from .conv_ir import PTR, ConvShape, Loop, Store, Tile
+from .conv_ir import PTR, ConvShape, Loop, Store, Tile, joined
 from .dot_guard import Guard
 from .dots import Products
 from .vecmath import I8, I16, I32, I64
@@ -78,7 +78,7 @@ class DotMicroKernel:
         if before is not None:
             before(self, b)
         self.begin = w = b.gep(self.w, [I64(4 * self.tile.nr)], source_etype=I8)
-        if getattr(self.dot, "guarded", False):
+        if self.dot.guarded:
             limit = b.gep(w, [I64(self.tap_bytes * self.shape.taps)], source_etype=I8)
             self.guard = Guard(self, limit)
         if self.run:
@@ -281,14 +281,10 @@ class DotMicroKernel:
         most = _WHOLE if not self.run else 2 * _WHOLE
         if whole > (most if unroll > 1 else 1):
             looped = whole - whole % unroll
-            far = self._far(b, w)
+            far = self.far(b, w)
             with Loop(b, I64(0), I64(looped), unroll, carried=acc) as loop:
                 sums = list(loop.carried)
-                if far is not None:
-                    step = b.mul(loop.index, I64(_LINE * self.lines // unroll))
-                    for n in range(self.lines):
-                        at = b.gep(far, [b.add(step, I64(_LINE * n))], source_etype=I8)
-                        V.prefetch(b, at, level=2)
+                self.request(b, far, loop.index)
                 for u in range(unroll):
                     sums = self.group(b, rows, w, b.add(loop.index, I64(u)), self.dot.group, sums)
                 loop.next(sums)
@@ -300,28 +296,28 @@ class DotMicroKernel:
             acc = self.group(b, rows, w, I64(whole), tail, acc)
         return acc
 
-    def request(self, b: ir.IRBuilder, w: Any, turn: Any) -> None:
-        """Asks for a turn's share of the weights needed next."""
-        far = self._far(b, w)
-        if far is None:
-            return
-        far = b.gep(far, [b.mul(turn, I64(_LINE * self.lines))], source_etype=I8)
-        for n in range(self.lines):
-            V.prefetch(b, b.gep(far, [I64(_LINE * n)], source_etype=I8), level=2)
-
     def weights_at(self, b: ir.IRBuilder, w: Any, g: Any) -> list[Any]:
         """Where the weights of a group are, by vector."""
         panel = b.gep(w, [b.mul(g, I64(self.group_bytes))], source_etype=I8)
         unit = self.tile.lanes * self.dot.weight_bytes
         return [b.gep(panel, [I64(j * unit)], source_etype=I8) for j in range(self.nv)]
 
-    def _far(self, b: ir.IRBuilder, w: Any) -> Any:
+    def far(self, b: ir.IRBuilder, w: Any) -> Any:
         """Which of the weights needed next to ask for while those at ``w`` are used."""
         if not self.lines:
             return None
         used = b.sub(b.ptrtoint(w, I64), b.ptrtoint(self.begin, I64))
         turns = b.sdiv(used, I64(self.group_bytes * self.tile.unroll))
         return b.gep(self.ahead, [b.mul(turns, I64(_LINE * self.lines))], source_etype=I8)
+
+    def request(self, b: ir.IRBuilder, far: Any, group: Any) -> None:
+        """Asks for the share of the turn that begins with a group; ``far`` is from `far`."""
+        if far is None:
+            return
+        step = b.mul(group, I64(_LINE * self.lines // self.tile.unroll))
+        for n in range(self.lines):
+            at = b.gep(far, [b.add(step, I64(_LINE * n))], source_etype=I8)
+            V.prefetch(b, at, level=2)
 
     def group(
         self, b: ir.IRBuilder, rows: Sequence[Any], w: Any, g: Any, count: int, acc: list[Any]
@@ -337,19 +333,6 @@ class DotMicroKernel:
                 n = i * self.nv + j
                 acc[n] = dot.products(b, acc[n], x, weights[j])
         return acc
-
-
-def joined(
-    b: ir.IRBuilder, *ways: tuple[list[ir.Value], ir.Block]
-) -> list[ir.Value]:
-    """What several blocks computed alike, in the block that follows them."""
-    out = []
-    for values in zip(*(v for v, _ in ways), strict=True):
-        phi = b.phi(values[0].type)
-        for value, (_, block) in zip(values, ways, strict=True):
-            phi.add_incoming(value, block)
-        out.append(phi)
-    return out
 
 
 def load_group(b: ir.IRBuilder, at: Any, count: int) -> ir.Value:

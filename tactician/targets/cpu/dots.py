@@ -27,6 +27,10 @@ class Products(Protocol):
     def acc(self) -> ir.Type: ...
 
     @property
+    def guarded(self) -> bool:
+        """Whether operands have to be held against a limit; see `dot_guard`."""
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights for one lane and group."""
 

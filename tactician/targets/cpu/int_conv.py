@@ -271,7 +271,7 @@ class DotBuilder(Builder):
 
     def _limits(self, weights: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """What the operands of each panel are held against, if they are."""
-        if not getattr(self.dot, "guarded", False):
+        if not self.dot.guarded:
             return []
         limits = pair_limits(weights).reshape(-1, self.t.nr).min(axis=1)
         return [np.repeat(limits[:, None], LIMIT_BYTES, axis=1)]

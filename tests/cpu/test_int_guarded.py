@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from int_layers import Layer, extremes
+from test_int_conv import check_conv
 
 from tactician.targets.cpu.dot_guard import block_of
 from tactician.targets.cpu.int_conv import DotBuilder, IntContraction, IntTile
@@ -111,3 +112,11 @@ def test_compiles_for_others_with_the_instruction(cpu):
 def test_extremes_are_such():
     assert extremes("most", "u8", 3).tolist() == [255] * 3
     assert extremes("least", "i8", 2).tolist() == [-128] * 2
+
+
+@pytest.mark.parametrize("dynamic", [(), (0, 2, 3)])
+@pytest.mark.parametrize("x_type", ["u8", "i8"])
+def test_zero_points_found_at_run_time(dynamic, x_type):
+    """In whole programs, whose kernels also have to serve sizes that vary."""
+    check_conv((2, 32, 5, 9), (24, 32, 3, 3), x_type, zero=3, runtime_zero=True, dynamic=dynamic,
+               pre=(1, 1), post=(1, 1))  # fmt: skip

@@ -1,5 +1,7 @@
 """Dot products by saturating pairs, guarded: exact whatever operands and weights are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from int_layers import Layer, extremes
@@ -13,14 +15,14 @@ from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.toolchain import toolchain
 
 RNG = np.random.default_rng(0)
-LANES = Isa.host().lanes(32)
 AVX2 = Isa.named("haswell")
 
 
-def check(layer, mr=3, nv=2, channels_first=False):
+def check(layer, mr=3, nv=2, channels_first=False, isa=None):
+    isa = isa or Isa.host()
     p = IntProblem(layer.region)
-    tile = IntTile(mr, nv, LANES, 1, channels_first, 1, "guarded")
-    got = layer.run(DotBuilder(p, tile, Isa.host()).build())
+    tile = IntTile(mr, nv, isa.lanes(32), 1, channels_first, 1, "guarded")
+    got = layer.run(DotBuilder(p, tile, isa).build())
     np.testing.assert_array_equal(got, layer.want)
 
 
@@ -43,6 +45,12 @@ def test_channels(c, k):
 def test_pixels(width, stride, channels_first):
     layer = Layer(1, 32, 4, width, 16, 3, "u8", 9, stride=stride, x="either", w="either")
     check(layer, channels_first=channels_first)
+
+
+@pytest.mark.parametrize("bits", [128, 256, 512])
+def test_vector_widths(bits):
+    isa = replace(Isa.host(), vector_bits=bits)
+    check(Layer(1, 96, 4, 5, 40, 3, "i8", 3, x="either", w="either"), isa=isa)
 
 
 def test_single_large_number_decides_for_its_block():

@@ -1,5 +1,7 @@
 """Winograd convolution of bytes in integers: exact for all inputs that it takes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from int_layers import Layer
@@ -15,12 +17,12 @@ from tactician.targets.cpu.winograd_int import WholeWinograd, whole
 from tactician.targets.cpu.winograd_ir import Winograd
 
 RNG = np.random.default_rng(0)
-LANES = Isa.host().lanes(32)
 
 
-def check(layer, m, tiles=8, mr=4, nv=2, groups=1, threads=1):
-    candidate = WholeWinograd(m, tiles, mr, nv, LANES, groups)
-    kernel = _WholeBuilder(IntProblem(layer.region), candidate, Isa.host()).build()
+def check(layer, m, tiles=8, mr=4, nv=2, groups=1, threads=1, isa=None):
+    isa = isa or Isa.host()
+    candidate = WholeWinograd(m, tiles, mr, nv, isa.lanes(32), groups)
+    kernel = _WholeBuilder(IntProblem(layer.region), candidate, isa).build()
     np.testing.assert_array_equal(layer.run(kernel, threads).astype(np.int64), layer.want)
 
 
@@ -63,6 +65,13 @@ def test_channels(m, c, k):
 def test_sizes(m, h, w, groups, threads):
     layer = Layer(2, 16, h, w, 64, 3, "i8", 1)
     check(layer, m, tiles=6, mr=3, groups=groups, threads=threads)
+
+
+@pytest.mark.parametrize("m", winograd_int.SIZES)
+@pytest.mark.parametrize("bits", [128, 256, 512])
+def test_vector_widths(m, bits):
+    isa = replace(Isa.host(), vector_bits=bits)
+    check(Layer(1, 40, 5, 6, 48, 3, "i8", 3, x="either", w="either"), m, isa=isa)
 
 
 def test_results_beyond_what_fits_are_refused():

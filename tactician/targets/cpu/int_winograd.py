@@ -30,7 +30,7 @@ from .winograd_ir import Parts, Winograd
 
 # Products that each method makes while f32 makes one, at the least
 _SPEED = {"dot": 4.0, "maddubs": 1.6, "guarded": 1.5, "madd": 1.2}
-_PAIR_SPEED = 0.8  # multiply-adds of pairs to those of f32, at the least
+_PAIR_SPEED = 0.8  # instructions for pairs that are done while f32 does one, at the least
 
 
 @register_tactic

@@ -145,6 +145,22 @@ def check(region, tactic, candidate=None, device=HERE):
 
 # --- cuDNN -----------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("k, hw", [(16, (9, 7)), (6, (9, 7)), (16, (4, 4))])
+def test_a_residual_stored_channels_first(fakes, k, hw):
+    g = Graph()
+    x = g.add_input("x", dtype("f32"), (2, 8, *hw))
+    z = g.add_input("z", dtype("f32"), (2, k, *hw))
+    w, b = g.constant(array("f32", k, 8, 3, 3)), g.constant(array("f32", k))
+    y = emit(g, "convolution", [x, w, b], "anchor", pre=(1, 1), post=(1, 1)).output
+    y = emit(g, "binary", [y, z], "add", fn="add").output
+    ones = g.constant(array("f32", k, k, 1, 1))
+    g.outputs = [emit(g, "convolution", [y, ones], "after").output]
+    region = anchor_region(g)
+    assert z in region.inputs  # as it is
+    check(region, CONV)
+
+
 CONVOLUTIONS = [
     {}, {"act": "relu"}, {"residual": True, "act": "relu"}, {"stride": 2}, {"window": 1},
     {"groups": 4}, {"groups": 8, "act": "clip", "beta": 6.0}, {"dilation": 2, "window": 3},

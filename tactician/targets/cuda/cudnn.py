@@ -187,7 +187,7 @@ class Problem:
         strides = list(_spread(o.strides, 0))
         if dims == y_dims and o.value.rank == len(self.y_dims) and self.stored_last(o.value):
             strides = list(self.strides(o.value))
-        elif dims[1] == max(dims):
+        elif dims[1] == D.product(dims):  # by channel
             strides = list(channels_last(dims, dims[1]))
         if o.value.dtype.name not in (*_FLOATS, "i8", "i32"):
             raise NotCovered(f"an operand of type {o.value.dtype}")

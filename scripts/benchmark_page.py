@@ -1,14 +1,15 @@
-"""Writes docs/benchmarks.md and its chart from what benchmarks/bench.py measured.
+"""Writes docs/NAME.md (default: benchmarks) and its chart from what benchmarks/bench.py measured,
+in one run or in several on the same machine.
 
     python benchmarks/bench.py MODEL … --threads 2 --json results.json
-    python scripts/benchmark_page.py results.json
+    python scripts/benchmark_page.py results.json … [--name benchmarks-avx2]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 PEERS = ("onnxruntime", "openvino", "torch")
 
 
-def main(results: Path) -> None:
+def main(files: list[Path], name: str) -> None:
     """Reads measurements and writes the page."""
-    data = json.loads(results.read_text())
-    rows = {name: r for name, r in data["models"].items() if "microseconds" in r}
-    (DOCS / "benchmarks.md").write_text(page(data["machine"], rows))
-    chart(rows, DOCS / "benchmarks.svg")
+    data = [json.loads(f.read_text()) for f in files]
+    rows = {
+        model.removesuffix(".onnx"): r for d in data for model, r in d["models"].items()
+        if "microseconds" in r
+    }
+    machine = data[0]["machine"]
+    for key in machine["peak"]:
+        machine["peak"][key] = max(d["machine"]["peak"][key] for d in data)
+    (DOCS / f"{name}.md").write_text(page(machine, rows, name))
+    chart(rows, DOCS / f"{name}.svg")
 
 
 def best_ratio(row: dict[str, Any]) -> float:
@@ -32,7 +39,7 @@ def best_ratio(row: dict[str, Any]) -> float:
     return min(peers) / times["tactician"]["best"] if peers else math.nan
 
 
-def page(machine: dict[str, Any], rows: dict[str, Any]) -> str:
+def page(machine: dict[str, Any], rows: dict[str, Any], name: str) -> str:
     """The page's text."""
     peak, versions = machine["peak"], machine["versions"]
     used = ", ".join(f"{k} {v}" for k, v in versions.items() if k in ("tactician", *PEERS))
@@ -58,12 +65,12 @@ def page(machine: dict[str, Any], rows: dict[str, Any]) -> str:
         "| --- | ---: | " + " | ".join("---:" for _ in PEERS) + " | ---: | ---: | ---: | ---: "
         "| ---: |",
     ]
-    for name, row in rows.items():
+    for model, row in rows.items():
         times = row["microseconds"]
         cells = [f"{times[p]['best'] / 1e3:.3f}" if p in times else "" for p in PEERS]
         mine = f"{times['tactician']['best'] / 1e3:.3f}"
         lines.append(
-            f"| {name} | {mine} | {' | '.join(cells)} | {best_ratio(row):.2f} "
+            f"| {model} | {mine} | {' | '.join(cells)} | {best_ratio(row):.2f} "
             f"| {' | '.join(_others(row, machine))} |"
         )
     ratios = [r for r in map(best_ratio, rows.values()) if not math.isnan(r)]
@@ -72,7 +79,7 @@ def page(machine: dict[str, Any], rows: dict[str, Any]) -> str:
         "",
         f"Geometric mean of the ratios: {mean:.2f}, over {len(ratios)} models.",
         "",
-        "![Ratio to the fastest peer](benchmarks.svg)",
+        f"![Ratio to the fastest peer]({name}.svg)",
         "",
         "Measure again with `make bench`, then `python scripts/benchmark_page.py RESULTS.json`.",
         "",
@@ -112,4 +119,8 @@ def chart(rows: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--name", default="benchmarks")
+    options = parser.parse_args()
+    main(options.results, options.name)

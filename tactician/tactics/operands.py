@@ -86,7 +86,8 @@ def _quantized_numbers(
         middle = float(np.reshape(zero.const, -1)[0])
     spread = max(limits.max - middle, middle - limits.min) / _SPREADS
     numbers = middle + spread * _normal(rng, shape, np.float32)
-    return np.clip(np.rint(numbers), limits.min, limits.max).astype(v.dtype.np)
+    clipped = np.clip(np.rint(numbers), limits.min, limits.max)
+    return np.asarray(clipped, v.dtype.np)  # a lone element is no array else
 
 
 def _normal(

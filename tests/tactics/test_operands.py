@@ -40,3 +40,15 @@ def test_numbers_above_zero_alone():
     x = made("u8", None, np.uint8)
     assert (x == 0).mean() == pytest.approx(0.5, abs=0.02)
     assert x.max() > 150 and (x > 168).mean() < 2e-3
+
+
+def test_zero_points_known_at_run_time_are_arrays():
+    g = Graph("t")
+    x, zero = g.add_input("x", "u8", (1, 8, 4, 4)), g.add_input("zero", "u8", ())
+    w = g.constant(np.ones((4, 8, 1, 1), np.int8))
+    g.outputs = [emit(g, "int_conv", [x, w, zero], "conv").output]
+    g.toposort()
+    (region,) = fuse(g).regions
+    arrays = random_arrays(region, {})
+    assert all(isinstance(arrays[v], np.ndarray) for v in region.inputs)
+    assert arrays[zero].shape == () and arrays[zero].dtype == np.uint8

@@ -6,6 +6,7 @@ import pytest
 
 import tactician as trt
 from tactician.builder import compile as compiling
+from tactician.plan.program import CONST
 from tactician.runtime.easy import Engine
 
 onnx = pytest.importorskip("onnx")
@@ -143,9 +144,13 @@ def test_packed_weights_are_shared_where_they_are_the_same(monkeypatch):
     """A version with the same tile reads the general kernel's constants."""
     every_version(monkeypatch, 1e9)
     engine = engine_of(model("conv"), SHAPES["conv"], 1)
-    constants = engine._program.constants
-    seen = {(c.shape, c.dtype.str, c.tobytes()) for c in constants}
-    assert len(seen) == len(constants)
+    program = engine._program
+    steps = [s for s in program.steps if s.special is not None]
+    assert any(program.tensors[t].kind == CONST for s in steps for t in s.special.args)
+    for step in steps:
+        numbers = {t for t in (*step.args, *step.special.args) if program.tensors[t].kind == CONST}
+        arrays = [program.constants[program.tensors[t].ref] for t in numbers]
+        assert len({(a.shape, a.dtype.str, a.tobytes()) for a in arrays}) == len(arrays)
 
 
 def test_what_shares_constants_wins_within_a_band():

@@ -275,6 +275,7 @@ def test_int8_by_calibration(algorithm: str) -> None:
 def test_an_engine_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TACTICIAN_GPU", "interpreter")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # weights would be rounded to TF32
     module = nn.Sequential(nn.Linear(8, 8), nn.GELU()).eval()
     engine = convert(module, [torch.randn(3, 8)], max_batch_size=4,
                      default_device_type=trt.DeviceType.GPU)

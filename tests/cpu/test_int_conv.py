@@ -303,10 +303,13 @@ def test_swish_of_a_quantized_result():
 # --- matrix products ------------------------------------------------------------------------
 
 
-def matmul_graph(a_shape, b_shape, a_type="u8", zero=9, tail=None, w_zero=None, small=False, **kw):
+def matmul_graph(a_shape, b_shape, a_type="u8", zero=9, tail=None, w_zero=None, small=False,
+                 weights=None, **kw):
     g = Graph("t")
     a = g.add_input("a", a_type, a_shape)
-    b = g.constant(ints(b_shape, "i8", *((-64, 65) if small else ())))
+    if weights is None:
+        weights = ints(b_shape, "i8", *((-64, 65) if small else ()))
+    b = g.constant(weights)
     inputs = [a, b, g.constant(np.array(zero, LIMITS[a_type][2]))]
     if w_zero is not None:
         inputs.append(g.constant(w_zero))

@@ -8,8 +8,8 @@ import pytest
 from kernels import Graph, check_kernel, emit, region_of
 from llvmlite import ir
 from test_bf16_conv import check_conv, floats
-from test_int_conv import LIMITS, ints, requantized
 from test_int_conv import check_conv as check_int_conv
+from test_int_conv import ints, matmul_graph
 
 from tactician.targets.cpu import isa as isa_module
 from tactician.targets.cpu import tile_conv
@@ -60,18 +60,9 @@ def test_products(shape, a, b, attrs):
     run_all(*matmul(a, b, **attrs), TiledBf16(), device(**shape), 1e-2)
 
 
-def int_matmul(a_shape, b_shape, a_type="u8", zero=9, tail=None, w_zero=None, limits=None, **kw):
-    g = Graph("t")
-    a = g.add_input("a", a_type, a_shape)
-    b = g.constant(ints(b_shape, "i8" if limits is None else "u8", *(limits or ())))
-    inputs = [a, b, g.constant(np.array(zero, LIMITS[a_type][2]))]
-    if w_zero is not None:
-        inputs.append(g.constant(w_zero))
-    y = emit(g, "int_matmul", inputs, "product", **kw).output
-    if tail:
-        y = requantized(g, y, int(y.dims[-1]), y.rank - 1, tail)
-    g.outputs = [y]
-    return g, {a: ints(a_shape, a_type)}
+def int_matmul(a_shape, b_shape, *args, limits=None, **kw):
+    weights = ints(b_shape, "i8" if limits is None else "u8", *(limits or ()))
+    return matmul_graph(a_shape, b_shape, *args, weights=weights, **kw)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -17,7 +17,7 @@ from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
 from .bf16_dot import Bf16Dot
-from .conv_common import is_depthwise, stored_last
+from .conv_common import is_depthwise, stored_otherwise
 from .conv_common import unsuited as unsuited_conv
 from .dots import Products
 from .int_conv import DotBuilder, IntTile, tiles
@@ -44,14 +44,7 @@ class Bf16Contraction(Tactic):
         if why is not None:
             return why
         assert region.anchor is not None
-        if region.anchor.op == "convolution":
-            x = region.anchor.inputs[0]
-            assert x is not None
-            if not all(map(stored_last, region.outputs)):
-                return "the result is not stored channels-last"
-            if x not in region.physical and not stored_last(x):
-                return "the input is not stored channels-last"
-        return None
+        return stored_otherwise(region) if region.anchor.op == "convolution" else None
 
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
         return tiles(Bf16Problem(region), device, ["bf16"])

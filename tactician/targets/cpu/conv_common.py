@@ -24,6 +24,18 @@ def stored_last(v: Value) -> bool:
     return "logical" in v.meta or v.dims[1] == 1 or all(d == 1 for d in v.dims[2:])
 
 
+def stored_otherwise(region: Region) -> str | None:
+    """What a convolution reads or writes that is not stored channels-last, as a reason."""
+    assert region.anchor is not None
+    x = region.anchor.inputs[0]
+    assert x is not None
+    if not all(map(stored_last, region.outputs)):
+        return "the result is not stored channels-last"
+    if x not in region.physical and not stored_last(x):
+        return "the input is not stored channels-last"
+    return None
+
+
 def unsuited(region: Region, device: Any) -> str | None:
     """Why no channels-last kernel can do the region whatever its layouts, or None."""
     node = region.anchor

@@ -35,10 +35,10 @@ from .conv_common import (
     argument,
     least,
     single,
-    stored_last,
+    stored_otherwise,
     unsuited,
 )
-from .conv_ir import F32, I64, PTR, Loop, load_lanes
+from .conv_ir import F32, I64, PTR, Loop, fused_multiply_add, load_lanes
 from .folding import FoldingBuilder
 from .isa import Isa
 
@@ -74,16 +74,9 @@ class DotConvolution(Tactic):
         return _unsuited(region, device) is None
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        why = _unsuited(region, device)
-        if why is None and not all(map(stored_last, region.outputs)):
-            why = "the result is not stored channels-last"
+        why = _unsuited(region, device) or stored_otherwise(region)
         if why is not None:
             return why
-        assert region.anchor is not None
-        x = region.anchor.inputs[0]
-        assert x is not None
-        if x not in region.physical and not stored_last(x):
-            return "the input is not stored channels-last"
         p = Problem(region)
         if p.by_image or len(p.axes) > 2:
             return "needs one or two spatial dimensions"
@@ -367,7 +360,7 @@ class _Builder:
         """Adds the products of some vectors of a run; the last may be shorter."""
         b, k, lanes = self.b, self.p.k, self.lanes
         step = self.column.stride * self.p.c
-        fma = self._fma()
+        fma = fused_multiply_add(self.module, self.vt)
         for v in which:
             count = min(lanes, self.run - v * lanes) if which.stop == self.vectors else lanes
             weights = [
@@ -379,11 +372,6 @@ class _Builder:
                 for j in range(k):
                     sums[i * k + j] = b.call(fma, [a, weights[j], sums[i * k + j]])
         return sums
-
-    def _fma(self) -> ir.Function:
-        name = f"llvm.fma.v{self.lanes}f32"
-        kind = ir.FunctionType(self.vt, [self.vt] * 3)
-        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
 
     def _across(self, vectors: Sequence[Any]) -> Any:
         """One vector whose lanes are the sums of the lanes of each of the vectors, in order."""

@@ -197,7 +197,7 @@ class MicroKernel:
         self.fn = ir.Function(module, ir.FunctionType(ir.VoidType(), types), name)
         self.fn.linkage = "internal"
         self.fn.attributes.add("noinline")
-        self.fma = _fma(module, self.vt)
+        self.fma = fused_multiply_add(module, self.vt)
         a = self.fn.args
         self.x, self.w, self.zeros, self.args, self.dims = a[:5]
         self.strides, self.sizes, self.origins = (a[5 + i * r : 5 + (i + 1) * r] for i in range(3))
@@ -593,7 +593,8 @@ def _merge(
     return out
 
 
-def _fma(module: ir.Module, vt: ir.VectorType) -> ir.Function:
+def fused_multiply_add(module: ir.Module, vt: ir.VectorType) -> ir.Function:
+    """LLVM's function of ``x * y + z`` on vectors of f32, declared once a module."""
     name = f"llvm.fma.v{vt.count}f32"
     known = module.globals.get(name)
     return known or ir.Function(module, ir.FunctionType(vt, [vt, vt, vt]), name)

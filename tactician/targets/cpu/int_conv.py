@@ -21,7 +21,7 @@ from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
 from . import int_problem
 from . import vecmath as V
-from .conv_common import RuntimeSizes, argument, stored_last
+from .conv_common import RuntimeSizes, argument, stored_otherwise
 from .conv_direct import Builder, even_split, tile_cycles
 from .conv_ir import Loop, Tile
 from .dot_guard import LIMIT_BYTES, block_of
@@ -68,13 +68,9 @@ class IntContraction(Tactic):
         if why is not None:
             return why
         assert region.anchor is not None
-        if region.anchor.op == "int_conv":
-            x = region.anchor.inputs[0]
-            assert x is not None
-            if not all(map(stored_last, region.outputs)):
-                return "the result is not stored channels-last"
-            if x not in region.physical and not stored_last(x):
-                return "the input is not stored channels-last"
+        why = stored_otherwise(region) if region.anchor.op == "int_conv" else None
+        if why is not None:
+            return why
         if not _choices(region, device):
             return "the CPU's vectors are too short"
         return None

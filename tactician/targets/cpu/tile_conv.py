@@ -14,7 +14,7 @@ from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
 from . import bf16_conv, int_problem
-from .conv_common import stored_last
+from .conv_common import stored_otherwise
 from .tile_builder import TileBuilder
 from .tile_ir import ROWS
 from .tile_problem import Blocks, TileBytes, TileFloats, reading, row_of_tiles, tile_rows
@@ -48,14 +48,7 @@ class _TileTactic(Tactic):
         if why is not None:
             return why
         assert region.anchor is not None
-        if region.anchor.op == self.anchors[0]:
-            x = region.anchor.inputs[0]
-            assert x is not None
-            if not all(map(stored_last, region.outputs)):
-                return "the result is not stored channels-last"
-            if x not in region.physical and not stored_last(x):
-                return "the input is not stored channels-last"
-        return None
+        return stored_otherwise(region) if region.anchor.op == self.anchors[0] else None
 
     def _why(self, region: Region, device: Any) -> str | None:
         why = self._unsuited(region, device)

@@ -64,5 +64,5 @@ def check(
         want = {"relu": np.maximum(want, 0), "swish": want / (1 + np.exp(-want))}[act]
     g.outputs = [y]
     (got,), tactics = run(g, feeds, level)
-    assert tactics == {tactic}
+    assert tactics == {tactic}, tactics
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())

@@ -6,6 +6,7 @@ from tactician.ir import dims as D
 from tactician.ir.graph import Graph
 from tactician.ops import emit, evaluate
 from tactician.regions.fuse import fuse
+from tactician.regions.layout import assign_layouts
 from tactician.regions.region import is_slice
 from tactician.targets.cpu import native
 from tactician.targets.cpu.device import CpuDevice
@@ -19,6 +20,31 @@ def region_of(graph):
     regions = fuse(graph).regions
     assert len(regions) == 1, [r.describe() for r in regions]
     return regions[0]
+
+
+def channels_last_region(graph, name):
+    """The region of the node of that name, operands stored channels-last wherever they can be."""
+    graph.toposort()
+    fusion = assign_layouts(graph, fuse(graph), lambda r: True, lambda r: True)
+    return next(r for r in fusion.regions if any(n.name == name for n in r.nodes))
+
+
+def run_region(region, kernel, feeds, env=None, threads=2):
+    """Results of a region's kernel as they are stored, from operands stored channels-first."""
+    arrays, checks = {}, []
+    for v in region.outputs:
+        arrays[v], check = guarded(tuple(D.evaluate(d, env or {}) for d in v.dims), v.dtype.np)
+        arrays[v].view(np.uint8).fill(0xFF)
+        checks.append(check)
+    for a in kernel.args:
+        if not isinstance(a, np.ndarray) and a not in arrays:
+            logical = a.meta.get("logical", a)
+            x = feeds[logical]
+            arrays[a] = x if logical is a else np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    run(kernel, arrays, env, threads)
+    for check in checks:
+        check()
+    return [arrays[v] for v in region.outputs]
 
 
 def reference(graph, inputs):

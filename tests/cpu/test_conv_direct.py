@@ -22,9 +22,10 @@ RNG = np.random.default_rng(0)
 def only_direct(monkeypatch):
     """Keeps the competing tactics out of the way."""
     from tactician.targets.cpu.conv_dots import DotConvolution
+    from tactician.targets.cpu.conv_product import ProductConvolution
     from tactician.targets.cpu.winograd import WinogradConvolution
 
-    for other in (DotConvolution, WinogradConvolution):
+    for other in (DotConvolution, ProductConvolution, WinogradConvolution):
         monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
 
 

@@ -76,9 +76,17 @@ class Epilogue(Protocol):
 
     cost: int
     """Roughly how many instructions `finish` emits."""
+    partial: bool
+    """Whether `finish` takes vectors of which only the first lanes exist."""
 
-    def finish(self, g: Gen, acc: ir.Value, batch: Num, m: Num, n: Num) -> None:
-        """Computes from ``acc`` (a vector along n, or a scalar) and stores the results."""
+    def finish(
+        self, g: Gen, acc: ir.Value, batch: Num, m: Num, n: Num, count: int = 0
+    ) -> None:
+        """Computes from ``acc`` (a vector along n, or a scalar) and stores the results.
+
+        Args:
+            count: How many lanes exist; 0: all.
+        """
 
     def touch(self, g: Gen, batch: Num, m: Num, n: Num) -> None:
         """Asks for the lines that `finish` will read and write for a vector."""
@@ -468,12 +476,13 @@ class Contraction:
         short, otherwise from memory in a loop, which keeps code small."""
         g = self.g
         mr, nv = len(acc), len(acc[0])
-        whole = rows == mr and cols == nv * self.lanes
+        split = isinstance(cols, int) and self.epilogue.partial
+        whole = rows == mr and (cols == nv * self.lanes or split)
         if whole and self.epilogue.cost * mr * nv <= 400:
             for r in range(mr):
                 for v in range(nv):
                     n = g.add(j, v * self.lanes)
-                    self.epilogue.finish(g, acc[r][v], self.batch, g.add(i, r), n)
+                    self._out(acc[r][v], g.add(i, r), n, g.sub(cols, v * self.lanes))
             return
         width = nv * self.lanes
         buffer = g.at(g.scratch, self.t_at)
@@ -489,10 +498,21 @@ class Contraction:
                 with g.loop(0, full, self.lanes) as c:
                     x = g.load(self.vec, g.at(line, c.index, self.size), self.lanes * self.size)
                     self.epilogue.finish(g, x, self.batch, m, g.add(j, c.index))
-            if g.test("<", full, cols) is not False:
+            if split and full != cols:
+                x = g.load(self.vec, g.at(line, full, self.size), self.lanes * self.size)
+                self._out(x, m, g.add(j, full), g.sub(cols, full))
+            elif g.test("<", full, cols) is not False:
                 with g.loop(full, cols) as c:
                     x = g.load(self.scalar, g.at(line, c.index, self.size))
                     self.epilogue.finish(g, x, self.batch, m, g.add(j, c.index))
+
+    def _out(self, x: ir.Value, m: Num, n: Num, left: Num) -> None:
+        """The epilogue of a vector with ``left`` columns from its first on."""
+        count = left if isinstance(left, int) and left < self.lanes else 0
+        if count:
+            self.epilogue.finish(self.g, x, self.batch, m, n, count)
+        else:
+            self.epilogue.finish(self.g, x, self.batch, m, n)
 
     # --- packing -------------------------------------------------------------------------
 
@@ -568,5 +588,5 @@ def register_tiles(isa: Isa, acc: DType) -> Sequence[tuple[int, int]]:
     """Register tiles (rows, vectors) that fit the CPU's registers, best first: as few loads for
     their multiply-adds as there can be without spilling."""
     if isa.vector_registers >= 32:
-        return ((8, 3), (6, 4), (12, 2))
+        return ((14, 2), (8, 3), (6, 4), (12, 2))
     return ((6, 2), (4, 3))

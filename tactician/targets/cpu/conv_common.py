@@ -118,11 +118,12 @@ class Problem:
         self.stage = region.stages[-1] if region.stages else None
         self.out = region.outputs[0]
         plain = self.shape.taps == 1 and set(self.shape.stride) == {1}
-        self.flat = (
-            plain and last and not any(self.shape.pre)
-            and own_or_by_channel(self.stage, self.out)
+        # whether pixels can be counted through all images and rows, where channels come last
+        self.countable = (
+            plain and not any(self.shape.pre) and own_or_by_channel(self.stage, self.out)
             and all(a.out == a.size for a in self.axes)
         )
+        self.flat = self.countable and last
         # then the pixel that is counted is the image: an axis of extent 1 can't count
         self.by_image = self.flat and all(a.out == 1 for a in self.axes) and x.dims[0] != 1
 
@@ -204,6 +205,10 @@ class Epilogue:
         self._pointers = {
             v: argument(b, args, i) for i, v in enumerate(self.operands) if isinstance(v, Value)
         }
+
+    def know(self, pointers: dict[Value, Any]) -> None:
+        """Takes the operands' addresses as they are instead."""
+        self._pointers = pointers
 
     def at(self, b: ir.IRBuilder, dims: Any, image: Any, outer: Sequence[Any]) -> Emitter:
         """An emitter for pixels of which all coordinates but the last are known."""

@@ -56,6 +56,8 @@ class RegionEpilogue:
         prologue: Changes the sum first (adds a convolution's bias, say).
     """
 
+    partial = False
+
     def __init__(
         self,
         g: Gen,
@@ -74,7 +76,7 @@ class RegionEpilogue:
         self.coordinates = coordinates
         self.pointers = pointers
         self.prologue = prologue
-        self.cost = 2 + sum(_cost(s.expr) for s in region.stages)
+        self.cost = 2 + sum(cost(s.expr) for s in region.stages)
         self._lane_vars: set[E.Var] = set()
 
     def finish(self, g: Gen, acc: ir.Value, batch: Num, m: Num, n: Num) -> None:
@@ -240,7 +242,8 @@ class RegionEpilogue:
         return out
 
 
-def _cost(e: E.Expr) -> int:
+def cost(e: E.Expr) -> int:
+    """Roughly how many instructions an expression takes."""
     total = 0
     for x in E.walk(e):
         fn = getattr(x, "fn", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .isa import Isa
 
 _GRAIN_FLOPS = 60_000
 _BATCH = 16  # entries of a batch that are looked at to make threads' shares even
+_MOST_ADDRESSES = 8  # of rows at distances known only at run time, in registers
 _ASSUMED = 64  # a symbolic size is blocked as if it were this
 
 
@@ -103,7 +104,7 @@ def problem(node: Node) -> Problem:
 # --- building ---------------------------------------------------------------------------------
 
 
-def _settled(tile: Tile, p: Problem) -> Tile:
+def settled(tile: Tile, p: Problem) -> Tile:
     """The tile with packing switched off for constants, which are packed already, and on for
     operands that the microkernel can't read in place."""
     pack_a = tile.pack_a and p.a.value.const is None
@@ -136,7 +137,7 @@ def build(region: Region, tile: Tile, isa: Isa, symbol: str = "gemm") -> Kernel:
     """The kernel of a region whose anchor is a matmul."""
     assert region.anchor is not None
     p = problem(region.anchor)
-    tile = _settled(tile, p)
+    tile = settled(tile, p)
     g = Gen(symbol, isa)
     args: list[Value | np.ndarray[Any, Any]] = []
     pointers: dict[Value, Any] = {}
@@ -155,7 +156,7 @@ def build(region: Region, tile: Tile, isa: Isa, symbol: str = "gemm") -> Kernel:
             return Operand(
                 take(x.value), x.value.dtype, offset, g.size(x.k_stride), g.size(x.stride)
             )
-        packed = _pack_constant(x, p.acc, rows, tile, lanes)
+        packed = pack_constant(x, p.acc, rows, tile, lanes)
         args.append(packed)
         offset = _batch_offset(g, p.batch, x.batch, packed.shape[-1])
         return Operand(g.arg(len(args) - 1), p.acc, offset, packed=True)
@@ -200,9 +201,10 @@ def _known(d: DimLike) -> int:
     return max(_ASSUMED, D.evaluate(d, dict.fromkeys(D.symbols(d), 1)))
 
 
-def _pack_constant(
+def pack_constant(
     x: Matrix, acc: DType, rows: bool, tile: Tile, lanes: int
 ) -> np.ndarray[Any, Any]:
+    """A constant operand in the order in which tiles read it."""
     array = x.value.const
     assert array is not None
     free, inner = int(x.free), int(x.inner)  # type: ignore[arg-type]
@@ -224,11 +226,34 @@ def _pack_constant(
 def tiles(p: Problem, isa: Isa, threads: int) -> list[Tile]:
     """Blockings worth timing, the likely best first."""
     lanes = vector(isa, p.acc)
-    out: list[Tile] = []
+    ways: list[list[Tile]] = []
     for mr, nv in _register_choices(p, isa, lanes):
+        found = _shares(p, threads, mr, nv * lanes, nv)
         for kc in _k_choices(p):
-            out.extend(_block(p, isa, threads, mr, nv, kc, lanes))
-    return list(dict.fromkeys(out))
+            found.extend(_block(p, isa, threads, mr, nv, kc, lanes))
+        ways.append(found)
+    # the first blocking of every register tile, then the second, ...
+    return list(dict.fromkeys(t for row in zip_longest(*ways) for t in row if t is not None))
+
+
+def _shares(p: Problem, threads: int, mr: int, nr: int, nv: int) -> list[Tile]:
+    """One block of rows, or of columns, for each thread: nothing is read more often than it must
+    be, and with few blocks a thread that began late holds up nobody else."""
+    sizes = (*p.batch, p.m, p.n, p.k)
+    if any(isinstance(d, D.Dim) for d in sizes) or p.b.value.const is None or threads < 2:
+        return []
+    m, n = int(p.m), int(p.n)  # type: ignore[arg-type]
+    if D.product(p.batch) != 1 or m < threads * mr:
+        return []
+    rows = Tile(mr, nv, _round(-(-m // threads), mr), min(_round(n, nr), 256 // nr * nr))
+    cols = Tile(mr, nv, _round(m, mr), _round(-(-n // threads), nr))
+    by_rows, by_columns = (_uneven(m, rows.mb, mr, threads), _uneven(n, cols.nb, nr, threads))
+    return [rows, cols] if by_rows <= by_columns else [cols, rows]
+
+
+def _uneven(size: int, block: int, unit: int, threads: int) -> float:
+    """How many times its share a thread with a whole block does, coarsely."""
+    return round(block * threads / size, 1) if block < size else float(threads)
 
 
 def _register_choices(p: Problem, isa: Isa, lanes: int) -> list[tuple[int, int]]:
@@ -240,7 +265,8 @@ def _register_choices(p: Problem, isa: Isa, lanes: int) -> list[tuple[int, int]]
         return [(m, max(1, min(most, vectors)))]
     fitting = [(mr, min(nv, vectors)) for mr, nv in standard]
     if isinstance(p.m, D.Dim):
-        # With few registers, tiles that use all of them spill where sizes are variables.
+        # Tiles that use all registers spill where sizes are variables.
+        fitting = [t for t in fitting if t[0] <= _MOST_ADDRESSES]
         return fitting[:1] if isa.vector_registers < 32 else fitting[:2]
     return sorted(fitting[:3], key=lambda t: _waste(int(p.m), t[0]))
 
@@ -271,7 +297,8 @@ def _block(p: Problem, isa: Isa, threads: int, mr: int, nv: int, kc: int, lanes:
     if must_pack_b:
         mb = _round(m, mr) if m <= 1024 else 1024 // mr * mr
     mb, nb = _spread(_known(D.product(p.batch)), m, n, mb, nb, mr, nr, threads)
-    packs_a = mr > 8 and p.a.value.const is None and p.a.stride != 1
+    apart = p.a.stride != 1 and not (isinstance(p.a.stride, int) and isinstance(p.a.k_stride, int))
+    packs_a = mr > _MOST_ADDRESSES and p.a.value.const is None and apart
     tile = Tile(mr, nv, mb, nb, kc, packs_a, must_pack_b)
     out = [tile]
     if in_place_b and m >= 4 * mr:

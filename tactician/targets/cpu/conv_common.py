@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from llvmlite import ir
 
@@ -167,6 +167,13 @@ def _static(d: D.DimLike) -> int:
     return int(d)
 
 
+class Sizes(Protocol):
+    """Where a kernel finds run-time sizes."""
+
+    def value(self, b: ir.IRBuilder, array: Any, d: D.DimLike) -> Any:
+        """A dimension as an i64; ``array`` holds the kernel's scalar arguments."""
+
+
 class RuntimeSizes:
     """Run-time sizes: symbolic dimensions become entries of the kernel's ``dims``."""
 
@@ -194,7 +201,7 @@ class Epilogue:
         sizes: Run-time sizes of the kernel.
     """
 
-    def __init__(self, problem: Problem, operands: Sequence[Any], sizes: RuntimeSizes):
+    def __init__(self, problem: Problem, operands: Sequence[Any], sizes: Sizes):
         self.p, self.operands, self.sizes = problem, operands, sizes
         self.stage = problem.stage or identity_stage(problem)
         self.source = problem.region.physical.get(problem.y, problem.y)

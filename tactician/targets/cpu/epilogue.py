@@ -79,8 +79,11 @@ class RegionEpilogue:
         self.cost = 2 + sum(cost(s.expr) for s in region.stages)
         self._lane_vars: set[E.Var] = set()
 
-    def finish(self, g: Gen, acc: ir.Value, batch: Num, m: Num, n: Num) -> None:
+    def finish(
+        self, g: Gen, acc: ir.Value, batch: Num, m: Num, n: Num, count: int = 0
+    ) -> None:
         """See `contraction.Epilogue`."""
+        assert not count
         flat = g.add(g.mul(g.add(g.mul(batch, self.m), m), self.n), n)
         p = _Point(batch, m, n, flat, V.lanes(acc.type))
         if self.prologue is not None:

@@ -1,4 +1,4 @@
-"""Time convolutions layer by layer: direct, Winograd and onnxruntime.
+"""Time convolutions layer by layer: direct, as a matrix product, Winograd and onnxruntime.
 
     python benchmarks/conv.py [LAYER …] [--threads N] [--rounds N] [--json FILE]
 
@@ -32,6 +32,7 @@ from tactician.regions.region import Region
 from tactician.tactics.kernel import Kernel
 from tactician.tactics.operands import aligned_copy, aligned_zeros, concrete
 from tactician.targets.cpu.conv_direct import DirectConvolution
+from tactician.targets.cpu.conv_product import ProductConvolution
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.winograd import WinogradConvolution
 
@@ -191,10 +192,10 @@ def measure(layer: Layer, args: argparse.Namespace) -> dict[str, dict[str, float
     operands = Operands(layer)
     region = operands.region()
     ours: dict[str, Ours] = {}
-    for tactic in (DirectConvolution(), WinogradConvolution()):
+    for tactic in (DirectConvolution(), ProductConvolution(), WinogradConvolution()):
         if tactic.refuse(region, device) is not None:
             continue
-        for candidate in list(tactic.candidates(region, device))[:2]:
+        for candidate in list(tactic.candidates(region, device))[: args.most]:
             kernel = tactic.build(region, candidate, device)
             ours[f"{tactic.name} {candidate}"] = Ours(device, region, kernel, operands.x)
     turns: dict[str, Callable[[float], float]] = {n: k.seconds for n, k in ours.items()}
@@ -220,6 +221,7 @@ def main() -> int:
     parser.add_argument("layers", nargs="*", help="parts of names")
     parser.add_argument("--threads", "-t", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--most", type=int, default=2, help="candidates of a tactic")
     parser.add_argument("--seconds", type=float, default=0.05, help="length of a turn")
     parser.add_argument("--alone", action="store_true", help="leave onnxruntime out")
     parser.add_argument("--json", type=Path, help="also write everything to this file")

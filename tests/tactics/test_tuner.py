@@ -89,3 +89,28 @@ def test_constants_in_another_order_of_memory(monkeypatch):
 def test_most_candidates(monkeypatch):
     choice = choose(monkeypatch, "right 3", "right 2", "right 1", most=2)
     assert choice.candidate == "right 2" and "fake(right 1)" not in choice.info["times_us"]
+
+
+
+def test_times_of_one_comparison_are_of_one_state_of_the_machine(monkeypatch):
+    """Another program comes to the core after the first candidate's turn and stays a while: the
+    first one's time cannot be compared with the others'."""
+    turns = []
+
+    class Shared(Device):
+        rounds = 3
+
+        def time_kernel(self, kernel, arrays, env, seconds):
+            turns.append(kernel.source)
+            slow = 4.0 if 2 <= len(turns) <= 9 else 1.0
+            return slow * super().time_kernel(kernel, arrays, env, seconds)
+
+    graph = Graph()
+    x = graph.add_input("x", "f32", (3, 4))
+    graph.outputs = [emit(graph, "unary", [x], "n", fn="neg").output]
+    (region,) = fuse(graph).regions
+    fakes = [Fake("right 3", "right 2", "right 9")]
+    monkeypatch.setattr(tuning, "tactics_for", lambda target: fakes)
+    choice = Tuner(Shared(), TunerSettings(level=5)).choose(region)
+    assert choice.candidate == "right 2"
+    assert turns.count("right 9") == 2  # the third one never comes near

@@ -14,6 +14,7 @@ from tactician.regions.fuse import fuse
 from tactician.targets.cpu.attention import Attention, Blocking, Problem, blockings
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.isa import Isa
+from tactician.targets.cpu.tile_attention import TiledAttention
 
 RNG = np.random.default_rng(0)
 DEVICE = CpuDevice(threads=2)
@@ -69,18 +70,18 @@ def case(b=2, h=3, hk=None, s=10, t=None, d=8, dv=None, rows=(True, True, True),
     return g, feeds, env
 
 
-def check(g, feeds, env, isa=None, blocking=None, tol=2e-5):
+def check(g, feeds, env, isa=None, blocking=None, tol=2e-5, tactic=None):
     want = run_graph(g, [f.astype(np.float64) if f.dtype == np.float32 else f for f in feeds])[0]
     fusion = fuse(g)
     (region,) = fusion.regions
     device = DEVICE if isa is None else CpuDevice(isa, threads=1)
-    tactic = Attention()
+    tactic = tactic or Attention()
     assert tactic.refuse(region, device) is None
     arrays = dict(zip(g.inputs, feeds, strict=True))
     for v, (base, start) in fusion.parts.items():
         arrays[v] = arrays[base][..., start : start + v.dims[-1]]
     out = g.outputs[0]
-    choices = [blocking] if blocking else tactic.candidates(region, device)[:2]
+    choices = [blocking] if blocking else tactic.candidates(region, device)
     for how in choices:
         arrays[out] = np.full(want.shape, np.nan).astype(out.dtype.np)
         run(tactic.build(region, how, device), arrays, env, threads=2, device=device)
@@ -126,6 +127,24 @@ def test_symbolic_lengths(spec, s, t):
     same = D.sym("S") if t == s else D.sym("T")
     sizes = {"s": D.sym("S"), "t": same, "b": D.sym("B")}
     check(*case(s=s, t=t, sizes=sizes, **spec))
+
+
+# --- tiles ----------------------------------------------------------------------------------
+
+
+TILES = replace(Isa.host(), amx=True)
+TILE_CASES = [
+    *CASES, {"t": 1}, {"t": 15}, {"s": 197, "d": 64, "h": 1}, {"s": 20, "d": 32, "merged": True},
+    {"s": 18, "d": 80, "t": 33}, {"s": 34, "d": 128, "h": 1}, {"s": 3, "t": 64, "d": 96},
+    {"s": 50, "t": 33, "causal": True}, {"s": 33, "d": 40, "dv": 24, "scale": -0.3},
+    {"s": 70, "d": 64, "h": 1, "b": 1, "causal": True, "mask": "11st"},
+    {"s": 20, "mask": "11st", "mask_dtype": "f16"}, {"s": 20, "mask": "t", "mask_dtype": "f32"},
+]
+
+
+@pytest.mark.parametrize("spec", TILE_CASES, ids=str)
+def test_tiles(spec):
+    check(*case(dtype="bf16", **spec), isa=TILES, tol=4e-2, tactic=TiledAttention())
 
 
 def test_rows_that_see_nothing_are_zero():

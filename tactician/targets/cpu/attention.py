@@ -36,7 +36,7 @@ from .vecmath import F32, I32
 
 # 2**x for |x| <= 1/2, lowest order first; relative error 2e-7
 _EXP2 = (1.0, 0.69314697, 0.2402212, 0.055507133, 0.0096755416, 0.001327647)
-_LOG2E = 1.44269504
+LOG2E = 1.44269504
 _MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000  # adding it rounds to an integer
 _GRAIN_FLOPS = 60_000
 _LARGEST_HEAD = 512
@@ -83,6 +83,12 @@ class Problem:
     @property
     def v_size(self) -> int:
         return int(self.v.size)  # type: ignore[arg-type]
+
+    @property
+    def mask_moves(self) -> bool:
+        """Whether the mask is different from query to query."""
+        m = self.mask
+        return m is not None and m.rank >= 2 and m.dims[-2] != 1
 
     @property
     def scale(self) -> float:
@@ -152,8 +158,7 @@ class _Attention:
 
     def _mask_moves(self) -> bool:
         """Whether the mask is different from query to query."""
-        m = self.p.mask
-        return m is not None and m.rank >= 2 and m.dims[-2] != 1
+        return self.p.mask_moves
 
     def _spot(self, at: int, index: Num = 0) -> ir.Value:
         return self.g.at(self.g.scratch, self.g.add(index, at), 4)
@@ -293,16 +298,8 @@ class _Attention:
         self._panel(pack)
 
     def _mask_row(self) -> ir.Value:
-        """Address of the mask's rows for this batch and head."""
-        g, m = self.g, self.p.mask
-        assert m is not None and self.mask_ptr is not None
-        stride: DimLike = m.dims[-1] * (m.dims[-2] if m.rank >= 2 else 1)
-        terms: list[tuple[Num, Num]] = []
-        for d, index in zip(reversed(m.dims[:-2]), (self.head, self.batch), strict=False):
-            if d != 1:
-                terms.append((index, g.size(stride)))
-            stride = stride * d
-        return g.at(self.mask_ptr, g.linear(terms), m.dtype.size)
+        assert self.p.mask is not None and self.mask_ptr is not None
+        return mask_rows(self.g, self.p.mask, self.mask_ptr, self.batch, self.head)
 
     # --- scores ----------------------------------------------------------------------------
 
@@ -468,7 +465,7 @@ class _Attention:
         """``exp(x)`` for x <= 0; exactly 0 where that is below the smallest normal number."""
         b, t = self.g.b, x.type
         it = V.like(t, I32)
-        x = b.fmul(x, V.const(t, _LOG2E))
+        x = b.fmul(x, V.const(t, LOG2E))
         seen = b.fcmp_ordered(">", x, V.const(t, -126.0))
         shifted = b.fadd(x, V.const(t, _MAGIC))
         n = b.sub(b.bitcast(shifted, it), V.const(it, _MAGIC_BITS))
@@ -594,6 +591,17 @@ class _Attention:
             g.store(y, g.at(spot, i, size), size)
 
 
+def mask_rows(g: Gen, m: Value, pointer: ir.Value, batch: Num, head: Num) -> ir.Value:
+    """Address of a mask's rows for one batch entry and head."""
+    stride: DimLike = m.dims[-1] * (m.dims[-2] if m.rank >= 2 else 1)
+    terms: list[tuple[Num, Num]] = []
+    for d, index in zip(reversed(m.dims[:-2]), (head, batch), strict=False):
+        if d != 1:
+            terms.append((index, g.size(stride)))
+        stride = stride * d
+    return g.at(pointer, g.linear(terms), m.dtype.size)
+
+
 def _value_tile(isa: Isa, width: int, vectors: int) -> tuple[int, int]:
     """(vectors of values, queries) of the second product's register tile: the one with the fewest
     loads among those that fit."""
@@ -619,28 +627,9 @@ class Attention(Tactic):
     priority = 60
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        node = region.anchor
-        if node is None or node.op != "attention":
-            return "not attention"
-        if region.stages or len(node.outputs) != 1 or not node.attrs.normalize:
-            return "only the plain result can be had"
-        if any(v is not None for v in node.inputs[4:]):
-            return "past keys and lengths are not taken in"
-        p = Problem.of(node)
-        q, out = node.inputs[0], node.outputs[0]
-        assert q is not None
-        if q.dtype.name not in ("f32", "f16", "bf16") or out.dtype is not q.dtype:
-            return f"no attention of {q.dtype}"
         if device.isa.lanes(32) < 4:
             return "needs vectors"
-        sizes = (p.q.size, p.v.size, p.q.heads, p.k.heads)
-        if not D.is_static(*sizes) or max(p.size, p.v_size) > _LARGEST_HEAD or 0 in sizes:
-            return f"heads of {p.q.size} and {p.v.size} elements"
-        if D.is_static(p.q.length) and int(p.q.length) <= 2:  # type: ignore[arg-type]
-            return "so few queries are products of matrices and vectors"
-        if any(d == 0 for d in (p.q.batch, p.q.length, p.k.length)):
-            return "an extent is zero"
-        return _refuse_mask(p)
+        return unsuited(region, ("f32", "f16", "bf16"))
 
     def candidates(self, region: Region, device: Any) -> Sequence[Blocking]:
         assert region.anchor is not None
@@ -648,6 +637,34 @@ class Attention(Tactic):
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         return build(region, candidate, device.isa)
+
+
+def unsuited(region: Region, dtypes: Sequence[str]) -> str | None:
+    """Why a region is no attention that blocks of queries and keys can do, or None.
+
+    Args:
+        dtypes: Names of the element types that are taken.
+    """
+    node = region.anchor
+    if node is None or node.op != "attention":
+        return "not attention"
+    if region.stages or len(node.outputs) != 1 or not node.attrs.normalize:
+        return "only the plain result can be had"
+    if any(v is not None for v in node.inputs[4:]):
+        return "past keys and lengths are not taken in"
+    p = Problem.of(node)
+    q, out = node.inputs[0], node.outputs[0]
+    assert q is not None
+    if q.dtype.name not in dtypes or out.dtype is not q.dtype:
+        return f"no attention of {q.dtype}"
+    sizes = (p.q.size, p.v.size, p.q.heads, p.k.heads)
+    if not D.is_static(*sizes) or max(p.size, p.v_size) > _LARGEST_HEAD or 0 in sizes:
+        return f"heads of {p.q.size} and {p.v.size} elements"
+    if D.is_static(p.q.length) and int(p.q.length) <= 2:  # type: ignore[arg-type]
+        return "so few queries are products of matrices and vectors"
+    if any(d == 0 for d in (p.q.batch, p.q.length, p.k.length)):
+        return "an extent is zero"
+    return _refuse_mask(p)
 
 
 def _refuse_mask(p: Problem) -> str | None:

@@ -88,6 +88,13 @@ class TileUnit:
             fn = self._emulated("tile_store", [PTR, I64, PTR, I64], _store)
             b.call(fn, [state, I64(tile), at, stride])
 
+    def clear(self, b: ir.IRBuilder, state: Any, tile: int) -> None:
+        """Fills a register with zeros."""
+        if self.real:
+            b.call(self._declared("tilezero", [I8]), [I8(tile)])
+        else:
+            b.call(self._emulated("tile_clear", [PTR, I64], _clear_all), [state, I64(tile)])
+
     def multiply(
         self, b: ir.IRBuilder, state: Any, kind: str, sums: int, rows: int, columns: int
     ) -> None:
@@ -152,6 +159,12 @@ def _faults(b: ir.IRBuilder, wrong: Any) -> None:
 def _clear(b: ir.IRBuilder, state: Any, tile: Any) -> None:
     with Loop(b, I64(0), I64(ROWS)) as row:
         b.store(ir.Constant(_WORDS, None), _row(b, state, tile, row.index), align=4)
+
+
+def _clear_all(b: ir.IRBuilder, args: Any) -> None:
+    state, tile = args
+    _faults(b, b.icmp_signed("==", b.mul(_rows(b, state, tile), _width(b, state, tile)), I64(0)))
+    _clear(b, state, tile)
 
 
 def _configure(b: ir.IRBuilder, args: Any) -> None:

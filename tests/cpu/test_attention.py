@@ -15,6 +15,7 @@ from tactician.targets.cpu.attention import Attention, Blocking, Problem, blocki
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.tile_attention import TiledAttention
+from tactician.targets.cpu.toolchain import toolchain
 
 RNG = np.random.default_rng(0)
 DEVICE = CpuDevice(threads=2)
@@ -84,7 +85,9 @@ def check(g, feeds, env, isa=None, blocking=None, tol=2e-5, tactic=None):
     choices = [blocking] if blocking else tactic.candidates(region, device)
     for how in choices:
         arrays[out] = np.full(want.shape, np.nan).astype(out.dtype.np)
-        run(tactic.build(region, how, device), arrays, env, threads=2, device=device)
+        kernel = tactic.build(region, how, device)
+        kernel.grain = 1  # however little there is to do
+        run(kernel, arrays, env, threads=2, device=device)
         np.testing.assert_allclose(
             arrays[out].astype(np.float32), want.astype(np.float32), rtol=tol, atol=tol
         )
@@ -145,6 +148,62 @@ TILE_CASES = [
 @pytest.mark.parametrize("spec", TILE_CASES, ids=str)
 def test_tiles(spec):
     check(*case(dtype="bf16", **spec), isa=TILES, tol=4e-2, tactic=TiledAttention())
+
+
+@pytest.mark.parametrize("spec", [
+    {}, {"mask": "b1st"}, {"mask": "b11t"}, {"causal": True}, {"merged": True}, {"d": 32},
+])
+@pytest.mark.parametrize("s,t", [(5, 9), (40, 77), (17, 32), (1, 1)])
+def test_symbolic_lengths_on_tiles(spec, s, t):
+    t = s if spec.get("causal") or spec.get("merged") else t
+    same = D.sym("S") if t == s else D.sym("T")
+    sizes = {"s": D.sym("S"), "t": same, "b": D.sym("B")}
+    g, feeds, env = case(s=s, t=t, sizes=sizes, dtype="bf16", **spec)
+    check(g, feeds, env, isa=TILES, tol=4e-2, tactic=TiledAttention())
+
+
+@pytest.mark.parametrize("mask", [np.finfo(np.float32).min, -np.inf])
+def test_hidden_rows_on_tiles(mask):
+    g, feeds, env = case(mask="11st", mask_dtype="f32", dtype="bf16", s=20)
+    feeds[-1][..., 3, :] = mask
+    check(g, feeds, env, isa=TILES, tol=4e-2, tactic=TiledAttention())
+
+
+def test_not_a_number_stays_on_tiles():
+    g, feeds, _ = case(dtype="bf16", s=20, b=1, h=1)
+    feeds[0][0, 3, 0] = np.nan
+    (region,) = fuse(g).regions
+    device, tactic, out = CpuDevice(TILES, threads=1), TiledAttention(), g.outputs[0]
+    arrays = dict(zip(g.inputs, feeds, strict=True))
+    arrays[out] = np.zeros((1, 20, 8), out.dtype.np)
+    kernel = tactic.build(region, tactic.candidates(region, device)[0], device)
+    run(kernel, arrays, device=device)
+    lost = np.isnan(arrays[out].astype(np.float32)).any(axis=2)[0]
+    assert lost.nonzero()[0].tolist() == [3]
+
+
+def test_what_tiles_refuse():
+    tactic, tiles = TiledAttention(), CpuDevice(TILES, threads=1)
+    (region,) = fuse(case(dtype="bf16")[0]).regions
+    assert tactic.refuse(region, tiles) is None
+    assert "no tiles" in tactic.refuse(region, CpuDevice(replace(TILES, amx=False)))
+    (region,) = fuse(case(dtype="f32")[0]).regions
+    assert "f32" in tactic.refuse(region, tiles)
+    (region,) = fuse(case(dtype="bf16", t=100_000, d=8, h=1, b=1)[0]).regions
+    assert "100000 keys" in tactic.refuse(region, tiles)
+
+
+@pytest.mark.parametrize("d", [64, 80])
+def test_tile_instructions(d):
+    isa = Isa.named("sapphirerapids")
+    (region,) = fuse(case(dtype="bf16", s=197, d=d, causal=True)[0]).regions
+    device, tactic = CpuDevice(isa, threads=2), TiledAttention()
+    for how in tactic.candidates(region, device):
+        text = toolchain(isa).assembly(tactic.build(region, how, device).source)
+        for name in ("tdpbf16ps", "tilezero", "tileloadd", "tilestored", "tilerelease",
+                     "vcvtneps2bf16"):  # fmt: skip
+            assert name in text
+        assert "tile_load" not in text  # nothing is spelled out
 
 
 def test_rows_that_see_nothing_are_zero():

@@ -215,6 +215,28 @@ def test_configuration_is_what_the_unit_takes():
     assert not state[64:-64].any() and (state[-64:] == 0xAB).all()
 
 
+def test_a_cleared_register_holds_zeros():
+    unit = TileUnit(replace(HOST, amx=True), ir.Module("c"))
+    fn = ir.Function(unit.module, ir.FunctionType(ir.VoidType(), [ir.PointerType()] * 2), "f")
+    b = ir.IRBuilder(fn.append_basic_block())
+    state, x = fn.args
+    unit.configure(b, state, [(ir.IntType(64)(5), 64)] * 2)
+    for tile in (0, 1):
+        unit.load(b, state, tile, x, ir.IntType(64)(64))
+    unit.clear(b, state, 1)
+    for tile in (0, 1):
+        to = b.gep(x, [ir.IntType(64)(1024 * (1 + tile))], source_etype=ir.IntType(8))
+        unit.store(b, state, tile, to, ir.IntType(64)(64))
+    b.ret_void()
+    memory = np.full((3, 1024), 0xAB, np.uint8)
+    state = np.zeros(unit.state_bytes, np.uint8)
+    code = toolchain().load(str(unit.module))
+    entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(code.address("f"))
+    entry(state.ctypes.data, memory.ctypes.data)
+    assert (memory[1] == 0xAB).all()
+    assert not memory[2, : 5 * 64].any() and (memory[2, 5 * 64 :] == 0xAB).all()
+
+
 # --- permission --------------------------------------------------------------------------------
 
 

@@ -11,7 +11,9 @@ from tactician.ir.graph import Graph
 from tactician.ops import emit
 from tactician.ops.interpreter import run_graph
 from tactician.regions.fuse import fuse
-from tactician.targets.cpu.attention import Attention, Blocking, Problem, blockings
+from tactician.targets.cpu.attention import Attention
+from tactician.targets.cpu.attention_blocking import Blocking, blockings
+from tactician.targets.cpu.attention_problem import Problem
 from tactician.targets.cpu.device import CpuDevice
 from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.tile_attention import TiledAttention
@@ -114,7 +116,29 @@ def test_attention(spec, isa):
 @pytest.mark.parametrize("mask", [None, "11st"])
 def test_running_maximum_over_blocks(causal, mask):
     g, feeds, env = case(s=21, t=None if causal else 50, d=8, mask=mask, causal=causal)
-    check(g, feeds, env, blocking=Blocking(6, 2, 8))
+    for copies in (False, True):
+        check(g, feeds, env, blocking=Blocking(6, 2, 8, copies))
+
+
+@pytest.mark.parametrize("isa", widths(), ids=lambda i: f"{i.vector_bits} bits")
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("spec", [
+    {"s": 27}, {"s": 70, "t": 23}, {"s": 52, "causal": True}, {"h": 4, "hk": 2, "s": 66, "dv": 11},
+    {"s": 69, "mask": "11st", "d": 20, "merged": True}, {"s": 27, "left": 3},
+], ids=str)
+def test_last_panels_and_copies(spec, copies, isa):
+    for mr, nv in ((4, 3), (6, 2), (6, 4)):
+        check(*case(**spec), isa=isa, blocking=Blocking(mr, nv, spec.get("t", 32), copies))
+
+
+def test_not_a_number_stays():
+    g, feeds, _ = case(s=20, b=1, h=1)
+    feeds[0][0, 3, 0] = np.nan
+    (region,) = fuse(g).regions
+    arrays, out = dict(zip(g.inputs, feeds, strict=True)), g.outputs[0]
+    arrays[out] = np.zeros((1, 20, 8), np.float32)
+    run(Attention().build(region, Blocking(6, 2, 20), DEVICE), arrays)
+    assert np.isnan(arrays[out]).any(axis=2)[0].nonzero()[0].tolist() == [3]
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
@@ -219,9 +243,11 @@ def test_very_low_masks_leave_the_mean():
 
 
 def test_blockings_fit_the_lengths():
-    g, _, _ = case(s=128, d=64)
-    p = Problem.of(g.nodes[-1])
+    p = Problem.of(case(s=128, d=64)[0].nodes[-1])
     assert all(b.block == 128 for b in blockings(p, Isa.host()))
+    assert blockings(p, Isa.host())[0].copies
+    few = Problem.of(case(s=9, t=128, d=64)[0].nodes[-1])
+    assert not any(b.copies for b in blockings(few, Isa.host()))
 
 
 @pytest.mark.parametrize("spec,why", [

@@ -1,7 +1,9 @@
 """Attention without scores in memory: queries by panels, keys by blocks, softmax on the way.
 
 A work item is one panel of queries of one head. Queries lie along the lanes, so that maxima and
-sums over keys need nothing across lanes, and keys and values are read where they are:
+sums over keys need nothing across lanes. Keys and values are read where they are, or from copies
+that a thread makes of each head it comes to: items of a head follow each other, and rows that lie
+far apart fall into few sets of the cache.
 
     pack the panel's queries as [size][query], times the scale
     for each block of keys:
@@ -13,87 +15,31 @@ sums over keys need nothing across lanes, and keys and values are read where the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 
 from ...ir import dims as D
-from ...ir.dims import DimLike
 from ...ir.dtypes import b1, f32
-from ...ir.graph import Node, Value
-from ...regions.heads import Heads, attention_operands
+from ...ir.graph import Value
+from ...regions.heads import Heads
 from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
 from . import convert, packing
 from . import vecmath as V
+from .attention_blocking import Blocking, blockings, value_rows, value_vectors
+from .attention_problem import LOG2E, Problem, mask_rows, unsuited
 from .codegen import Gen, Num
 from .contraction import Operand
 from .isa import Isa
-from .vecmath import F32, I32
+from .vecmath import F32, I32, I64
 
 # 2**x for |x| <= 1/2, lowest order first; relative error 2e-7
 _EXP2 = (1.0, 0.69314697, 0.2402212, 0.055507133, 0.0096755416, 0.001327647)
-LOG2E = 1.44269504
-_MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000  # adding it rounds to an integer
+_MAGIC = 12582912.0  # adding it rounds to an integer, which is in the low bits then
 _GRAIN_FLOPS = 60_000
-_LARGEST_HEAD = 512
-
-
-@dataclass(frozen=True)
-class Blocking:
-    """How attention is blocked.
-
-    Attributes:
-        keys: Keys of a register tile of scores.
-        vectors: Vectors of queries of a panel.
-        block: Most keys between two corrections of the result.
-    """
-
-    keys: int
-    vectors: int
-    block: int
-
-    def __str__(self) -> str:
-        return f"{self.keys}x{self.vectors}, {self.block} keys"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The numbers of an attention node without past keys."""
-
-    node: Node
-    q: Heads
-    k: Heads
-    v: Heads
-    y: Heads
-    mask: Value | None
-
-    @staticmethod
-    def of(node: Node) -> Problem:
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
-        return Problem(node, *attention_operands(node), mask)
-
-    @property
-    def size(self) -> int:
-        return int(self.q.size)  # type: ignore[arg-type]
-
-    @property
-    def v_size(self) -> int:
-        return int(self.v.size)  # type: ignore[arg-type]
-
-    @property
-    def mask_moves(self) -> bool:
-        """Whether the mask is different from query to query."""
-        m = self.mask
-        return m is not None and m.rank >= 2 and m.dims[-2] != 1
-
-    @property
-    def scale(self) -> float:
-        scale = self.node.attrs.scale
-        return float(1 / np.sqrt(self.size) if scale is None else scale)
 
 
 def build(region: Region, how: Blocking, isa: Isa, symbol: str = "attention") -> Kernel:
@@ -109,7 +55,8 @@ class _Attention:
         self.p, self.how, self.symbol = p, how, symbol
         g = self.g = Gen(symbol, isa)
         self.lanes = isa.lanes(32)
-        self.width = how.vectors * self.lanes
+        self.widest = how.vectors * self.lanes
+        self._use(how.keys, how.vectors)
         self.args: list[Value] = []
         node = p.node
         q, k, v = node.inputs[:3]
@@ -123,23 +70,41 @@ class _Attention:
         self.queries, self.keys = g.size(p.q.length), g.size(p.k.length)
         self.vec = V.with_lanes(F32, self.lanes)
         self.v_vectors = -(-p.v_size // self.lanes)
-        self.copies_k = self.dtype is not f32
-        self.copies_v = self.copies_k or p.v_size % self.lanes != 0
+        self.value_vectors = value_vectors(isa, self.widest, self.v_vectors)
+        # of every block, where they have not been copied before
+        self.copies_k = not how.copies and self.dtype is not f32
+        self.copies_v = not how.copies and (self.dtype is not f32 or p.v_size % self.lanes != 0)
         whole = isinstance(self.keys, int) and self.keys <= how.block and not node.attrs.causal
         self.block = self.keys if whole and isinstance(self.keys, int) else how.block
         self.blocks_many = not (isinstance(self.keys, int) and self.keys <= how.block)
+        self.hides = p.mask is not None or self._windowed()
+        self._last_panel()
         self._layout_scratch()
 
+    def _use(self, keys: int, vectors: int) -> None:
+        """From here on panels are so wide, and tiles of scores so many keys high."""
+        self.mr, self.vectors, self.width = keys, vectors, vectors * self.lanes
+
+    def _last_panel(self) -> None:
+        """Tile of a last panel that is so much narrower that it has code of its own."""
+        self.narrow: tuple[int, int] | None = None
+        if not isinstance(self.queries, int) or self.queries % self.widest == 0:
+            return
+        vectors = -(-(self.queries % self.widest) // self.lanes)
+        if vectors < self.how.vectors:
+            most = 12 if self.how.copies else 8  # rows of keys in place take a register each
+            keys = self.how.keys * self.how.vectors // vectors
+            self.narrow = min(keys, most), vectors
+
     def _take(self, v: Value) -> ir.Value:
-        if v in self.args:
-            return self.g.arg(self.args.index(v))
-        self.args.append(v)
-        return self.g.arg(len(self.args) - 1)
+        if v not in self.args:
+            self.args.append(v)
+        return self.g.arg(self.args.index(v))
 
     def _layout_scratch(self) -> None:
         """Float offsets: queries, scores, mask, running maximum, sum and correction, y, k, v."""
-        p, at = self.p, 0
-        tall = -(-self.block // self.how.keys) * self.how.keys
+        p, g, at = self.p, self.g, 0
+        tall = max(-(-self.block // m) * m for m in (self.mr, *(self.narrow or ())[:1]))
 
         def room(floats: int) -> int:
             nonlocal at
@@ -147,39 +112,44 @@ class _Attention:
             at += -(-floats // 16) * 16
             return start
 
-        self.q_at = room(p.size * self.width)
-        self.s_at = room(tall * self.width)
-        self.mask_at = room(tall * self.width) if self._mask_moves() else 0
-        self.state_at = [room(self.width) for _ in range(3)]
-        self.y_at = room(self.width * self.v_vectors * self.lanes) if self.blocks_many else 0
+        self.q_at = room(p.size * self.widest)
+        self.s_at = room(tall * self.widest)
+        self.mask_at = room(tall * self.widest) if self.p.mask_moves else 0
+        self.state_at = [room(self.widest) for _ in range(3)]
+        self.y_at = room(self.widest * self.v_vectors * self.lanes) if self.blocks_many else 0
         self.k_at = room(tall * p.size + self.lanes) if self.copies_k else 0
-        self.v_at = room(tall * self.v_vectors * self.lanes) if self.copies_v else 0
-        self.scratch_bytes = at * 4
+        self.v_at: Num = room(tall * self.v_vectors * self.lanes) if self.copies_v else 0
+        self.scratch_bytes: D.DimLike = at * 4
+        if self.how.copies:
+            k_room = D.ceil_div(p.k.length * p.size + self.lanes, 16) * 16
+            v_room = p.k.length * (self.v_vectors * self.lanes)
+            self.scratch_bytes = (at + k_room + v_room) * 4
+            self.k_at, floats = at, g.add(g.mul(self.keys, p.size), self.lanes)
+            self.v_at = g.add(at, g.mul(g.ceil_div(floats, 16), 16))
 
-    def _mask_moves(self) -> bool:
-        """Whether the mask is different from query to query."""
-        return self.p.mask_moves
-
-    def _spot(self, at: int, index: Num = 0) -> ir.Value:
+    def _spot(self, at: Num, index: Num = 0) -> ir.Value:
         return self.g.at(self.g.scratch, self.g.add(index, at), 4)
 
     # --- work items ------------------------------------------------------------------------
 
     def kernel(self) -> Kernel:
         p, g = self.p, self.g
-        panels = D.ceil_div(p.q.length, self.width)
-        with g.loop(g.begin, g.end) as item:
+        panels = D.ceil_div(p.q.length, self.widest)
+        none = [I64(-1)] if self.how.copies else []
+        with g.loop(g.begin, g.end, carried=none) as item:
             count = g.size(panels)
             panel, rest = g.mod(item.index, count), g.div(item.index, count)
-            heads = g.size(p.q.heads)
+            heads, kv_heads = g.size(p.q.heads), g.size(p.k.heads)
             self.head, self.batch = g.mod(rest, heads), g.div(rest, heads)
-            group = D.floor_div(p.q.heads, p.k.heads)
-            self.kv_head = g.div(self.head, g.size(group))
-            self.q0 = g.mul(panel, self.width)
-            self.rows = g.min(g.sub(self.queries, self.q0), self.width)
-            if isinstance(self.queries, int) and self.queries % self.width == 0:
-                self.rows = self.width
-            self._item()
+            kv_head = g.div(self.head, g.size(D.floor_div(p.q.heads, p.k.heads)))
+            self._find_operands(kv_head)
+            if self.how.copies:
+                current = g.value(g.add(g.mul(self.batch, kv_heads), kv_head))
+                with g.b.if_then(g.b.icmp_signed("!=", current, item.carried[0])):
+                    self._copy_head()
+                item.next = [current]
+            self.q0 = g.mul(panel, self.widest)
+            self._item(g.test("==", panel, g.sub(count, 1)))
         work = p.q.batch * p.q.heads * panels
         flops = 2 * p.q.batch * p.q.heads * p.q.length * p.k.length * (p.size + p.v_size)
         return Kernel(
@@ -189,7 +159,7 @@ class _Attention:
 
     def _grain(self) -> int:
         keys = self.keys if isinstance(self.keys, int) else 64
-        return max(1, _GRAIN_FLOPS // (2 * keys * self.width * (self.p.size + self.p.v_size)))
+        return max(1, _GRAIN_FLOPS // (2 * keys * self.widest * (self.p.size + self.p.v_size)))
 
     def _base(self, pointer: ir.Value, h: Heads, head: Num, dtype: Any) -> ir.Value:
         """Address of a head's first row."""
@@ -199,13 +169,57 @@ class _Attention:
         ])
         return g.at(pointer, first, dtype.size)
 
-    def _item(self) -> None:
-        g, p = self.g, self.p
+    def _find_operands(self, kv_head: Num) -> None:
+        p = self.p
         q, k, v = self.pointers
         self.q_base = self._base(q, p.q, self.head, self.dtype)
-        self.k_base = self._base(k, p.k, self.kv_head, self.dtype)
-        self.v_base = self._base(v, p.v, self.kv_head, self.dtype)
+        self.k_base = self._base(k, p.k, kv_head, self.dtype)
+        self.v_base = self._base(v, p.v, kv_head, self.dtype)
         self.y_base = self._base(self.y_ptr, p.y, self.head, self.dtype)
+
+    def _copy_head(self) -> None:
+        """Keys behind each other, and values by the columns that are summed at a time."""
+        g, p, lanes = self.g, self.p, self.lanes
+        k_stride, v_stride = g.size(p.k.strides[2]), g.size(p.v.strides[2])
+        self._copy_rows(self.k_base, k_stride, self.keys, p.size, p.size, self.k_at)
+        for c in range(0, self.v_vectors, self.value_vectors):
+            width = min(self.value_vectors, self.v_vectors - c) * lanes
+            columns = min(width, p.v_size - c * lanes)
+            source = g.at(self.v_base, c * lanes, self.dtype.size)
+            to = g.add(self.v_at, g.mul(self.keys, c * lanes))
+            self._copy_rows(source, v_stride, self.keys, columns, width, to)
+
+    def _item(self, last: bool | ir.Value) -> None:
+        """A panel; ``last``: of a head's queries."""
+        g, how = self.g, self.how
+        self._use(how.keys, how.vectors)
+        if self.narrow is None:
+            whole = isinstance(self.queries, int) and self.queries % self.width == 0
+            self.rows = self.width if whole else g.min(g.sub(self.queries, self.q0), self.width)
+            self._all_keys()
+            return
+
+        def full() -> None:
+            self.rows = self.width
+            self._all_keys()
+
+        def narrow() -> None:
+            assert self.narrow is not None and isinstance(self.queries, int)
+            self._use(*self.narrow)
+            self.rows = self.queries % self.widest
+            self._all_keys()
+
+        if isinstance(last, bool):
+            (narrow if last else full)()
+            return
+        with g.b.if_else(last) as (yes, no):
+            with no:
+                full()
+            with yes:
+                narrow()
+
+    def _all_keys(self) -> None:
+        g, p = self.g, self.p
         self._pack_queries()
         end: Num = self.keys
         if p.node.attrs.causal:
@@ -254,27 +268,34 @@ class _Attention:
     def _block(self, k0: Num, count: Num, first: Any, last: Any) -> None:
         g, p = self.g, self.p
         self.k0 = k0
-        if self._mask_moves():
+        if self.p.mask_moves:
             self._pack_mask(count)
-        k_stride: Num = g.size(p.k.strides[2])
-        self.k_rows = g.at(self.k_base, g.mul(k0, k_stride), self.dtype.size)
-        self.k_stride = k_stride
-        if self.copies_k:
-            self._copy_rows(self.k_rows, k_stride, count, p.size, p.size, self.k_at)
-            self.k_rows, self.k_stride = self._spot(self.k_at), p.size
-        v_stride: Num = g.size(p.v.strides[2])
-        self.v_rows = g.at(self.v_base, g.mul(k0, v_stride), self.dtype.size)
-        self.v_stride = v_stride
-        if self.copies_v:
-            width = self.v_vectors * self.lanes
-            self._copy_rows(self.v_rows, v_stride, count, p.v_size, width, self.v_at)
-            self.v_rows, self.v_stride = self._spot(self.v_at), width
+        if self.how.copies:
+            self.k_rows = self._spot(self.k_at, g.mul(k0, p.size))
+            self.k_stride: Num = p.size
+        else:
+            self._rows_of_block(count)
         top = self._scores(count)
         self._weights(count, top, first)
         self._values(count, first, last)
 
+    def _rows_of_block(self, count: Num) -> None:
+        """The block's keys and values, where they are or copied from there."""
+        g, p = self.g, self.p
+        self.k_stride = g.size(p.k.strides[2])
+        self.k_rows = g.at(self.k_base, g.mul(self.k0, self.k_stride), self.dtype.size)
+        if self.copies_k:
+            self._copy_rows(self.k_rows, self.k_stride, count, p.size, p.size, self.k_at)
+            self.k_rows, self.k_stride = self._spot(self.k_at), p.size
+        self.v_stride: Num = g.size(p.v.strides[2])
+        self.v_rows = g.at(self.v_base, g.mul(self.k0, self.v_stride), self.dtype.size)
+        if self.copies_v:
+            width = self.v_vectors * self.lanes
+            self._copy_rows(self.v_rows, self.v_stride, count, p.v_size, width, self.v_at)
+            self.v_rows, self.v_stride = self._spot(self.v_at), width
+
     def _copy_rows(
-        self, rows: ir.Value, stride: Num, count: Num, size: int, width: int, dest: int
+        self, rows: ir.Value, stride: Num, count: Num, size: int, width: int, dest: Num
     ) -> None:
         """Rows as f32 in scratch; the last vector may spill into the next row's place."""
         g = self.g
@@ -305,8 +326,8 @@ class _Attention:
 
     def _scores(self, count: Num) -> list[ir.Value]:
         """Fills the block of scores; returns each query's greatest."""
-        g, mr = self.g, self.how.keys
-        top = [V.const(self.vec, -np.inf)] * self.how.vectors
+        g, mr = self.g, self.mr
+        top = [V.const(self.vec, -np.inf)] * self.vectors
         tail = g.mod(count, mr)
         whole = g.sub(count, tail)
         if g.test(">", whole, 0) is not False:
@@ -323,7 +344,7 @@ class _Attention:
         self, i: Num, mr: int, last: Num | None, top: list[ir.Value]
     ) -> list[ir.Value]:
         """``mr`` keys from ``i``; beyond ``last`` they repeat it, which changes no maximum."""
-        g, nv = self.g, self.how.vectors
+        g, nv = self.g, self.vectors
         at = [g.add(i, r) for r in range(mr)]
         if last is not None:
             at = [g.min(x, last) for x in at]
@@ -359,7 +380,7 @@ class _Attention:
         g = self.g
         return [
             g.load(self.vec, g.at(at, v * self.lanes, 4), 4 * self.lanes)
-            for v in range(self.how.vectors)
+            for v in range(self.vectors)
         ]
 
     def _fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -375,7 +396,7 @@ class _Attention:
             cap = V.const(self.vec, a.softcap)
             x = g.b.fmul(cap, V.unary(g.b, "tanh", g.b.fdiv(x, cap)))
         never = V.const(self.vec, -np.inf)
-        if m is not None and self._mask_moves():
+        if m is not None and self.p.mask_moves:
             spot = self._spot(self.mask_at, g.add(g.mul(row, self.width), v * self.lanes))
             y = g.load(self.vec, spot, 4 * self.lanes)
             if m.dtype is b1:
@@ -393,10 +414,14 @@ class _Attention:
             x = g.b.select(seen, x, never)
         return x
 
+    def _windowed(self) -> bool:
+        a = self.p.node.attrs
+        return bool(a.causal or a.left >= 0 or a.right >= 0)
+
     def _window(self, key: Num, v: int) -> list[ir.Value]:
         """Which queries of a vector see a key, as far as places decide."""
         g, a = self.g, self.p.node.attrs
-        if not a.causal and a.left < 0 and a.right < 0:
+        if not self._windowed():
             return []
         it = V.with_lanes(I32, self.lanes)
         steps = ir.Constant(it, [I32(v * self.lanes + i) for i in range(self.lanes)])
@@ -420,7 +445,7 @@ class _Attention:
 
     def _weights(self, count: Num, top: list[ir.Value], first: Any) -> None:
         """Scores become weights; running maxima, sums and corrections are brought up to date."""
-        g, nv, align = self.g, self.how.vectors, 4 * self.lanes
+        g, nv, align = self.g, self.vectors, 4 * self.lanes
         never, zero = V.const(self.vec, -np.inf), V.const(self.vec, 0)
         shift, totals = [], []
         for v in range(nv):
@@ -433,17 +458,20 @@ class _Attention:
                 g.store(peak, self._state(0, v), align)
             safe = g.b.select(g.b.fcmp_ordered("==", peak, never), zero, peak)
             if first is not True:
-                factor = self._exp(g.b.fsub(old, safe))
+                factor = self._exp(old, safe)
                 g.store(factor, self._state(2, v), align)
                 total = g.b.fmul(total, factor)
-            shift.append(safe)
+            shift.append(safe if self.p.mask else g.b.fmul(safe, V.const(self.vec, -LOG2E)))
             totals.append(total)
 
         def step(row: Num, sums: list[ir.Value]) -> list[ir.Value]:
             spot = self._spot(self.s_at, g.mul(row, self.width))
             out = []
             for v, x in enumerate(self._line(spot)):
-                e = self._exp(g.b.fsub(x, shift[v]))
+                if self.p.mask:  # scores may be so low that products overflow
+                    e = self._exp(x, shift[v])
+                else:
+                    e = self._exp2(self._fma(x, V.const(self.vec, LOG2E), shift[v]), self.hides)
                 g.store(e, g.at(spot, v * self.lanes, 4), align)
                 out.append(g.b.fadd(sums[v], e))
             return out
@@ -461,32 +489,42 @@ class _Attention:
         for v in range(nv):
             g.store(totals[v], self._state(1, v), align)
 
-    def _exp(self, x: ir.Value) -> ir.Value:
-        """``exp(x)`` for x <= 0; exactly 0 where that is below the smallest normal number."""
+    def _exp(self, x: ir.Value, top: ir.Value) -> ir.Value:
+        """``exp(x - top)`` for x <= top."""
+        return self._exp2(self.g.b.fmul(self.g.b.fsub(x, top), V.const(x.type, LOG2E)), True)
+
+    def _exp2(self, x: ir.Value, exact: bool) -> ir.Value:
+        """``2**x`` for x <= 0. Below the smallest normal number it is 0 if ``exact``, else that
+        number."""
         b, t = self.g.b, x.type
-        it = V.like(t, I32)
-        x = b.fmul(x, V.const(t, LOG2E))
-        seen = b.fcmp_ordered(">", x, V.const(t, -126.0))
-        shifted = b.fadd(x, V.const(t, _MAGIC))
-        n = b.sub(b.bitcast(shifted, it), V.const(it, _MAGIC_BITS))
-        r = b.fsub(x, b.fsub(shifted, V.const(t, _MAGIC)))
+        it, low = V.like(t, I32), V.const(t, -126.0)
+        seen = b.fcmp_unordered(">", x, low)
+        if not exact:
+            x = b.select(b.fcmp_ordered(">", low, x), low, x)
+        magic = V.const(t, _MAGIC)
+        shifted = b.fadd(x, magic)
+        r = b.fsub(x, b.fsub(shifted, magic))
         p: ir.Value = V.const(t, _EXP2[-1])
         for c in _EXP2[-2::-1]:
             p = self._fma(p, r, V.const(t, c))
-        e = b.bitcast(b.add(b.bitcast(p, it), b.shl(n, V.const(it, 23))), t)
-        return b.select(seen, e, V.const(t, 0))
+        n = b.shl(b.bitcast(shifted, it), V.const(it, 23))
+        e = b.bitcast(b.add(b.bitcast(p, it), n), t)
+        return b.select(seen, e, V.const(t, 0)) if exact else e
 
     # --- weights times values --------------------------------------------------------------
 
     def _values(self, count: Num, first: Any, last: Any) -> None:
         g = self.g
-        nv, rt = _value_tile(g.isa, self.width, self.v_vectors)
         if last is not False:
             self._invert_sums(last)
-        end = self.rows if isinstance(self.rows, int) else g.mul(g.ceil_div(self.rows, rt), rt)
-        for c in range(0, self.v_vectors, nv):
-            n = min(nv, self.v_vectors - c)
-            with g.loop(0, end, rt) as r:
+        for c in range(0, self.v_vectors, self.value_vectors):
+            n = min(self.value_vectors, self.v_vectors - c)
+            if self.how.copies:
+                self.v_stride = n * self.lanes
+                at = g.linear([(self.keys, c * self.lanes), (self.k0, self.v_stride)])
+                self.v_rows = self._spot(self.v_at, g.sub(at, c * self.lanes))
+            rt = value_rows(g.isa, self.width, n)
+            with g.loop(0, self.rows, rt) as r:
                 self._value_tile(r.index, rt, c * self.lanes, n, count, first, last)
 
     def _invert_sums(self, last: Any) -> None:
@@ -494,7 +532,7 @@ class _Attention:
         g = self.g
 
         def invert() -> None:
-            for v in range(self.how.vectors):
+            for v in range(self.vectors):
                 total = g.load(self.vec, self._state(1, v), 4 * self.lanes)
                 none = g.b.fcmp_ordered("==", total, V.const(self.vec, 0))
                 one = V.const(self.vec, 1)
@@ -591,33 +629,6 @@ class _Attention:
             g.store(y, g.at(spot, i, size), size)
 
 
-def mask_rows(g: Gen, m: Value, pointer: ir.Value, batch: Num, head: Num) -> ir.Value:
-    """Address of a mask's rows for one batch entry and head."""
-    stride: DimLike = m.dims[-1] * (m.dims[-2] if m.rank >= 2 else 1)
-    terms: list[tuple[Num, Num]] = []
-    for d, index in zip(reversed(m.dims[:-2]), (head, batch), strict=False):
-        if d != 1:
-            terms.append((index, g.size(stride)))
-        stride = stride * d
-    return g.at(pointer, g.linear(terms), m.dtype.size)
-
-
-def _value_tile(isa: Isa, width: int, vectors: int) -> tuple[int, int]:
-    """(vectors of values, queries) of the second product's register tile: the one with the fewest
-    loads among those that fit."""
-    room = isa.vector_registers - 1
-    choices = [
-        (nv, rt) for nv in range(1, min(4, vectors) + 1) for rt in (1, 2, 4, 6, 8)
-        if width % rt == 0 and nv * rt + nv <= room
-    ]
-
-    def loads(choice: tuple[int, int]) -> float:
-        nv, rt = choice
-        return (vectors + -(-vectors // nv) * rt) / rt
-
-    return min(choices, key=loads)
-
-
 @register_tactic
 class Attention(Tactic):
     """Blocked attention with a running softmax; heads by panels of queries are the work items."""
@@ -637,61 +648,3 @@ class Attention(Tactic):
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         return build(region, candidate, device.isa)
-
-
-def unsuited(region: Region, dtypes: Sequence[str]) -> str | None:
-    """Why a region is no attention that blocks of queries and keys can do, or None.
-
-    Args:
-        dtypes: Names of the element types that are taken.
-    """
-    node = region.anchor
-    if node is None or node.op != "attention":
-        return "not attention"
-    if region.stages or len(node.outputs) != 1 or not node.attrs.normalize:
-        return "only the plain result can be had"
-    if any(v is not None for v in node.inputs[4:]):
-        return "past keys and lengths are not taken in"
-    p = Problem.of(node)
-    q, out = node.inputs[0], node.outputs[0]
-    assert q is not None
-    if q.dtype.name not in dtypes or out.dtype is not q.dtype:
-        return f"no attention of {q.dtype}"
-    sizes = (p.q.size, p.v.size, p.q.heads, p.k.heads)
-    if not D.is_static(*sizes) or max(p.size, p.v_size) > _LARGEST_HEAD or 0 in sizes:
-        return f"heads of {p.q.size} and {p.v.size} elements"
-    if D.is_static(p.q.length) and int(p.q.length) <= 2:  # type: ignore[arg-type]
-        return "so few queries are products of matrices and vectors"
-    if any(d == 0 for d in (p.q.batch, p.q.length, p.k.length)):
-        return "an extent is zero"
-    return _refuse_mask(p)
-
-
-def _refuse_mask(p: Problem) -> str | None:
-    m = p.mask
-    if m is None:
-        return None
-    if m.rank > 4 or m.dtype.name not in ("b1", "f32", "f16", "bf16"):
-        return f"a mask of {m.dtype} and rank {m.rank}"
-    full = (p.q.batch, p.q.heads, p.q.length, p.k.length)[4 - m.rank :]
-    if m.dims[-1] != full[-1]:
-        return "the mask is shorter than the keys"
-    if any(d not in (1, f) for d, f in zip(m.dims[:-1], full[:-1], strict=True)):
-        return "the mask's broadcasting is known only at run time"
-    return None
-
-
-def blockings(p: Problem, isa: Isa) -> list[Blocking]:
-    """Blockings worth timing, the likely best first."""
-    lanes = isa.lanes(32)
-    many = isa.vector_registers >= 32
-    tiles = [(8, 2), (6, 4), (8, 3)] if many else [(6, 2), (4, 3)]
-    if D.is_static(p.q.length):
-        vectors = -(-int(p.q.length) // lanes)  # type: ignore[arg-type]
-        tiles = [(mr if nv <= vectors else 8, min(nv, vectors)) for mr, nv in tiles]
-    blocks = [512, 256]
-    if D.is_static(p.k.length):
-        keys = int(p.k.length)  # type: ignore[arg-type]
-        blocks = [keys] if keys <= 256 else [512, 256] if keys > 512 else [keys, 256]
-    out = [Blocking(mr, nv, block) for block in blocks for mr, nv in tiles]
-    return list(dict.fromkeys(out))

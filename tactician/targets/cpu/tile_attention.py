@@ -31,7 +31,7 @@ from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
 from . import convert
 from . import vecmath as V
-from .attention import LOG2E, Problem, mask_rows, unsuited
+from .attention_problem import LOG2E, Problem, mask_rows, unsuited
 from .codegen import Gen, Num
 from .conv_ir import load_lanes
 from .isa import Isa
@@ -100,10 +100,9 @@ class _TileAttention:
         self._layout_scratch()
 
     def _take(self, v: Value) -> ir.Value:
-        if v in self.args:
-            return self.g.arg(self.args.index(v))
-        self.args.append(v)
-        return self.g.arg(len(self.args) - 1)
+        if v not in self.args:
+            self.args.append(v)
+        return self.g.arg(self.args.index(v))
 
     def _cut_queries(self) -> None:
         """Tiles of queries, their height, and items of a head."""

@@ -165,6 +165,7 @@ TILE_CASES = [
     {"s": 18, "d": 80, "t": 33}, {"s": 34, "d": 128, "h": 1}, {"s": 3, "t": 64, "d": 96},
     {"s": 50, "t": 33, "causal": True}, {"s": 33, "d": 40, "dv": 24, "scale": -0.3},
     {"s": 70, "d": 64, "h": 1, "b": 1, "causal": True, "mask": "11st"},
+    {"b": 1, "h": 4, "hk": 2, "s": 64, "t": 50, "d": 64}, {"s": 100, "d": 64, "h": 2, "left": 9},
     {"s": 20, "mask": "11st", "mask_dtype": "f16"}, {"s": 20, "mask": "t", "mask_dtype": "f32"},
 ]
 
@@ -176,8 +177,9 @@ def test_tiles(spec):
 
 @pytest.mark.parametrize("spec", [
     {}, {"mask": "b1st"}, {"mask": "b11t"}, {"causal": True}, {"merged": True}, {"d": 32},
+    {"d": 64, "causal": True},
 ])
-@pytest.mark.parametrize("s,t", [(5, 9), (40, 77), (17, 32), (1, 1)])
+@pytest.mark.parametrize("s,t", [(5, 9), (70, 77), (17, 32), (1, 1)])
 def test_symbolic_lengths_on_tiles(spec, s, t):
     t = s if spec.get("causal") or spec.get("merged") else t
     same = D.sym("S") if t == s else D.sym("T")

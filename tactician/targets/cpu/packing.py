@@ -7,6 +7,7 @@ columns left, filled up with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,6 +198,26 @@ def transpose(b: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
         rows = out
         step *= 2
     return rows
+
+
+def across(
+    b: ir.IRBuilder, rows: list[ir.Value], join: Callable[[ir.Value, ir.Value], Any]
+) -> ir.Value:
+    """A vector whose lane ``n`` is what joins all lanes of row ``n``: the halves of two rows become
+    one row, again and again. There are as many rows as lanes (a power of two)."""
+    n = len(rows)
+    t = ir.VectorType(V.I32, n)
+    apart = n // 2
+    while len(rows) > 1:
+        low = [k for k in range(2 * n) if not k % n & apart]
+        high = [k + apart for k in low]
+        picks = [ir.Constant(t, [V.I32(k) for k in which]) for which in (low, high)]
+        rows = [
+            join(*(b.shuffle_vector(x, y, pick) for pick in picks))
+            for x, y in zip(rows[::2], rows[1::2], strict=True)
+        ]
+        apart //= 2
+    return rows[0]
 
 
 def _shuffle(b: ir.IRBuilder, x: ir.Value, y: ir.Value, mask: list[int]) -> ir.Value:

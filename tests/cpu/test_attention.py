@@ -166,6 +166,7 @@ TILE_CASES = [
     {"s": 50, "t": 33, "causal": True}, {"s": 33, "d": 40, "dv": 24, "scale": -0.3},
     {"s": 70, "d": 64, "h": 1, "b": 1, "causal": True, "mask": "11st"},
     {"b": 1, "h": 4, "hk": 2, "s": 64, "t": 50, "d": 64}, {"s": 100, "d": 64, "h": 2, "left": 9},
+    {"s": 100, "t": 41, "d": 24, "dv": 53, "h": 2, "causal": True},
     {"s": 20, "mask": "11st", "mask_dtype": "f16"}, {"s": 20, "mask": "t", "mask_dtype": "f32"},
 ]
 

@@ -58,5 +58,5 @@ def cuts(p: Problem) -> list[Tiles]:
         return [Tiles(1, wide)]
     out = [Tiles(2, narrow), Tiles(2, 2), Tiles(1, wide)]
     if -(-p.v_size // ROWS) == 4:  # two columns of values beside either tile of queries
-        out.insert(1, Tiles(2, narrow, True))
+        out.insert(0, Tiles(2, narrow, True))
     return list(dict.fromkeys(out))

@@ -12,6 +12,7 @@ from .dce import DeadCode
 from .decompose import Decompose
 from .early_transposes import EarlyTransposes
 from .find_attention import FindAttention
+from .find_gelu import FindGelu
 from .find_norm import FindNorm
 from .fold import FoldConstants
 from .fold_affine import FoldAffine
@@ -69,6 +70,7 @@ def optimize(
             MoveTransposes(),
             FoldTranspose(),
             FindNorm(),
+            FindGelu(),
             FoldAffine(),
             DeadCode(),
         ],

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from ..ir import dims as D
 from ..ir import expr as E
+from ..ir.dtypes import bf16, f16
 from ..ir.graph import Graph, Node, Value
 from ..ops import get
 from ..ops._shapes import data_symbols
@@ -30,6 +31,7 @@ _EXPENSIVE = frozenset(
     "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid lgamma "
     "pow atan2 mod fmod floordiv truncdiv".split()
 )
+_HALF = (f16, bf16)
 _MAX_EXPR = 300  # expression nodes in one stage
 _MAX_REPEAT = 3  # how often cheap work may be done again to save a trip through memory
 _EPILOGUE_ANCHORS = frozenset(
@@ -223,7 +225,7 @@ class _Fuser:
 
     def _inline(self, p: Region, v: Value, region: Region) -> None:
         for s in region.stages:
-            s.expr = E.inline(s.expr, p.stages[0])
+            s.expr = _inlined(s.expr, p.stages[0])
         region.nodes = list(dict.fromkeys(p.nodes + region.nodes))
         for ld in E.loads(p.stages[0].expr):
             self.readers.setdefault(ld.value, set()).update(region.nodes[-1:])
@@ -285,11 +287,11 @@ class _Fuser:
         stage = region.stages[0]
         last = host.stages[-1] if host.stages else None
         if last is not None and not _has_reduce(last.expr):
-            stage.expr = E.inline(stage.expr, last)
+            stage.expr = _inlined(stage.expr, last)
             # what its producers left out may be read by copies of nodes that read it before
             for v in dict.fromkeys(ld.value for ld in E.loads(stage.expr)):
                 if v in self.dropped and self.region_of.get(v) is host:
-                    stage.expr = E.inline(stage.expr, self.dropped[v])
+                    stage.expr = _inlined(stage.expr, self.dropped[v])
             self.dropped[last.out] = last
             self.region_of[last.out] = host
             host.stages[-1] = stage
@@ -330,6 +332,25 @@ def _loaded(region: Region) -> list[Value]:
     inside = {s.out for s in region.stages}
     found = {ld.value: None for s in region.stages for ld in E.loads(s.expr)}
     return [v for v in found if v not in inside]
+
+
+def _inlined(e: E.Expr, producer: E.Stage) -> E.Expr:
+    """`E.inline`, but what a half-precision producer would round to store stays in the type that
+    it was computed in where that is what the reader makes of it. Casts of the network's own round.
+    """
+    body, node = producer.expr, producer.out.producer
+    if isinstance(body, E.Cast) and body.dtype in _HALF and (node is None or node.op != "cast"):
+
+        def visit(x: E.Expr) -> E.Expr | None:
+            if not isinstance(x, E.Cast) or x.dtype is not body.x.dtype:
+                return None
+            if not isinstance(x.x, E.Load) or x.x.value is not producer.out or x.x.guard is not None:
+                return None
+            env = dict(zip(producer.vars, x.x.index, strict=True))
+            return E.fresh_reduction_vars(E.substitute(body.x, env))
+
+        e = E.rewrite(e, visit)
+    return E.inline(e, producer)
 
 
 def _has_reduce(e: E.Expr) -> bool:

@@ -18,6 +18,7 @@ from ...ir.dtypes import b1, i64
 from ...ir.expr import Expr, Var
 from ...ir.graph import Value
 from ...regions.region import is_slice, pitch
+from . import gelu
 
 Terms = tuple[tuple[Expr, D.DimLike], ...]
 
@@ -441,6 +442,9 @@ class Lowerer:
     def _cast(self, x: E.Cast, a: Expr) -> Expr:
         if a.dtype is x.dtype:
             return a
+        if gelu.rounds(x):
+            short = gelu.shorter(a)
+            a = a if short is a else self.lower(short)
         if isinstance(a, E.Const) and a.dtype.kind != "c" and x.dtype.is_float:
             return self._one(("const", x.dtype, repr(a.value)), E.Const(x.dtype, a.value))
         key = ("cast", x.dtype, x.saturate, a)

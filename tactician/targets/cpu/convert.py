@@ -87,6 +87,10 @@ def _round_bf16(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """The upper half of an f32, rounded to nearest even; NaN stays NaN."""
     name, width = _bf16_rounding(b)
     n = V.lanes(x.type)
+    if n and n % (2 * width or 1) == 0:
+        pair = b.module.isa.intrinsic("round_bf16_pair") if width else None
+        if pair is not None:
+            return _pairs_to_bf16(b, x, pair, width)
     if name is not None and n and n % width == 0:
         parts = [V.part(b, x, k, width) for k in range(0, n, width)]
         fn = V.declare(b.module, name, ir.VectorType(V.BF16, width), [parts[0].type])
@@ -99,6 +103,17 @@ def _round_bf16(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     quiet = b.or_(bits, V.const(t, 0x400000))
     chosen = b.select(b.fcmp_unordered("uno", x, x), quiet, rounded)
     return b.trunc(b.lshr(chosen, V.const(t, 16)), V.like(x.type, I16))
+
+
+def _pairs_to_bf16(b: ir.IRBuilder, x: ir.Value, name: str, width: int) -> ir.Value:
+    """Two vectors at a time, by an instruction that takes the upper one first."""
+    parts = []
+    for k in range(0, V.lanes(x.type), 2 * width):
+        low, high = V.part(b, x, k, width), V.part(b, x, k + width, width)
+        both = ir.VectorType(V.BF16, 2 * width)
+        fn = V.declare(b.module, name, both, [high.type, low.type])
+        parts.append(b.bitcast(b.call(fn, [high, low]), ir.VectorType(I16, 2 * width)))
+    return V.concat(b, parts)
 
 
 def _bf16_rounding(b: ir.IRBuilder) -> tuple[str | None, int]:

@@ -116,8 +116,9 @@ class Isa:
             operation: ``dot_u8s8`` and ``dot_s8s8`` (four products added to each s32),
                 ``madd_u8s8`` (two products in each s16, saturated), ``madd_s16`` (two products
                 in each s32), ``dot_bf16`` (two products added to each f32), ``round_bf16``
-                (f32 to bf16), ``pack_s32`` (two vectors of s32 saturated to s16, 128 bits of
-                either in turn), ``pack_s16_u8`` and ``pack_s16_s8`` (the same to bytes).
+                (f32 to bf16), ``round_bf16_pair`` (of two vectors, the upper one first),
+                ``pack_s32`` (two vectors of s32 saturated to s16, 128 bits of either in turn),
+                ``pack_s16_u8`` and ``pack_s16_s8`` (the same to bytes).
         """
         on = {f[1:] for f in self.features if f[0] == "+"}
         arch = "arm" if self.arch in ("aarch64", "arm64") else "x86"
@@ -260,6 +261,9 @@ _INTRINSICS: dict[tuple[str, str, int], tuple[tuple[str, str], ...]] = {
     ("arm", "dot_bf16", 128): (("bf16", "llvm.aarch64.neon.bfdot.v4f32.v8bf16"),),
     ("x86", "dot_u8s8", 512): (("avx512vnni", "llvm.x86.avx512.vpdpbusd.512"),),
     ("x86", "dot_bf16", 512): (("avx512bf16", "llvm.x86.avx512bf16.dpbf16ps.512"),),
+    ("x86", "round_bf16_pair", 512): (
+        ("avx512bf16", "llvm.x86.avx512bf16.cvtne2ps2bf16.512"),
+    ),
     ("x86", "round_bf16", 512): (("avx512bf16", "llvm.x86.avx512bf16.cvtneps2bf16.512"),),
     ("x86", "round_bf16", 256): (
         ("avx512bf16 avx512vl", "llvm.x86.avx512bf16.cvtneps2bf16.256"),

@@ -28,7 +28,7 @@ from .emitter import Shifted
 from .folding import FoldingBuilder
 from .isa import Isa
 from .tile_ir import ROW_BYTES, ROWS, TileUnit
-from .tile_problem import Blocks, pack, reading, row_of_tiles, tile_rows
+from .tile_problem import Blocks, gather, pack, reading, row_of_tiles, tile_rows
 from .vecmath import F32, I8, I32, I64
 
 _THREAD_FLOPS = 2_000_000  # some 2 µs of work
@@ -42,6 +42,8 @@ class TileBuilder:
     """Builds the kernel of one candidate."""
 
     def __init__(self, problem: Any, blocks: Blocks, isa: Isa, symbol: str):
+        if blocks.gathered:
+            gather(problem)
         self.p, self.t, self.symbol = problem, blocks, symbol
         self.isa = isa
         self.r = reading(problem)
@@ -123,7 +125,8 @@ class TileBuilder:
 
     def _copied_rows(self) -> D.DimLike:
         if self.p.flat:
-            return row_of_tiles(self.p)
+            taps = self.p.shape.taps if self.p.gathered else 1
+            return row_of_tiles(self.p) * taps
         return self.p.images * D.product(self._copied_extents()[:-1])
 
     def _row_bytes(self) -> D.DimLike:
@@ -275,13 +278,37 @@ class TileBuilder:
         first, last = self._share(b, index, rows)
         with Loop(b, first, last) as row:
             to = b.gep(copy, [b.mul(row.index, row_bytes)], source_etype=I8)
-            if self.p.flat:
+            if self.p.gathered:
+                self._gather_pixel(b, size, source, to, row.index, fill)
+            elif self.p.flat:
                 at = b.mul(row.index, I64(self.p.pitch * self.size))
                 self._copy_pixels(b, b.gep(source, [at], source_etype=I8), to, I64(1), fill)
             else:
                 self._copy_row(b, size, source, to, row.index, row_bytes, fill)
         b.ret_void()
         return fn
+
+    def _gather_pixel(self, b: Any, size: Any, source: Any, to: Any, row: Any, fill: Any) -> None:
+        """The pixel that an output meets at a tap; rows count outputs, then taps."""
+        p, step = self.p, self.p.pitch * self.size
+        pixels = I64(int(row_of_tiles(p)))  # type: ignore[arg-type]
+        pixel, tap = b.srem(row, pixels), b.sdiv(row, pixels)
+        at, inside, stride = I64(0), None, step
+        for axis, extent in zip(reversed(p.axes), reversed(p.x_dims), strict=True):
+            x, t = b.srem(pixel, I64(axis.out)), b.srem(tap, I64(axis.window))
+            pixel, tap = b.sdiv(pixel, I64(axis.out)), b.sdiv(tap, I64(axis.window))
+            place = b.add(b.mul(x, I64(axis.stride)), b.mul(t, I64(axis.dilation)))
+            place = b.sub(place, I64(axis.pre))
+            here = b.icmp_unsigned("<", place, I64(extent))
+            inside = here if inside is None else b.and_(inside, here)
+            at = b.add(at, b.mul(place, I64(stride)))
+            stride *= extent
+        at = b.add(at, b.mul(pixel, I64(stride)))
+        with b.if_else(inside) as (yes, no):
+            with yes:
+                self._copy_pixels(b, b.gep(source, [at], source_etype=I8), to, I64(1), fill)
+            with no:
+                _fill(b, to, fill, I64(self.r.pixel))
 
     def _copy_row(
         self, b: Any, size: Any, source: Any, to: Any, row: Any, row_bytes: Any, fill: Any
@@ -381,15 +408,14 @@ class _Block:
         size = lambda d: o.sizes.value(b, self.dims, d)  # noqa: E731
         self.height = o._height(b, size)
         self.places = [self._place(size, b.add(self.row, I64(i))) for i in range(self.ms)]
-        image, strides = o.read_geometry(size)
-        self.strides = strides
+        image, self.strides = o.read_geometry(size)
         source = argument(b, self.args, o.copy_arg if o.r.copied else 0)
         if o.p.groups > 1:
             group = b.sdiv(self.k, I64(o.p.k // o.p.groups))
             step = o.r.group if o.r.copied else o.p.c * o.size
             source = b.gep(source, [b.mul(group, I64(step))], source_etype=I8)
         tiles = [self._source(source, image, place) for place in self.places]
-        self.apart = b.mul(strides[-1], I64(o.p.axes[-1].stride))
+        self.apart = b.mul(self.strides[-1], I64(self._stride(-1)))
         starts = self._starts()
         for i in range(self.ms):
             for j in range(self.nt):
@@ -397,7 +423,7 @@ class _Block:
                 unit.load(b, self.state, self._sum(i, j), at, I64(0))
         self._touch()
         weights = b.gep(self.w, [I64(o.t.nt * ROW_BYTES)], source_etype=I8)
-        self._taps(0, tiles, weights)
+        self._taps(0, tiles, weights, self._next_panel())
         for i in range(self.ms):
             for j in range(self.nt):
                 unit.store(b, self.state, self._sum(i, j), self._sums_at(i, I64(0), j * ROWS),
@@ -430,11 +456,25 @@ class _Block:
 
     def _source(self, base: Any, image: Any, place: tuple[Any, list[Any]]) -> Any:
         """The address of a tile's first byte."""
-        b, p = self.b, self.o.p
+        b = self.b
         at = b.mul(place[0], image)
         for d, x in enumerate(place[1]):
-            at = b.add(at, b.mul(b.mul(x, I64(p.axes[d].stride)), self.strides[d]))
+            at = b.add(at, b.mul(b.mul(x, I64(self._stride(d))), self.strides[d]))
         return b.gep(base, [at], source_etype=I8)
+
+    def _stride(self, d: int) -> int:
+        """Positions from an output to the next; gathered pixels are one position each."""
+        return 1 if self.o.p.gathered else self.o.p.axes[d].stride
+
+    def _tap_bytes(self, d: int) -> Any:
+        """From a tap along axis ``d`` to the next."""
+        p, b = self.o.p, self.b
+        if not p.gathered:
+            return b.mul(self.strides[d], I64(p.axes[d].dilation))
+        inner = 1
+        for a in p.axes[d + 1 :]:
+            inner *= a.window
+        return I64(inner * int(row_of_tiles(p)) * self.o.r.pixel)
 
     def _starts(self) -> Any:
         """What the sums begin with; times the zero point where only the run knows it."""
@@ -453,33 +493,66 @@ class _Block:
 
     # --- products ------------------------------------------------------------------------------
 
-    def _taps(self, d: int, tiles: list[Any], w: Any) -> None:
+    def _taps(self, d: int, tiles: list[Any], w: Any, ahead: Any) -> None:
         """Loops over the window along axis ``d`` and those inside it."""
         o, b, p = self.o, self.b, self.o.p
         if d == o.rank or (o.r.merged and d == o.rank - 1):
-            self._steps(tiles, w)
+            self._steps(tiles, w, ahead)
             return
         axis = p.axes[d]
-        inner = o.r.steps * o.t.nt * o.r.width * ROWS
+        steps = o.r.steps
         for a in p.axes[d + 1 : o.rank - o.r.merged]:
-            inner *= a.window
+            steps *= a.window
         if axis.window == 1:
-            self._taps(d + 1, tiles, w)
+            self._taps(d + 1, tiles, w, ahead)
             return
         with Loop(b, I64(0), I64(axis.window)) as tap:
-            at = b.mul(b.mul(tap.index, I64(axis.dilation)), self.strides[d])
+            at = b.mul(tap.index, self._tap_bytes(d))
             here = [b.gep(x, [at], source_etype=I8) for x in tiles]
-            weights = b.gep(w, [b.mul(tap.index, I64(inner))], source_etype=I8)
-            self._taps(d + 1, here, weights)
+            inner = I64(steps * o.t.nt * o.r.width * ROWS)
+            weights = b.gep(w, [b.mul(tap.index, inner)], source_etype=I8)
+            self._taps(d + 1, here, weights, self._further(ahead, tap.index, steps))
 
-    def _steps(self, tiles: list[Any], w: Any) -> None:
+    def _steps(self, tiles: list[Any], w: Any, ahead: Any) -> None:
         o, b = self.o, self.b
         if o.r.steps <= _UNROLLED:
             for n in range(o.r.steps):
                 self._step(tiles, w, I64(n))
+                self._ask(self._further(ahead, I64(n), 1))
             return
         with Loop(b, I64(0), I64(o.r.steps)) as step:
             self._step(tiles, w, step.index)
+            self._ask(self._further(ahead, step.index, 1))
+
+    def _next_panel(self) -> Any:
+        """The part of the next panel that this block asks for: each of the blocks of an item
+        asks for another one, so that weights are there when they are needed and nobody asks
+        twice."""
+        o, b = self.o, self.b
+        if not o.t.ahead:
+            return None
+        parts = max(1, o.t.rows // o.t.ms)
+        steps = o.r.steps
+        for a in o.p.axes[: o.rank - o.r.merged]:
+            steps *= a.window
+        panel = int(o.packed.shape[1])
+        self.lines = -(-panel // (ROW_BYTES * parts * steps))
+        part = b.srem(b.sdiv(self.row, I64(o.t.ms)), I64(parts))
+        first = b.add(I64(panel), b.mul(part, I64(self.lines * steps * ROW_BYTES)))
+        return b.gep(self.w, [first], source_etype=I8)
+
+    def _further(self, ahead: Any, index: Any, steps: int) -> Any:
+        if ahead is None:
+            return None
+        by = self.b.mul(index, I64(steps * self.lines * ROW_BYTES))
+        return self.b.gep(ahead, [by], source_etype=I8)
+
+    def _ask(self, ahead: Any) -> None:
+        if ahead is None:
+            return
+        for n in range(self.lines):
+            at = self.b.gep(ahead, [I64(n * ROW_BYTES)], source_etype=I8)
+            V.prefetch(self.b, at, level=2)
 
     def _step(self, tiles: list[Any], w: Any, number: Any) -> None:
         """One step: weights stay in registers while tiles of rows pass by, or the other way
@@ -548,16 +621,17 @@ class _Block:
 
     def _finish(self, i: int) -> None:
         """The epilogue of a row of tiles: of several vectors at once where the result is bytes,
-        as narrowing takes fewer instructions then."""
+        and of two where it is of two bytes: narrowing takes fewer instructions then, and stores
+        are whole lines."""
         o, b, lanes = self.o, self.b, self.o.lanes
+        most = {1: max(1, o.t.nr // lanes), 2: 2}.get(o.p.out.dtype.size, 1)
         image, place = self.places[i]
         parts, done = [], 0
         with self._pixels() as (before, pixel):
             o.epilogue.enter(before, self.args)
             while done < self.channels:
                 full = (self.channels - done) // lanes
-                n = 1 << max(0, full.bit_length() - 1) if o.p.out.dtype.size == 1 else 1
-                n = min(n, max(1, o.t.nr // lanes))
+                n = min(1 << max(0, full.bit_length() - 1), most)
                 parts.append((done, n))
                 done += n * lanes
             for first, n in parts:

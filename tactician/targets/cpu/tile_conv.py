@@ -7,6 +7,7 @@ operations a cycle in bf16, 4096 in bytes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...ir import dims as D
@@ -17,12 +18,22 @@ from . import bf16_conv, int_problem
 from .conv_common import stored_otherwise
 from .tile_builder import TileBuilder
 from .tile_ir import ROWS
-from .tile_problem import Blocks, TileBytes, TileFloats, reading, row_of_tiles, tile_rows
+from .tile_problem import (
+    Blocks,
+    TileBytes,
+    TileFloats,
+    gather,
+    may_gather,
+    reading,
+    row_of_tiles,
+    tile_rows,
+)
 
 _SHAPES = ((2, 2), (4, 1), (1, 4), (2, 1), (1, 2), (1, 1))
 _ASSUMED = 256  # rows of tiles where only the run knows
 _LATENCY = 52  # cycles from a product of full tiles to one that adds to the same sums
 _L2_LINES = 0.75  # lines a cycle that come from the second cache
+_STREAMED = 1 << 18  # bytes of weights that no cache near the core keeps from run to run
 _MOST_ROWS = 16  # of tiles in a work item
 
 
@@ -108,17 +119,31 @@ def blocks(p: Any, device: Any) -> list[Blocks]:
     rows, columns = tile_rows(p), -(-p.k // ROWS)
     per_group = p.k // p.groups // ROWS
     count = rows if isinstance(rows, int) else _ASSUMED
-    fit = [
-        (ms, nt) for ms, nt in _SHAPES
-        if ms <= count and nt <= columns and not (p.groups > 1 and per_group % nt)
-    ]  # fmt: skip
-    fit.sort(key=lambda s: cycles(p, count, *s))
     late = _late(p)
-    choices = [(fit[0], late), (fit[0], not late), *((s, late) for s in fit[1:3])]
-    return [
-        Blocks(ms, nt, _rows_of(p, count, ms, nt, device.threads), first)
-        for (ms, nt), first in choices
-    ]
+
+    def shapes() -> list[tuple[int, int]]:
+        fit = [
+            (ms, nt) for ms, nt in _SHAPES
+            if ms <= count and nt <= columns and not (p.groups > 1 and per_group % nt)
+        ]  # fmt: skip
+        return sorted(fit, key=lambda s: cycles(p, count, *s))
+
+    def made(shape: tuple[int, int], first: bool, gathered: bool = False) -> Blocks:
+        ms, nt = shape
+        size = _rows_of(p, count, ms, nt, device.threads)
+        streamed = first and isinstance(rows, int) and p.weights.size * p.x.dtype.size > _STREAMED
+        return Blocks(ms, nt, size, first, gathered, streamed)
+
+    plain = shapes()
+    choices = [made(plain[0], late), made(plain[0], not late)]
+    choices += [made(s, late) for s in plain[1:3]]
+    if choices[0].ahead:
+        choices.append(replace(choices[0], ahead=False))
+    if may_gather(p):
+        gather(p)
+        rows = count = tile_rows(p)
+        choices = [*(made(s, late, True) for s in shapes()[:3]), *choices[:2]]
+    return choices
 
 
 def cycles(p: Any, rows: int, ms: int, nt: int) -> float:

@@ -4,7 +4,8 @@ The inner dimension is cut into steps of at most 64 bytes, the width of a tile. 
 operand is a few neighbouring pixels of a row, so its rows are equally far apart, at one step of
 one tap. It is loaded from the operand itself, or from a copy that has what surrounds the image and
 whole steps of channels (`Reading.copied`). Where channels are few, neighbouring taps of a row are
-one run of bytes.
+one run of bytes. Where rows are too short to fill tiles the copy has, for every tap, the pixels that
+the outputs meet there, one behind the other (`gathered`): tiles then go through all of them.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ import numpy as np
 
 from ...ir import dims as D
 from .bf16_conv import Bf16Problem
+from .conv_common import own_or_by_channel
 from .int_problem import IntProblem
 from .tile_ir import ROW_BYTES, ROWS
 
 Array = np.ndarray[Any, Any]
+_FEWER = 0.75  # of the rows of tiles, where gathering pays
+_MOST_GATHERED = 1 << 20  # bytes
 _LANE = 4  # bytes that meet in one element of the sums
 
 
 class TileBytes(IntProblem):
-    """An integer contraction whose taps are kept apart."""
+    """An integer contraction whose taps are kept apart.
+
+    Attributes:
+        gathered: Whether its pixels are gathered for every tap, and so can be counted through.
+    """
 
     few = 0
+    gathered = False
 
     @property
     def kind(self) -> str:
@@ -60,6 +69,7 @@ class TileFloats(Bf16Problem):
     """The same in bf16."""
 
     few = 0
+    gathered = False
     kind = "bf16"
     representable = True
 
@@ -103,6 +113,8 @@ Problem: Any = TileBytes | TileFloats
 def reading(p: Any) -> Reading:
     """The way that takes the fewest steps; without a copy where one does not help."""
     size = p.x.dtype.size
+    if p.gathered:
+        return _copied(p, p.c * size, 0)
     channels, taps, last = p.c * size, p.weights.shape[2], p.axes[-1]
     run = last.window * channels if last.window > 1 and last.dilation == 1 and p.groups == 1 else 0
     copied = _copied(p, channels, run)
@@ -144,12 +156,16 @@ class Blocks:
 
     Attributes:
         channels_first: Items of one panel follow each other; else all panels of the same rows do.
+        gathered: See the module's text.
+        ahead: The next panel of weights is asked for while one is multiplied.
     """
 
     ms: int
     nt: int
     rows: int
     channels_first: bool
+    gathered: bool = False
+    ahead: bool = False
     name: ClassVar[str] = "tiles"
 
     @property
@@ -158,7 +174,8 @@ class Blocks:
         return self.nt * ROWS
 
     def __str__(self) -> str:
-        return f"{self.ms * ROWS}x{self.nr}{'k' if self.channels_first else 'r'}{self.rows}"
+        more = "g" * self.gathered + "a" * self.ahead
+        return f"{self.ms * ROWS}x{self.nr}{'k' if self.channels_first else 'r'}{self.rows}{more}"
 
 
 def pack(p: Any, r: Reading, nt: int) -> Array:
@@ -184,6 +201,18 @@ def pack(p: Any, r: Reading, nt: int) -> Array:
     )
 
 
+def may_gather(p: Any) -> bool:
+    """Whether gathering is possible, and fills tiles so much better that a copy pays."""
+    rows = tile_rows(p)
+    pixels = p.images * D.product(a.out for a in p.axes)
+    if p.flat or not isinstance(rows, int) or not isinstance(pixels, int):
+        return False
+    if not own_or_by_channel(p.stage, p.out) or not all(isinstance(d, int) for d in p.x_dims):
+        return False
+    size = p.weights.shape[2] * pixels * p.groups * p.c * p.x.dtype.size
+    return -(-pixels // ROWS) <= _FEWER * rows and size <= _MOST_GATHERED
+
+
 def row_of_tiles(p: Any) -> D.DimLike:
     """Pixels that tiles are cut from: of a row, or of all images where they can be counted."""
     if not p.flat:
@@ -195,3 +224,8 @@ def tile_rows(p: Any) -> D.DimLike:
     """How many rows of tiles there are altogether."""
     each = D.ceil_div(row_of_tiles(p), ROWS)
     return each if p.flat else p.images * D.product(a.out for a in p.axes[:-1]) * each
+
+
+def gather(p: Any) -> None:
+    """Makes the problem one whose pixels are gathered."""
+    p.gathered = p.flat = True

@@ -344,9 +344,12 @@ def _inlined(e: E.Expr, producer: E.Stage) -> E.Expr:
         def visit(x: E.Expr) -> E.Expr | None:
             if not isinstance(x, E.Cast) or x.dtype is not body.x.dtype:
                 return None
-            if not isinstance(x.x, E.Load) or x.x.value is not producer.out or x.x.guard is not None:
+            load = x.x
+            if not isinstance(load, E.Load) or load.value is not producer.out:
                 return None
-            env = dict(zip(producer.vars, x.x.index, strict=True))
+            if load.guard is not None:
+                return None
+            env = dict(zip(producer.vars, load.index, strict=True))
             return E.fresh_reduction_vars(E.substitute(body.x, env))
 
         e = E.rewrite(e, visit)

@@ -141,7 +141,8 @@ def blocks(p: Any, device: Any) -> list[Blocks]:
         choices.append(replace(choices[0], ahead=False))
     if may_gather(p):
         gather(p)
-        rows = count = tile_rows(p)
+        rows = tile_rows(p)
+        count = int(rows)  # type: ignore[arg-type]
         choices = [*(made(s, late, True) for s in shapes()[:3]), *choices[:2]]
     return choices
 

@@ -4,8 +4,8 @@ The inner dimension is cut into steps of at most 64 bytes, the width of a tile. 
 operand is a few neighbouring pixels of a row, so its rows are equally far apart, at one step of
 one tap. It is loaded from the operand itself, or from a copy that has what surrounds the image and
 whole steps of channels (`Reading.copied`). Where channels are few, neighbouring taps of a row are
-one run of bytes. Where rows are too short to fill tiles the copy has, for every tap, the pixels that
-the outputs meet there, one behind the other (`gathered`): tiles then go through all of them.
+one run of bytes. Where rows are too short to fill tiles the copy has, for every tap, the pixels
+that the outputs meet there, one behind the other (`gathered`): tiles then go through all of them.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def matmul(a_shape, b_shape, fn="gelu_erf", **attrs):
 @pytest.mark.parametrize(
     "a, b, attrs",
     [((30, 64), (64, 70), {}), ((2, 3, 33), (40, 33), {"tb": "transpose"}), ((3, 64), (64, 9), {}),
-     ((5, 21), (21,), {"tb": "vector"}), ((49, 160), (160, 100), {}), ((100, 80), (80, 64), {})],
+     ((5, 21), (21,), {"tb": "vector"}), ((49, 160), (160, 100), {}), ((100, 80), (80, 64), {}),
+     ((49, 160), (160, 300), {}), ((50, 70), (70, 280), {}), ((2, 40, 96), (96, 256), {})],
     ids=str,
 )  # fmt: skip
 def test_products(shape, a, b, attrs):
@@ -69,7 +70,8 @@ def int_matmul(a_shape, b_shape, *args, limits=None, **kw):
 @pytest.mark.parametrize("a_type", ["u8", "i8"])
 @pytest.mark.parametrize("limits", [None, (0, 256)], ids=["s8", "u8"])
 @pytest.mark.parametrize(
-    "a, b", [((30, 64), (64, 70)), ((2, 9, 50), (50, 33)), ((17, 192), (192, 24))], ids=str
+    "a, b", [((30, 64), (64, 70)), ((2, 9, 50), (50, 33)), ((17, 192), (192, 24)),
+             ((35, 100), (100, 272))], ids=str
 )
 def test_integer_products(shape, a_type, limits, a, b):
     graph, inputs = int_matmul(a, b, a_type, zero=5, limits=limits)
@@ -159,14 +161,68 @@ def test_requantized(tiled, dynamic, residual, k):
                    tactic="amx_int8")
 
 
-@pytest.mark.parametrize("number", range(4))
-@pytest.mark.parametrize("c, k, size", [(32, 72, (5, 20)), (8, 16, (6, 33)), (70, 130, (9, 7))])
-def test_every_choice_of_blocks(tiled, monkeypatch, number, c, k, size):
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("c, k, size, stride", [
+    (32, 72, (5, 20), 1), (8, 16, (6, 33), 1), (70, 130, (9, 7), 1), (40, 48, (7, 7), 2),
+])  # fmt: skip
+def test_every_choice_of_blocks(tiled, monkeypatch, number, c, k, size, stride):
     every = tile_conv.blocks
-    monkeypatch.setattr(tile_conv, "blocks", lambda *a: every(*a)[number % len(every(*a)) :])
-    pad = {"pre": (1, 1), "post": (1, 1)}
-    check_conv((2, c, *size), (k, c, 3, 3), "bf16", "amx_bf16", **pad)
-    check_int_conv((2, c, *size), (k, c, 3, 3), tail="u8", tactic="amx_int8", **pad)
+
+    def one(*a):
+        found = every(*a)
+        return [found[number % len(found)]]
+
+    monkeypatch.setattr(tile_conv, "blocks", one)
+    attrs = {"pre": (1, 1), "post": (1, 1), "stride": (stride, stride)}
+    check_conv((2, c, *size), (k, c, 3, 3), "bf16", "amx_bf16", **attrs)
+    check_int_conv((2, c, *size), (k, c, 3, 3), tail="u8", tactic="amx_int8", **attrs)
+
+
+def only(monkeypatch, wanted):
+    """Blocks of one kind, which there have to be."""
+    every = tile_conv.blocks
+
+    def kind(*a):
+        found = [t for t in every(*a) if wanted(t)]
+        assert found
+        return found[:1]
+
+    monkeypatch.setattr(tile_conv, "blocks", kind)
+
+
+@pytest.mark.parametrize("x, w, attrs", [
+    ((1, 32, 7, 7), (48, 32, 3, 3), {"pre": (1, 1), "post": (1, 1)}),
+    ((3, 40, 9, 6), (20, 40, 3, 2), {"pre": (0, 1), "post": (2, 0), "stride": (1, 2)}),
+    ((1, 72, 14, 14), (64, 72, 1, 1), {"stride": (2, 2)}),
+    ((1, 64, 9, 9), (32, 32, 3, 3), {"groups": 2, "dilation": (2, 2), "pre": (1, 1)}),
+    ((2, 16, 4, 5, 6), (24, 16, 2, 3, 3), {"pre": (0, 1, 1), "post": (1, 1, 1)}),
+], ids=str)  # fmt: skip
+def test_gathered_pixels(tiled, monkeypatch, x, w, attrs):
+    only(monkeypatch, lambda t: t.gathered)
+    check_conv(x, w, "bf16", "amx_bf16", **attrs)
+    check_int_conv(x, w, "u8", zero=100, tactic="amx_int8", **attrs)
+
+
+def test_gathered_pixels_of_a_zero_point_of_run_time(tiled, monkeypatch):
+    only(monkeypatch, lambda t: t.gathered)
+    check_int_conv((1, 70, 7, 9), (40, 70, 3, 3), runtime_zero=True, pre=(1, 1), post=(1, 1),
+                   tactic="amx_int8")
+
+
+@pytest.mark.parametrize("c", [40, 64, 100])
+def test_pixels_copied_into_tiles(tiled, monkeypatch, c):
+    only(monkeypatch, lambda t: t.tiled)
+    check_conv((2, c, 5, 9), (272, c, 1, 1), "bf16", "amx_bf16")
+    check_int_conv((2, 2 * c, 5, 9), (272, 2 * c, 1, 1), "u8", zero=7, tactic="amx_int8")
+
+
+def test_weights_that_no_cache_keeps_are_asked_for_ahead(tiled, monkeypatch):
+    where = device(**WIDE)
+    for c, ahead in ((64, False), (1024, True)):
+        region = region_of(matmul((40, c), (c, c))[0])
+        assert any(t.ahead for t in TiledBf16().candidates(region, where)) == ahead
+    only(monkeypatch, lambda t: t.ahead)
+    check_conv((1, 256, 6, 20), (128, 256, 3, 3), "bf16", "amx_bf16", pre=(1, 1), post=(1, 1))
 
 
 # --- machine code ----------------------------------------------------------------------------
@@ -187,6 +243,28 @@ def test_instructions(kind, instruction):
         assert name in text
     assert "tile_load" not in text  # nothing is spelled out
     assert "vpslld" not in text  # results are rounded once
+    if kind == "bf16":  # and two vectors at a time
+        assert "vcvtne2ps2bf16" in text and "vcvtneps2bf16" not in text
+
+
+def test_blocks_ask_for_the_next_panel():
+    where = type("Device", (), {"isa": Isa.named("sapphirerapids"), "threads": 2})
+    region = region_of(matmul((64, 1024), (1024, 512))[0])
+    chosen = TiledBf16().candidates(region, where)[0]
+    assert chosen.ahead
+    for ahead in (True, False):
+        kernel = TiledBf16().build(region, replace(chosen, ahead=ahead), where)
+        assert ("prefetcht1" in toolchain(where.isa).assembly(kernel.source)) == ahead
+
+
+def test_gelu_takes_one_polynomial():
+    """Instructions of a vector: no division, few roundings."""
+    where = type("Device", (), {"isa": Isa.named("sapphirerapids"), "threads": 2})
+    region = region_of(matmul((64, 128), (128, 64))[0])
+    kernel = TiledBf16().build(region, TiledBf16().candidates(region, where)[0], where)
+    block = toolchain(where.isa).assembly(kernel.source).split("block_2x32:")[1]
+    loop = block.split("vcvtne2ps2bf16")[0].rsplit("LBB", 1)[1].splitlines()[1:]
+    assert "vdivps" not in block and len(loop) <= 2 * 18
 
 
 def test_configuration_is_what_the_unit_takes():

@@ -27,8 +27,9 @@ from .conv_ir import PTR, Loop
 from .emitter import Shifted
 from .folding import FoldingBuilder
 from .isa import Isa
+from .tile_copy import TileCopy
 from .tile_ir import ROW_BYTES, ROWS, TileUnit
-from .tile_problem import Blocks, gather, pack, reading, row_of_tiles, tile_rows
+from .tile_problem import Blocks, gather, pack, reading, row_of_tiles, tile_height, tile_rows
 from .vecmath import F32, I8, I32, I64
 
 _THREAD_FLOPS = 2_000_000  # some 2 µs of work
@@ -44,6 +45,7 @@ class TileBuilder:
     def __init__(self, problem: Any, blocks: Blocks, isa: Isa, symbol: str):
         if blocks.gathered:
             gather(problem)
+        problem.tiled = blocks.tiled
         self.p, self.t, self.symbol = problem, blocks, symbol
         self.isa = isa
         self.r = reading(problem)
@@ -55,6 +57,7 @@ class TileBuilder:
         self.sizes = RuntimeSizes()
         self.rank = len(problem.axes)
         self.panels = -(-problem.k // blocks.nr)
+        self.taps = problem.shape.taps if problem.gathered else 1  # that are copied
         self.packed = pack(problem, self.r, blocks.nt)
         self._operands()
         self.epilogue = int_problem.epilogue(problem, self.operands, self.sizes)
@@ -71,7 +74,9 @@ class TileBuilder:
             self.zero_arg = next(i for i, v in enumerate(self.operands) if v is p.x_zero)
         if self.r.copied:
             self.copy_arg = len(self.operands)
-            size = self._copied_rows() * self._row_bytes()
+            size = self.copied_rows() * self.row_bytes()
+            if self.r.tiled:
+                size = self.taps * tile_rows(p) * self.tile_bytes()
             self.operands.append(Value("copy", i8, (size,)))
         self.operands.append(p.out)
 
@@ -115,7 +120,7 @@ class TileBuilder:
             return 0
         return items if isinstance(items, int) else _SHARES
 
-    def _copied_extents(self) -> list[D.DimLike]:
+    def copied_extents(self) -> list[D.DimLike]:
         """Positions of the copy along the spatial axes."""
         if self.p.flat:  # pixels are rows of their own, so that threads can share them
             return [*[1] * (self.rank - 1), row_of_tiles(self.p)]
@@ -123,17 +128,22 @@ class TileBuilder:
             (a.out - 1) * a.stride + ((a.window - 1) * a.dilation + 1) for a in self.p.axes
         ]
 
-    def _copied_rows(self) -> D.DimLike:
+    def copied_rows(self) -> D.DimLike:
+        if self.r.tiled:
+            return tile_rows(self.p) * tile_height(self.p) * self.taps
         if self.p.flat:
-            taps = self.p.shape.taps if self.p.gathered else 1
-            return row_of_tiles(self.p) * taps
-        return self.p.images * D.product(self._copied_extents()[:-1])
+            return row_of_tiles(self.p) * self.taps
+        return self.p.images * D.product(self.copied_extents()[:-1])
 
-    def _row_bytes(self) -> D.DimLike:
+    def tile_bytes(self) -> int:
+        """Of a row of tiles in a copy that has their form."""
+        return self.r.steps * ROWS * self.r.width
+
+    def row_bytes(self) -> D.DimLike:
         """Of a row of the copy: whole lines, unless pixels lie behind each other."""
         if self.p.flat:
             return self.r.pixel
-        bytes_ = self._copied_extents()[-1] * self.r.pixel + self.r.beyond
+        bytes_ = self.copied_extents()[-1] * self.r.pixel + self.r.beyond
         return D.ceil_div(bytes_, ROW_BYTES) * ROW_BYTES
 
     # --- the kernel's function -----------------------------------------------------------------
@@ -157,7 +167,7 @@ class TileBuilder:
             if not self.r.copied:
                 self._item(b, memory, index, row_blocks, rows)
             else:
-                copy = self._copy_function()
+                copy = TileCopy(self).function()
                 with b.if_else(b.icmp_signed("<", index, shares)) as (first, second):
                     with first:
                         b.call(copy, [args, dims, index])
@@ -166,7 +176,7 @@ class TileBuilder:
                         if isinstance(self._items(), int):
                             self._item(b, memory, share, row_blocks, rows)
                         else:
-                            low, high = self._share(b, share, items)
+                            low, high = self.share(b, share, items)
                             with Loop(b, low, high) as one:
                                 self._item(b, memory, one.index, row_blocks, rows)
         self.unit.release(b)
@@ -177,7 +187,7 @@ class TileBuilder:
         """Pixels of a tile: as even as can be."""
         row = row_of_tiles(self.p)
         if isinstance(row, int):
-            return I64(-(-row // -(-row // ROWS)))
+            return I64(tile_height(self.p))
         count = size(row)
         tiles = b.sdiv(b.add(count, I64(ROWS - 1)), I64(ROWS))
         return b.sdiv(b.add(count, b.sub(tiles, I64(1))), tiles)
@@ -200,7 +210,7 @@ class TileBuilder:
         at = sums + rows
         return list(range(sums, at)), list(range(at, at + columns))
 
-    def _share(self, b: Any, index: Any, count: Any) -> tuple[Any, Any]:
+    def share(self, b: Any, index: Any, count: Any) -> tuple[Any, Any]:
         """First and last of ``count`` things that belong to a share."""
         shares = I64(self._shares())
         first = b.sdiv(b.mul(index, count), shares)
@@ -260,113 +270,6 @@ class TileBuilder:
             _Block(self, fn, ms, channels).emit()
         return self.functions[ms, channels]
 
-    # --- the copy ------------------------------------------------------------------------------
-
-    def _copy_function(self) -> ir.Function:
-        """Copies an item's share of the rows."""
-        fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [PTR, PTR, I64]), "copy")
-        fn.linkage = "internal"
-        fn.attributes.add("noinline")
-        args, dims, index = fn.args
-        b = FoldingBuilder(fn.append_basic_block("entry"))
-        size = lambda d: self.sizes.value(b, dims, d)  # noqa: E731
-        rows, row_bytes = size(self._copied_rows()), size(self._row_bytes())
-        source, copy = argument(b, args, 0), argument(b, args, self.copy_arg)
-        fill: Any = I8(self.p.x_zero & 255 if self.zero_arg < 0 else 0)
-        if self.zero_arg >= 0:
-            fill = b.load(argument(b, args, self.zero_arg), typ=I8)
-        first, last = self._share(b, index, rows)
-        with Loop(b, first, last) as row:
-            to = b.gep(copy, [b.mul(row.index, row_bytes)], source_etype=I8)
-            if self.p.gathered:
-                self._gather_pixel(b, size, source, to, row.index, fill)
-            elif self.p.flat:
-                at = b.mul(row.index, I64(self.p.pitch * self.size))
-                self._copy_pixels(b, b.gep(source, [at], source_etype=I8), to, I64(1), fill)
-            else:
-                self._copy_row(b, size, source, to, row.index, row_bytes, fill)
-        b.ret_void()
-        return fn
-
-    def _gather_pixel(self, b: Any, size: Any, source: Any, to: Any, row: Any, fill: Any) -> None:
-        """The pixel that an output meets at a tap; rows count outputs, then taps."""
-        p, step = self.p, self.p.pitch * self.size
-        pixels = I64(int(row_of_tiles(p)))  # type: ignore[arg-type]
-        pixel, tap = b.srem(row, pixels), b.sdiv(row, pixels)
-        at, inside, stride = I64(0), None, step
-        for axis, extent in zip(reversed(p.axes), reversed(p.x_dims), strict=True):
-            x, t = b.srem(pixel, I64(axis.out)), b.srem(tap, I64(axis.window))
-            pixel, tap = b.sdiv(pixel, I64(axis.out)), b.sdiv(tap, I64(axis.window))
-            place = b.add(b.mul(x, I64(axis.stride)), b.mul(t, I64(axis.dilation)))
-            place = b.sub(place, I64(axis.pre))
-            here = b.icmp_unsigned("<", place, I64(extent))
-            inside = here if inside is None else b.and_(inside, here)
-            at = b.add(at, b.mul(place, I64(stride)))
-            stride *= extent
-        at = b.add(at, b.mul(pixel, I64(stride)))
-        with b.if_else(inside) as (yes, no):
-            with yes:
-                self._copy_pixels(b, b.gep(source, [at], source_etype=I8), to, I64(1), fill)
-            with no:
-                _fill(b, to, fill, I64(self.r.pixel))
-
-    def _copy_row(
-        self, b: Any, size: Any, source: Any, to: Any, row: Any, row_bytes: Any, fill: Any
-    ) -> None:
-        """A row of the image and what is beside it, or one that is outside."""
-        p, pixel = self.p, self.r.pixel
-        image_bytes, strides = self.geometry(size)
-        extents = [size(e) for e in self._copied_extents()]
-        at, inside = I64(0), None
-        for d in reversed(range(self.rank - 1)):
-            axis = p.axes[d]
-            place = b.sub(b.srem(row, extents[d]), I64(axis.pre))
-            row = b.sdiv(row, extents[d])
-            here = b.icmp_unsigned("<", place, size(axis.size))
-            inside = here if inside is None else b.and_(inside, here)
-            at = b.add(at, b.mul(place, strides[d]))
-        at = b.add(at, b.mul(row, image_bytes))
-        last = p.axes[-1]
-        left = I64(last.pre * pixel)
-        count = least(b, size(last.size), b.sub(extents[-1], I64(last.pre)))
-        end = b.add(left, b.mul(count, I64(pixel)))
-
-        def copied() -> None:
-            if last.pre:
-                _fill(b, to, fill, left)
-            self._copy_pixels(
-                b, b.gep(source, [at], source_etype=I8), b.gep(to, [left], source_etype=I8),
-                count, fill,
-            )  # fmt: skip
-            _fill(b, b.gep(to, [end], source_etype=I8), fill, b.sub(row_bytes, end))
-
-        if inside is None:
-            copied()
-            return
-        with b.if_else(inside) as (yes, no):
-            with yes:
-                copied()
-            with no:
-                _fill(b, to, fill, row_bytes)
-
-    def _copy_pixels(self, b: Any, source: Any, to: Any, count: Any, fill: Any) -> None:
-        p, r, size = self.p, self.r, self.size
-        channels = p.c * size
-        groups = p.groups
-        if channels == r.group and p.pitch * size == r.pixel:
-            _copy(b, to, source, b.mul(count, I64(r.pixel)))
-            return
-        with Loop(b, I64(0), count) as pixel:
-            x = b.gep(source, [b.mul(pixel.index, I64(p.pitch * size))], source_etype=I8)
-            y = b.gep(to, [b.mul(pixel.index, I64(r.pixel))], source_etype=I8)
-            with Loop(b, I64(0), I64(groups)) as group:
-                here = b.gep(x, [b.mul(group.index, I64(channels))], source_etype=I8)
-                there = b.gep(y, [b.mul(group.index, I64(r.group))], source_etype=I8)
-                _copy(b, there, here, I64(channels))
-                if r.group > channels:
-                    behind = b.gep(there, [I64(channels)], source_etype=I8)
-                    _fill(b, behind, fill, I64(r.group - channels))
-
     # --- addresses -----------------------------------------------------------------------------
 
     def geometry(self, size: Any) -> tuple[Any, list[Any]]:
@@ -384,7 +287,7 @@ class TileBuilder:
             return self.geometry(size)
         if self.p.flat:
             return I64(0), [I64(0)] * (self.rank - 1) + [I64(self.r.pixel)]
-        extents, row = self._copied_extents(), self._row_bytes()
+        extents, row = self.copied_extents(), self.row_bytes()
         strides = [size(D.product(extents[d + 1 : -1]) * row) for d in range(self.rank - 1)]
         image = size(D.product(extents[:-1]) * row)
         return image, [*strides, I64(self.r.pixel)]
@@ -414,8 +317,11 @@ class _Block:
             group = b.sdiv(self.k, I64(o.p.k // o.p.groups))
             step = o.r.group if o.r.copied else o.p.c * o.size
             source = b.gep(source, [b.mul(group, I64(step))], source_etype=I8)
-        tiles = [self._source(source, image, place) for place in self.places]
+        tiles = [self._source(source, image, i) for i in range(self.ms)]
         self.apart = b.mul(self.strides[-1], I64(self._stride(-1)))
+        self.step_bytes = o.r.width
+        if o.r.tiled:
+            self.apart, self.step_bytes = I64(o.r.width), ROWS * o.r.width
         starts = self._starts()
         for i in range(self.ms):
             for j in range(self.nt):
@@ -454,9 +360,12 @@ class _Block:
         x = least(b, b.mul(column, self.height), b.sub(width, self.height))
         return image, [*outer, x]
 
-    def _source(self, base: Any, image: Any, place: tuple[Any, list[Any]]) -> Any:
+    def _source(self, base: Any, image: Any, i: int) -> Any:
         """The address of a tile's first byte."""
-        b = self.b
+        b, place = self.b, self.places[i]
+        if self.o.r.tiled:
+            number = b.add(self.row, I64(i))
+            return b.gep(base, [b.mul(number, I64(self.o.tile_bytes()))], source_etype=I8)
         at = b.mul(place[0], image)
         for d, x in enumerate(place[1]):
             at = b.add(at, b.mul(b.mul(x, I64(self._stride(d))), self.strides[d]))
@@ -474,7 +383,9 @@ class _Block:
         inner = 1
         for a in p.axes[d + 1 :]:
             inner *= a.window
-        return I64(inner * int(row_of_tiles(p)) * self.o.r.pixel)
+        if self.o.r.tiled:
+            return I64(inner * int(tile_rows(p)) * self.o.tile_bytes())  # type: ignore[arg-type]
+        return I64(inner * int(row_of_tiles(p)) * self.o.r.pixel)  # type: ignore[arg-type]
 
     def _starts(self) -> Any:
         """What the sums begin with; times the zero point where only the run knows it."""
@@ -525,13 +436,13 @@ class _Block:
             self._ask(self._further(ahead, step.index, 1))
 
     def _next_panel(self) -> Any:
-        """The part of the next panel that this block asks for: each of the blocks of an item
+        """The part of the next panel that this block asks for: each of the rows of blocks
         asks for another one, so that weights are there when they are needed and nobody asks
         twice."""
         o, b = self.o, self.b
         if not o.t.ahead:
             return None
-        parts = max(1, o.t.rows // o.t.ms)
+        parts = max(1, int(tile_rows(o.p)) // o.t.ms)  # type: ignore[arg-type]
         steps = o.r.steps
         for a in o.p.axes[: o.rank - o.r.merged]:
             steps *= a.window
@@ -560,7 +471,7 @@ class _Block:
         o, b, unit = self.o, self.b, self.o.unit
         rows, columns = o._factors()
         panel = b.gep(w, [b.mul(number, I64(o.t.nt * o.r.width * ROWS))], source_etype=I8)
-        at = b.mul(number, I64(o.r.width))
+        at = b.mul(number, I64(self.step_bytes))
 
         def load_row(i: int) -> int:
             register = rows[i % len(rows)]
@@ -643,13 +554,3 @@ class _Block:
                 o.epilogue.bind_pixel(em, b.add(place[-1], pixel))
                 o.epilogue.finish(em, sums, self.channels - first)
                 em.pop()
-
-
-def _copy(b: Any, to: Any, source: Any, count: Any) -> None:
-    fn = V.declare(b.module, "llvm.memcpy.p0.p0.i64", ir.VoidType(), [PTR, PTR, I64, V.I1])
-    b.call(fn, [to, source, count, V.I1(0)])
-
-
-def _fill(b: Any, to: Any, byte: Any, count: Any) -> None:
-    fn = V.declare(b.module, "llvm.memset.p0.i64", ir.VoidType(), [PTR, I8, I64, V.I1])
-    b.call(fn, [to, byte, count, V.I1(0)])

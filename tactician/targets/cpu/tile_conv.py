@@ -17,7 +17,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from . import bf16_conv, int_problem
 from .conv_common import stored_otherwise
 from .tile_builder import TileBuilder
-from .tile_ir import ROWS
+from .tile_ir import ROW_BYTES, ROWS
 from .tile_problem import (
     Blocks,
     TileBytes,
@@ -34,6 +34,7 @@ _ASSUMED = 256  # rows of tiles where only the run knows
 _LATENCY = 52  # cycles from a product of full tiles to one that adds to the same sums
 _L2_LINES = 0.75  # lines a cycle that come from the second cache
 _STREAMED = 1 << 18  # bytes of weights that no cache near the core keeps from run to run
+_READ_OFTEN = 8  # panels
 _MOST_ROWS = 16  # of tiles in a work item
 
 
@@ -139,6 +140,8 @@ def blocks(p: Any, device: Any) -> list[Blocks]:
     choices += [made(s, late) for s in plain[1:3]]
     if choices[0].ahead:
         choices.append(replace(choices[0], ahead=False))
+    if p.flat and p.groups == 1 and isinstance(rows, int) and _read_often(p, choices[0].nt):
+        choices.insert(1, replace(choices[0], tiled=True))
     if may_gather(p):
         gather(p)
         rows = tile_rows(p)
@@ -169,7 +172,12 @@ def _rows_of(p: Any, rows: int, ms: int, nt: int, threads: int) -> int:
     wanted = 4 * threads if threads > 1 else 1
     most = max(1, rows * panels // wanted)
     most = min(most, _MOST_ROWS, rows)
-    return max(ms, most // ms * ms)
+    return rows if most == rows else max(ms, most // ms * ms)
+
+
+def _read_often(p: Any, nt: int) -> bool:
+    """Whether tiles of pixels are loaded often enough to copy them into one piece first."""
+    return p.k >= _READ_OFTEN * nt * ROWS and p.pitch * p.x.dtype.size > ROW_BYTES
 
 
 def _late(p: Any) -> bool:

@@ -6,11 +6,13 @@ one tap. It is loaded from the operand itself, or from a copy that has what surr
 whole steps of channels (`Reading.copied`). Where channels are few, neighbouring taps of a row are
 one run of bytes. Where rows are too short to fill tiles the copy has, for every tap, the pixels
 that the outputs meet there, one behind the other (`gathered`): tiles then go through all of them.
+A copy of pixels that are counted through lies as tiles are loaded, line behind line
+(`Reading.tiled`): rows far apart would compete for few places of the first cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,10 +34,11 @@ class TileBytes(IntProblem):
 
     Attributes:
         gathered: Whether its pixels are gathered for every tap, and so can be counted through.
+        tiled: Whether pixels are copied into the form of tiles.
     """
 
     few = 0
-    gathered = False
+    gathered = tiled = False
 
     @property
     def kind(self) -> str:
@@ -69,7 +72,7 @@ class TileFloats(Bf16Problem):
     """The same in bf16."""
 
     few = 0
-    gathered = False
+    gathered = tiled = False
     kind = "bf16"
     representable = True
 
@@ -96,6 +99,8 @@ class Reading:
         pixel: Bytes from a pixel to its neighbour.
         group: Bytes from a pixel's first channel of a group to that of the next group.
         beyond: Bytes behind its own that the last step of a run reads.
+        tiled: The copy has the tiles of one step after the other, each as one piece; what is
+            between pixels and groups does not count then.
     """
 
     copied: bool
@@ -105,6 +110,7 @@ class Reading:
     pixel: int
     group: int
     beyond: int = 0
+    tiled: bool = False
 
 
 Problem: Any = TileBytes | TileFloats
@@ -113,8 +119,8 @@ Problem: Any = TileBytes | TileFloats
 def reading(p: Any) -> Reading:
     """The way that takes the fewest steps; without a copy where one does not help."""
     size = p.x.dtype.size
-    if p.gathered:
-        return _copied(p, p.c * size, 0)
+    if p.gathered or p.tiled:
+        return replace(_copied(p, p.c * size, 0), tiled=p.groups == 1)
     channels, taps, last = p.c * size, p.weights.shape[2], p.axes[-1]
     run = last.window * channels if last.window > 1 and last.dilation == 1 and p.groups == 1 else 0
     copied = _copied(p, channels, run)
@@ -158,6 +164,7 @@ class Blocks:
         channels_first: Items of one panel follow each other; else all panels of the same rows do.
         gathered: See the module's text.
         ahead: The next panel of weights is asked for while one is multiplied.
+        tiled: Pixels that are counted through are copied into the form of tiles.
     """
 
     ms: int
@@ -166,6 +173,7 @@ class Blocks:
     channels_first: bool
     gathered: bool = False
     ahead: bool = False
+    tiled: bool = False
     name: ClassVar[str] = "tiles"
 
     @property
@@ -174,7 +182,7 @@ class Blocks:
         return self.nt * ROWS
 
     def __str__(self) -> str:
-        more = "g" * self.gathered + "a" * self.ahead
+        more = "g" * self.gathered + "t" * self.tiled + "a" * self.ahead
         return f"{self.ms * ROWS}x{self.nr}{'k' if self.channels_first else 'r'}{self.rows}{more}"
 
 
@@ -229,3 +237,9 @@ def tile_rows(p: Any) -> D.DimLike:
 def gather(p: Any) -> None:
     """Makes the problem one whose pixels are gathered."""
     p.gathered = p.flat = True
+
+
+def tile_height(p: Any) -> int:
+    """Pixels of a tile, where rows are known: as even as can be."""
+    row = int(row_of_tiles(p))  # type: ignore[arg-type]
+    return -(-row // -(-row // ROWS))

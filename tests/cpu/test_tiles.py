@@ -216,6 +216,13 @@ def test_pixels_copied_into_tiles(tiled, monkeypatch, c):
     check_int_conv((2, 2 * c, 5, 9), (272, 2 * c, 1, 1), "u8", zero=7, tactic="amx_int8")
 
 
+@pytest.mark.parametrize("k", [16, 40, 56])
+def test_residuals_are_asked_for_pixels_ahead(tiled, monkeypatch, k):
+    only(monkeypatch, lambda t: t.rows == t.ms and not t.channels_first)
+    check_int_conv((2, 64, 7, 15), (k, 64, 1, 1), tail="u8", residual=True, tactic="amx_int8")
+    check_int_conv((1, 64, 12, 9), (k, 64, 1, 1), tail="i8", residual=True, tactic="amx_int8")
+
+
 def test_weights_that_no_cache_keeps_are_asked_for_ahead(tiled, monkeypatch):
     where = device(**WIDE)
     for c, ahead in ((64, False), (1024, True)):

@@ -329,6 +329,24 @@ class IntEpilogue(Epilogue):
         em.pop()
 
 
+    def touch_run(self, em: Any, x: Any, share: Any, count: int, level: int) -> None:
+        """Prefetches the ``share``-th ``count`` elements, from pixel ``x`` on, of what the stage
+        reads at its own place, into a level of caches (see `vecmath.prefetch`)."""
+        channel, b = self._channel(), em.builder
+        if channel is None:
+            return
+        em.push(b)
+        self.bind_pixel(em, x)
+        em.bind(channel, I64(0))
+        for load in self.own_loads():
+            flat = em.lowerer.lower(load)
+            size = count * load.dtype.size
+            at = b.gep(em.place(flat.value, flat.at), [b.mul(share, I64(size))], source_etype=V.I8)
+            for byte in range(0, size, _LINE):
+                V.prefetch(b, b.gep(at, [I64(byte)], source_etype=V.I8), level)
+        em.pop()
+
+
 class RowEpilogue(IntEpilogue):
     """The stage of a matrix product: ``x`` counts the rows of all batches."""
 

@@ -34,6 +34,7 @@ from .vecmath import F32, I8, I32, I64
 
 _THREAD_FLOPS = 2_000_000  # some 2 µs of work
 _SHARES = 64  # items of a phase where sizes are not known
+_NEAR = 1 << 14  # bytes that wait in the first cache until they are used
 _UNROLLED = 4  # up to so many steps are written out
 _SOURCES = SourceCache()
 Array = np.ndarray[Any, Any]
@@ -510,6 +511,9 @@ class _Block:
         o, b = self.o, self.b
         if not o.epilogue.own_loads():
             return
+        if o.t.rows == o.t.ms and not o.t.channels_first and o.p.flat:
+            self._touch_next()
+            return
         for image, place in self.places:
             with self._pixels() as (before, pixel):
                 o.epilogue.enter(before, self.args)
@@ -517,6 +521,19 @@ class _Block:
                 em.push(b)
                 o.epilogue.touch_pixel(em, b.add(place[-1], pixel), self.k, self.channels)
                 em.pop()
+
+    def _touch_next(self) -> None:
+        """Where all panels of the same pixels follow each other, those of the next pixels are one
+        run of memory: each panel asks for its share, line by line, which the CPU's own
+        prefetching takes up."""
+        o, b = self.o, self.b
+        image, place = self.places[0]
+        o.epilogue.enter(b, self.args)
+        em = o.epilogue.at(b, self.dims, image, place[:-1])
+        pixel = b.mul(b.add(self.row, I64(self.ms)), self.height)
+        panel = b.sdiv(self.k, I64(o.t.nr))
+        near = o.t.ms * ROWS * o.p.k * o.p.out.dtype.size <= _NEAR
+        o.epilogue.touch_run(em, pixel, panel, o.t.ms * ROWS * o.t.nr, 3 if near else 2)
 
     @contextmanager
     def _pixels(self) -> Iterator[tuple[Any, Any]]:

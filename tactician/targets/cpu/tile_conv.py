@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...ir import dims as D
+from ...ir import expr as E
 from ...regions.region import Region
 from ...tactics.kernel import Kernel
 from ...tactics.tactic import Tactic, register_tactic
@@ -142,6 +143,8 @@ def blocks(p: Any, device: Any) -> list[Blocks]:
         choices.append(replace(choices[0], ahead=False))
     if p.flat and p.groups == 1 and isinstance(rows, int) and _read_often(p, choices[0].nt):
         choices.insert(1, replace(choices[0], tiled=True))
+    if p.flat and isinstance(rows, int) and not late and _reads_beside(p):
+        choices.insert(0, replace(made(plain[0], False), rows=plain[0][0]))
     if may_gather(p):
         gather(p)
         rows = tile_rows(p)
@@ -173,6 +176,16 @@ def _rows_of(p: Any, rows: int, ms: int, nt: int, threads: int) -> int:
     most = max(1, rows * panels // wanted)
     most = min(most, _MOST_ROWS, rows)
     return rows if most == rows else max(ms, most // ms * ms)
+
+
+def _reads_beside(p: Any) -> bool:
+    """Whether the epilogue reads something as large as the result, a residual say."""
+    if p.stage is None:
+        return False
+    return any(
+        ld.value.const is None and ld.value is not p.finish.source and ld.value.dims == p.out.dims
+        for ld in E.loads(p.stage.expr)
+    )
 
 
 def _read_often(p: Any, nt: int) -> bool:

@@ -1,8 +1,8 @@
 """Kernels of contractions on tile registers; see `tile_problem` for what tiles hold.
 
-A function computes a block of ``ms`` by ``nt`` tiles of sums: they begin as what the packed
-weights begin with, take up all steps of the inner dimension, and go to scratch, from where the
-epilogue reads them pixel by pixel. All tiles have the same number of pixels: the last one of a row
+A function computes a block of ``ms`` by ``nt`` tiles of sums: they take up all steps of the inner
+dimension, and go to scratch, from where the epilogue reads them pixel by pixel and adds what the
+packed weights begin with. All tiles have the same number of pixels: the last one of a row
 begins early where it must. Copies of the first operand are made in a phase before.
 """
 
@@ -60,6 +60,7 @@ class TileBuilder:
         self.panels = -(-problem.k // blocks.nr)
         self.taps = problem.shape.taps if problem.gathered else 1  # that are copied
         self.packed = pack(problem, self.r, blocks.nt)
+        self.starts = bool(np.any(problem.starts()))
         self._operands()
         self.epilogue = int_problem.epilogue(problem, self.operands, self.sizes)
         self.functions: dict[tuple[int, int], ir.Function] = {}
@@ -85,6 +86,7 @@ class TileBuilder:
         p, t = self.p, self.t
         name = f"{self.symbol}_{t.ms * ROWS}x{t.nr}"
         key = f"{self.isa.fingerprint} {self.isa.amx} {t!r} {p.finish.variant} {self.zero_arg} "
+        key += f"{self.starts} "
         key += f"{p.kind} {signature(p.region)}"
         source, dims = _SOURCES.get(key, lambda: self._generate(name))
         flops = p.images * D.product(a.out for a in p.axes) * (2 * p.k * p.c * p.shape.taps)
@@ -323,11 +325,10 @@ class _Block:
         self.step_bytes = o.r.width
         if o.r.tiled:
             self.apart, self.step_bytes = I64(o.r.width), ROWS * o.r.width
-        starts = self._starts()
+        self.starts = self._starts()
         for i in range(self.ms):
             for j in range(self.nt):
-                at = b.gep(starts, [I64(j * ROW_BYTES)], source_etype=I8)
-                unit.load(b, self.state, self._sum(i, j), at, I64(0))
+                unit.zero(b, self.state, self._sum(i, j))
         self._touch()
         weights = b.gep(self.w, [I64(o.t.nt * ROW_BYTES)], source_etype=I8)
         self._taps(0, tiles, weights, self._next_panel())
@@ -389,10 +390,12 @@ class _Block:
         return I64(inner * int(row_of_tiles(p)) * self.o.r.pixel)  # type: ignore[arg-type]
 
     def _starts(self) -> Any:
-        """What the sums begin with; times the zero point where only the run knows it."""
+        """What the epilogue adds to the sums, a number per column: times the zero point where only
+        the run knows it. None: nothing. (To load a register with these takes as long as one of
+        tiles, and blocks of few steps have not many of them.)"""
         o, b = self.o, self.b
         if o.zero_arg < 0:
-            return self.w
+            return self.w if o.starts else None
         byte = b.load(argument(b, self.args, o.zero_arg), typ=I8)
         zero = b.sext(byte, I32) if o.p.x_signed else b.zext(byte, I32)
         vt = ir.VectorType(I32, ROWS)
@@ -567,6 +570,10 @@ class _Block:
                 o.epilogue.bind_channels(em, Shifted(self.k, first), n * lanes)
                 vt = ir.VectorType(o.acc, n * lanes)
                 sums = b.load(self._sums_at(i, pixel, first), typ=vt, align=4)
+                if self.starts is not None:
+                    at = before.gep(self.starts, [I64(4 * first)], source_etype=I8)
+                    start = before.load(at, typ=vt, align=4)
+                    sums = b.fadd(sums, start) if o.acc == F32 else b.add(sums, start)
                 em.push(b)
                 o.epilogue.bind_pixel(em, b.add(place[-1], pixel))
                 o.epilogue.finish(em, sums, self.channels - first)

@@ -329,21 +329,28 @@ class IntEpilogue(Epilogue):
         em.pop()
 
 
-    def touch_run(self, em: Any, x: Any, share: Any, count: int, level: int) -> None:
+    def touch_run(self, em: Any, x: Any, share: Any, count: int, level: int, out: bool) -> None:
         """Prefetches the ``share``-th ``count`` elements, from pixel ``x`` on, of what the stage
-        reads at its own place, into a level of caches (see `vecmath.prefetch`)."""
+        reads at its own place, into a level of caches (see `vecmath.prefetch`).
+
+        Args:
+            out: Also of what it writes.
+        """
         channel, b = self._channel(), em.builder
         if channel is None:
             return
         em.push(b)
         self.bind_pixel(em, x)
         em.bind(channel, I64(0))
-        for load in self.own_loads():
-            flat = em.lowerer.lower(load)
-            size = count * load.dtype.size
-            at = b.gep(em.place(flat.value, flat.at), [b.mul(share, I64(size))], source_etype=V.I8)
+        runs = [(ld.value, em.lowerer.lower(ld).at, False) for ld in self.own_loads()]
+        if out:
+            index = [em.lowerer.lower(v) for v in self.stage.vars]
+            runs.append((self.stage.out, em.lowerer.flat(self.stage.out, index), True))
+        for value, flat, write in runs:
+            size = count * value.dtype.size
+            at = b.gep(em.place(value, flat), [b.mul(share, I64(size))], source_etype=V.I8)
             for byte in range(0, size, _LINE):
-                V.prefetch(b, b.gep(at, [I64(byte)], source_etype=V.I8), level)
+                V.prefetch(b, b.gep(at, [I64(byte)], source_etype=V.I8), level, write)
         em.pop()
 
 

@@ -29,7 +29,16 @@ from .folding import FoldingBuilder
 from .isa import Isa
 from .tile_copy import TileCopy
 from .tile_ir import ROW_BYTES, ROWS, TileUnit
-from .tile_problem import Blocks, gather, pack, reading, row_of_tiles, tile_height, tile_rows
+from .tile_problem import (
+    Blocks,
+    gather,
+    pack,
+    reading,
+    row_of_tiles,
+    tile_height,
+    tile_rows,
+    writes_far,
+)
 from .vecmath import F32, I8, I32, I64
 
 _THREAD_FLOPS = 2_000_000  # some 2 µs of work
@@ -512,10 +521,10 @@ class _Block:
     def _touch(self) -> None:
         """What the epilogue will read beside the sums comes nearer while they are made."""
         o, b = self.o, self.b
-        if not o.epilogue.own_loads():
-            return
         if o.t.rows == o.t.ms and not o.t.channels_first and o.p.flat:
             self._touch_next()
+            return
+        if not o.epilogue.own_loads():
             return
         for image, place in self.places:
             with self._pixels() as (before, pixel):
@@ -527,8 +536,8 @@ class _Block:
 
     def _touch_next(self) -> None:
         """Where all panels of the same pixels follow each other, those of the next pixels are one
-        run of memory: each panel asks for its share, line by line, which the CPU's own
-        prefetching takes up."""
+        run of memory, to be read or written: each panel asks for its share, line by line, which
+        the CPU's own prefetching takes up."""
         o, b = self.o, self.b
         image, place = self.places[0]
         o.epilogue.enter(b, self.args)
@@ -536,7 +545,8 @@ class _Block:
         pixel = b.mul(b.add(self.row, I64(self.ms)), self.height)
         panel = b.sdiv(self.k, I64(o.t.nr))
         near = o.t.ms * ROWS * o.p.k * o.p.out.dtype.size <= _NEAR
-        o.epilogue.touch_run(em, pixel, panel, o.t.ms * ROWS * o.t.nr, 3 if near else 2)
+        far = writes_far(o.p)
+        o.epilogue.touch_run(em, pixel, panel, o.t.ms * ROWS * o.t.nr, 3 if near else 2, far)
 
     @contextmanager
     def _pixels(self) -> Iterator[tuple[Any, Any]]:

@@ -28,6 +28,7 @@ from .tile_problem import (
     reading,
     row_of_tiles,
     tile_rows,
+    writes_far,
 )
 
 _SHAPES = ((2, 2), (4, 1), (1, 4), (2, 1), (1, 2), (1, 1))
@@ -143,7 +144,9 @@ def blocks(p: Any, device: Any) -> list[Blocks]:
         choices.append(replace(choices[0], ahead=False))
     if p.flat and p.groups == 1 and isinstance(rows, int) and _read_often(p, choices[0].nt):
         choices.insert(1, replace(choices[0], tiled=True))
-    if p.flat and isinstance(rows, int) and not late and _reads_beside(p):
+    if p.flat and isinstance(rows, int) and not late and (
+        _reads_beside(p) or writes_far(p)
+    ):
         choices.insert(0, replace(made(plain[0], False), rows=plain[0][0]))
     if may_gather(p):
         gather(p)

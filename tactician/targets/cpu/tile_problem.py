@@ -26,6 +26,8 @@ from .tile_ir import ROW_BYTES, ROWS
 Array = np.ndarray[Any, Any]
 _FEWER = 0.75  # of the rows of tiles, where gathering pays
 _MOST_GATHERED = 1 << 20  # bytes
+_FAR = 1 << 19  # bytes
+_FEW_STEPS = 8
 _LANE = 4  # bytes that meet in one element of the sums
 
 
@@ -243,3 +245,12 @@ def tile_height(p: Any) -> int:
     """Pixels of a tile, where rows are known: as even as can be."""
     row = int(row_of_tiles(p))  # type: ignore[arg-type]
     return -(-row // -(-row // ROWS))
+
+
+def writes_far(p: Any) -> bool:
+    """Whether the result is too large to stay in a cache near the core from run to run, and its
+    sums are made of few steps, which storing may take longer than."""
+    pixels = p.images * D.product(a.out for a in p.axes)
+    if not isinstance(pixels, int) or p.c * p.x.dtype.size * p.shape.taps > _FEW_STEPS * ROW_BYTES:
+        return False
+    return pixels * p.k * p.out.dtype.size > _FAR

@@ -12,6 +12,7 @@ from tactician.ir.dtypes import dtype
 from tactician.targets.cpu.bf16_conv import Bf16Contraction
 from tactician.targets.cpu.conv_direct import DirectConvolution
 from tactician.targets.cpu.conv_gemm import ConvGemm
+from tactician.targets.cpu.conv_product import ProductConvolution
 from tactician.targets.cpu.isa import Isa
 from tactician.targets.cpu.toolchain import toolchain
 
@@ -44,7 +45,7 @@ def with_dots(monkeypatch):
     """This machine as one with dot products of bf16, which are spelled out."""
     isa = replace(HOST, bf16_dot=True)
     monkeypatch.setattr(Isa, "host", staticmethod(lambda: isa))
-    for other in (DirectConvolution, ConvGemm):
+    for other in (DirectConvolution, ConvGemm, ProductConvolution):
         monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
 
 
@@ -66,7 +67,7 @@ def test_dot_products(with_dots, x, w, attrs):
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 @pytest.mark.parametrize("x, w, attrs", CASES, ids=str)
 def test_narrow_storage(monkeypatch, kind, x, w, attrs):
-    for other in (ConvGemm, Bf16Contraction):
+    for other in (ConvGemm, ProductConvolution, Bf16Contraction):
         monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
     check_conv(x, w, kind, "conv_direct", **attrs)
 

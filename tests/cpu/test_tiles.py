@@ -16,6 +16,7 @@ from tactician.targets.cpu import tile_conv
 from tactician.targets.cpu.bf16_conv import Bf16Contraction
 from tactician.targets.cpu.conv_direct import DirectConvolution
 from tactician.targets.cpu.conv_gemm import ConvGemm
+from tactician.targets.cpu.conv_product import ProductConvolution
 from tactician.targets.cpu.gemm import Gemm
 from tactician.targets.cpu.int_conv import IntContraction
 from tactician.targets.cpu.int_winograd import IntWinograd
@@ -106,7 +107,8 @@ def tiled(monkeypatch):
     """This machine as one with tiles, and without other tactics for what they do."""
     isa = replace(HOST, **WIDE)
     monkeypatch.setattr(Isa, "host", staticmethod(lambda: isa))
-    for other in (DirectConvolution, ConvGemm, Bf16Contraction, IntContraction, IntWinograd, Gemm):
+    others = (DirectConvolution, ConvGemm, ProductConvolution, Bf16Contraction, IntContraction)
+    for other in (*others, IntWinograd, Gemm):
         monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
     return isa
 

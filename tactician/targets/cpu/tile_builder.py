@@ -337,7 +337,7 @@ class _Block:
         self.starts = self._starts()
         for i in range(self.ms):
             for j in range(self.nt):
-                unit.zero(b, self.state, self._sum(i, j))
+                unit.clear(b, self.state, self._sum(i, j))
         self._touch()
         weights = b.gep(self.w, [I64(o.t.nt * ROW_BYTES)], source_etype=I8)
         self._taps(0, tiles, weights, self._next_panel())

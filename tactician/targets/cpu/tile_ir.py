@@ -70,13 +70,6 @@ class TileUnit:
         if self.real:
             b.call(self._declared("tilerelease", []), [])
 
-    def zero(self, b: ir.IRBuilder, state: Any, tile: int) -> None:
-        """Clears a register."""
-        if self.real:
-            b.call(self._declared("tilezero", [I8]), [I8(tile)])
-        else:
-            b.call(self._emulated("tile_zero", [PTR, I64], _zero), [state, I64(tile)])
-
     def load(self, b: ir.IRBuilder, state: Any, tile: int, at: Any, stride: Any) -> None:
         """Fills a register with rows ``stride`` bytes apart."""
         if self.real:
@@ -184,12 +177,6 @@ def _configure(b: ir.IRBuilder, args: Any) -> None:
         _faults(b, b.icmp_unsigned(">", rows, I64(ROWS)))
         _faults(b, b.icmp_unsigned(">", width, I64(ROW_BYTES)))
         _clear(b, state, tile.index)
-
-
-def _zero(b: ir.IRBuilder, args: Any) -> None:
-    state, tile = args
-    _faults(b, b.icmp_signed("==", b.mul(_rows(b, state, tile), _width(b, state, tile)), I64(0)))
-    _clear(b, state, tile)
 
 
 def _load(b: ir.IRBuilder, args: Any) -> None:

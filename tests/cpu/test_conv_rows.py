@@ -13,7 +13,7 @@ from tactician.ops import emit
 from tactician.regions.fuse import fuse
 from tactician.regions.layout import assign_layouts
 from tactician.targets.cpu.conv_common import Problem
-from tactician.targets.cpu.conv_rows import RowConvolution, _choices
+from tactician.targets.cpu.conv_rows import RowConvolution, choices
 from tactician.targets.cpu.isa import Isa
 
 torch = pytest.importorskip("torch")
@@ -94,7 +94,7 @@ class Case:
 def distinct(case, device):
     """Candidates that differ in how many rows share vectors, in taps or in vectors of a tile."""
     found = {}
-    for t in _choices(Problem(case.region), device):
+    for t in choices(Problem(case.region), device):
         found.setdefault((t.share, min(t.taps, 3), t.vectors), t)
     assert len({t.share for t in found.values()}) > 1
     return list(found.values())
@@ -119,7 +119,7 @@ def test_geometry(share, attrs):
     device = device_of()
     for height, last in ((17, True), (12, False)):
         case = Case((1, 3, height, 21), (12, 3, 3, 5), last=last, **attrs)
-        fit = [t for t in _choices(Problem(case.region), device) if t.share == share]
+        fit = [t for t in choices(Problem(case.region), device) if t.share == share]
         for candidate in fit[:: max(1, len(fit) // 3)]:
             case.check(device, candidate)
 
@@ -130,7 +130,7 @@ def test_rows_of_an_item(rows_of_item):
     device = device_of()
     for height in (1, 2, 7, 10, 23):
         case = Case((1, 4, height, 9), (6, 4, 3, 3), pre=(1, 1), post=(1, 1))
-        for t in distinct(case, device) if height > 1 else _choices(Problem(case.region), device):
+        for t in distinct(case, device) if height > 1 else choices(Problem(case.region), device):
             case.check(device, replace(t, rows=rows_of_item), threads=3)
 
 

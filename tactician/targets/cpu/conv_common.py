@@ -217,6 +217,10 @@ class Epilogue:
         """Takes the operands' addresses as they are instead."""
         self._pointers = pointers
 
+    def place(self, value: Value, address: Any) -> None:
+        """Gives an operand, or the result, an address that is no argument of the kernel."""
+        self._pointers[value] = address
+
     def at(self, b: ir.IRBuilder, dims: Any, image: Any, outer: Sequence[Any]) -> Emitter:
         """An emitter for pixels of which all coordinates but the last are known."""
         em = Emitter(

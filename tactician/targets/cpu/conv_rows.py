@@ -14,6 +14,7 @@ Floor per layer: ``2 * pixels * K * C * taps`` operations at the core's FMA peak
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,11 @@ from ...tactics.kernel import Kernel, SourceCache
 from ...tactics.tactic import Tactic, register_tactic
 from .conv_common import Problem, single, stored_last, unsuited
 from .conv_rows_ir import Builder, Rows, Source, source_of
+from .isa import Isa
 
 _THREAD_FLOPS = 100_000  # see `conv_direct`
-_FEW = 64  # channels at most, or
-_FEW_VECTORS = 4  # so many vectors of them
+_FEW_VECTORS = 4  # that the channels fill at most,
+_FEW, _FEWER = 64, 8  # unless so many come out at most of so few
 _MOST_ROWS = 16  # rows of an item per sharing row, where the image is large
 _MOST_COPIED = 3  # of the second cache's bytes, as a part: what an item may copy
 _LATENCY = 4  # cycles from one multiply-add to the next on its sum
@@ -64,26 +66,31 @@ class RowConvolution(Tactic):
             return "needs one or two spatial dimensions"
         if p.x_channel == 1 and p.pitch != p.channels:
             return "pixels of the input are not side by side"
-        return None if next(_choices(p, device), None) else "a row of the input is too long to copy"
+        return None if next(choices(p, device), None) else "a row of the input is too long to copy"
 
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
         p = Problem(region)
-        ranked = sorted(_choices(p, device), key=lambda t: _cycles(p, t, device))
+        ranked = sorted(choices(p, device), key=lambda t: _cycles(p, t, device))
         return ranked[:8]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
-        p, t = Problem(region), candidate
-        builder = Builder(p, t, device.isa, _pack(p, t))
-        key = f"{device.isa.fingerprint} {t!r} {signature(region)}"
-        source, dims = _SOURCES.get(key, builder.generate)
-        flops = p.images * D.product(a.out for a in p.axes) * (2 * p.k * p.c * p.shape.taps)
-        work = builder.work()
-        item = D.floor_div(flops, work)
-        size = item if isinstance(item, int) else 2 * t.rows * t.share * p.k * p.c * 64
-        return Kernel(
-            symbol=builder.symbol, source=source, args=tuple(builder.args), dims=dims, work=work,
-            grain=max(1, _THREAD_FLOPS // max(size, 1)), flops=flops, scratch=builder.scratch(),
-        )  # fmt: skip
+        p = Problem(region)
+        return kernel_of(Builder(p, candidate, device.isa, pack(p, candidate)), region, device)
+
+
+def kernel_of(builder: Builder, region: Region, device: Any) -> Kernel:
+    """What a builder builds."""
+    p, t = builder.p, builder.t
+    key = f"{device.isa.fingerprint} {t!r} {signature(region)}"
+    source, dims = _SOURCES.get(key, builder.generate)
+    flops = p.images * D.product(a.out for a in p.axes) * (2 * p.k * p.c * p.shape.taps)
+    work = builder.work()
+    item = D.floor_div(flops, work)
+    size = item if isinstance(item, int) else 2 * t.rows * t.share * p.k * p.c * 64
+    return Kernel(
+        symbol=builder.symbol, source=source, args=tuple(builder.args), dims=dims, work=work,
+        grain=max(1, _THREAD_FLOPS // max(size, 1)), flops=flops, scratch=builder.scratch(),
+    )  # fmt: skip
 
 
 def _unsuited(region: Region, device: Any) -> str | None:
@@ -99,8 +106,8 @@ def _unsuited(region: Region, device: Any) -> str | None:
         return f"an input of {x.dtype}"
     if node.attrs.groups > 1:
         return "channels come in groups"
-    lanes, k = device.isa.lanes(32), int(w.dims[0])  # type: ignore[arg-type]
-    if k > max(_FEW, _FEW_VECTORS * lanes):
+    lanes, (k, c) = device.isa.lanes(32), (int(d) for d in w.dims[:2])  # type: ignore[arg-type]
+    if k > _FEW_VECTORS * lanes and (k > _FEW or c > _FEWER):
         return f"{k} channels fill many vectors"
     if lanes < 4 or k == 1:
         return "needs several channels and vectors of at least four"
@@ -115,9 +122,16 @@ def _unsuited(region: Region, device: Any) -> str | None:
 # --- candidates ------------------------------------------------------------------------------
 
 
-def _choices(p: Problem, device: Any) -> Iterator[Rows]:
-    """All tiles that fit the machine."""
-    isa = device.isa
+def choices(p: Problem, device: Any) -> Iterator[Rows]:
+    """All tiles that fit the machine, with rows for all threads."""
+    for t in tiles(p, device.isa):
+        rows = _rows(p, t, device)
+        if rows:
+            yield replace(t, rows=rows)
+
+
+def tiles(p: Problem, isa: Isa) -> Iterator[Rows]:
+    """All tiles that fit the registers, of items of one row."""
     lanes, room = isa.lanes(32), isa.vector_registers - 1
     row, column = _two(p)
     for share in _shares(row, lanes):
@@ -125,12 +139,8 @@ def _choices(p: Problem, device: Any) -> Iterator[Rows]:
         for nv in sorted({min(vectors, n) for n in (1, 2, 3, 4)}):
             for taps in _groups(column.window):
                 for pixels in _widths(column.out, (room - 1 - taps * nv) // nv):
-                    if pixels * taps * nv > _WRITTEN_OUT:
-                        continue
-                    t = Rows(share, pixels, nv, taps, lanes, 1)
-                    rows = _rows(p, t, device)
-                    if rows:
-                        yield Rows(share, pixels, nv, taps, lanes, rows)
+                    if pixels * taps * nv <= _WRITTEN_OUT:
+                        yield Rows(share, pixels, nv, taps, lanes, 1)
 
 
 def _shares(row: Axis, lanes: int) -> list[int]:
@@ -172,7 +182,7 @@ def _rows(p: Problem, t: Rows, device: Any) -> int:
     fit = [n for n in fit if n == 1 or (n - 1) * t.share < height]
     if not fit:
         return 0
-    compute, copy = _row_cycles(p, t, device), _copy_cycles(p, t)
+    compute, copy = row_cycles(p, t, device), copy_cycles(p, t)
 
     def busiest(n: int) -> float:
         items = p.images * -(-height // (n * t.share))
@@ -181,7 +191,7 @@ def _rows(p: Problem, t: Rows, device: Any) -> int:
     return min(reversed(fit), key=busiest)
 
 
-def _row_cycles(p: Problem, t: Rows, device: Any) -> float:
+def row_cycles(p: Problem, t: Rows, device: Any) -> float:
     """Modelled cycles of a row of register tiles of all channels."""
     _, column = _two(p)
     width = column.out if isinstance(column.out, int) else 4 * t.pixels
@@ -202,7 +212,7 @@ def _row_cycles(p: Problem, t: Rows, device: Any) -> float:
     return total
 
 
-def _copy_cycles(p: Problem, t: Rows) -> float:
+def copy_cycles(p: Problem, t: Rows) -> float:
     """Modelled cycles of a copied row."""
     source = source_of(p, t)
     if not source.copies or not isinstance(source.row_bytes, int):
@@ -219,7 +229,7 @@ def _cycles(p: Problem, t: Rows, device: Any) -> float:
     items = images * -(-height // (t.rows * t.share))
     busiest = -(-items // device.threads)
     return busiest * (
-        t.rows * _row_cycles(p, t, device) + source.rows(t.rows) * _copy_cycles(p, t)
+        t.rows * row_cycles(p, t, device) + source.rows(t.rows) * copy_cycles(p, t)
     )
 
 
@@ -230,7 +240,7 @@ def _two(p: Problem) -> tuple[Axis, Axis]:
 # --- weights ---------------------------------------------------------------------------------
 
 
-def _pack(p: Problem, t: Rows) -> np.ndarray[Any, Any]:
+def pack(p: Problem, t: Rows) -> np.ndarray[Any, Any]:
     """Weights as ``[block][bias +][rows of the window][groups of taps][C][taps][vectors][lanes]``,
     zero-padded, every channel in as many lanes as rows share a vector."""
     w = p.w.const

@@ -36,6 +36,7 @@ class Rows:
         taps: Taps of a row of the window that are done at once.
         lanes: Of a vector.
         rows: Rows of a work item for each that shares a vector.
+        pooled: Rows of pooled results of an item, if results are pooled.
     """
 
     share: int
@@ -44,9 +45,11 @@ class Rows:
     taps: int
     lanes: int
     rows: int
+    pooled: int = 0
 
     def __str__(self) -> str:
-        return f"{self.pixels}x{self.vectors} of {self.share} rows, {self.taps} taps, r{self.rows}"
+        text = f"{self.pixels}x{self.vectors} of {self.share} rows, {self.taps} taps, r{self.rows}"
+        return f"{text}, {self.pooled} pooled" if self.pooled else text
 
     @property
     def each(self) -> int:
@@ -160,7 +163,7 @@ class Builder:
 
     def work(self) -> D.DimLike:
         """Number of items."""
-        return self.p.images * self._row_blocks()
+        return self.p.images * self.row_blocks()
 
     def scratch(self) -> D.DimLike:
         """Bytes of scratch: the copy, and a row of zeros for what is above and below."""
@@ -168,8 +171,25 @@ class Builder:
             return 0
         return self.source.row_bytes * self._copied_rows() + self._source_row() * 4
 
-    def _row_blocks(self) -> D.DimLike:
+    def row_blocks(self) -> D.DimLike:
+        """Number of items of an image."""
         return D.ceil_div(self.row.out, self.t.rows * self.t.share)
+
+    def bounds(self, number: Any) -> tuple[Any, Any]:
+        """First output row of an item, and the first behind it."""
+        top = self.b.mul(number, I64(self.t.rows * self.t.share))
+        return top, self.size(self.row.out)
+
+    def results(self, image: Any, top: Any) -> Any:
+        """What tiles are told of where results go, for an item."""
+        return ir.Constant(PTR, None)
+
+    def enter(self, fn: ir.Function) -> None:
+        """Loads addresses in a tile's first block."""
+        self.epilogue.enter(self.b, fn.args[2])
+
+    def finish(self, image: Any, number: Any, results: Any) -> None:
+        """What is left to do when all tiles of an item are done."""
 
     def _copied_rows(self) -> int:
         return self.source.rows(self.t.rows)
@@ -186,7 +206,7 @@ class Builder:
         fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), self.symbol)
         args, dims, begin, end, scratch = fn.args
         self.b = b = FoldingBuilder(fn.append_basic_block("entry"))
-        self.fn_args, self.fn_dims = args, dims
+        self.fn_args, self.fn_dims, self.fn_scratch = args, dims, scratch
         self.size = lambda d: self.sizes.value(self.b, dims, d)
         self.x_at, self.weights = argument(b, args, 0), argument(b, args, 1)
         if self.source.copies:
@@ -194,15 +214,16 @@ class Builder:
             rows = I64(self._copied_rows())
             self.zeros = self._at(scratch, b.mul(rows, self.size(self.source.pitch)))
             self._fill(self.zeros, I64(0), self.size(self._source_row()))
-        blocks = self.size(self._row_blocks())
+        blocks = self.size(self.row_blocks())
         with Loop(b, begin, end) as item:
-            top = b.mul(b.srem(item.index, blocks), I64(self.t.rows * self.t.share))
-            self._item(b.sdiv(item.index, blocks), top)
+            self._item(b.sdiv(item.index, blocks), b.srem(item.index, blocks))
         b.ret_void()
         return str(self.module), tuple(self.sizes.dims)
 
-    def _item(self, image: Any, top: Any) -> None:
+    def _item(self, image: Any, number: Any) -> None:
         b, p, t, size = self.b, self.p, self.t, self.size
+        top, end = self.bounds(number)
+        results = self.results(image, top)
         in_row = b.mul(size(self.column.size), I64(p.c))
         x = self._at(self.x_at, b.mul(image, b.mul(size(self.row.size), in_row)))
         if self.source.copies:
@@ -211,7 +232,7 @@ class Builder:
         else:
             down = b.mul(top, I64(self.row.stride))
             x = self._at(x, b.mul(down, size(self.source.pitch)))
-        rows = least(b, I64(t.rows), b.sub(size(self.row.out), top))
+        rows = least(b, I64(t.rows), b.sub(end, top))
         whole, rest = divmod(p.k, t.channels)
         for count, first, last in ((t.channels, 0, whole), (rest, whole, whole + bool(rest))):
             if first == last:
@@ -221,9 +242,11 @@ class Builder:
                 k = b.mul(block.index, I64(t.channels))
                 down = b.mul(row.index, I64(self.row.stride))
                 line = self._at(x, b.mul(down, size(self.source.pitch)))
-                self._line(line, w, image, b.add(top, row.index), k, count)
+                at = [image, b.add(top, row.index), end, results]
+                self._line(line, w, k, count, at)
+        self.finish(image, number, results)
 
-    def _line(self, line: Any, w: Any, image: Any, y: Any, k: Any, channels: int) -> None:
+    def _line(self, line: Any, w: Any, k: Any, channels: int, where: list[Any]) -> None:
         """Tiles of one row: the last begins where a whole one fits; where the width is known only
         at run time, single pixels follow the whole ones."""
         b, width, pixels = self.b, self.column.out, self.t.pixels
@@ -231,7 +254,7 @@ class Builder:
 
         def call(count: int, column: Any) -> None:
             at = self._at(line, b.mul(column, I64(step)))
-            values = [at, w, self.fn_args, self.fn_dims, image, y, column, k]
+            values = [at, w, self.fn_args, self.fn_dims, column, k, *where]
             b.call(self._tile(count, channels), values)
 
         if isinstance(width, int):
@@ -302,7 +325,7 @@ class Builder:
 
     def _tile(self, pixels: int, channels: int) -> ir.Function:
         if (pixels, channels) not in self.tiles:
-            kind = ir.FunctionType(ir.VoidType(), [PTR] * 4 + [I64] * 4)
+            kind = ir.FunctionType(ir.VoidType(), [PTR] * 4 + [I64] * 5 + [PTR])
             fn = ir.Function(self.module, kind, f"rows_{pixels}x{channels}")
             fn.linkage = "internal"
             fn.attributes.add("noinline")
@@ -316,16 +339,16 @@ class Builder:
 
     def _tile_body(self, fn: ir.Function, pixels: int, channels: int) -> None:
         b, t, p = self.b, self.t, self.p
-        x, w, args = fn.args[:3]
+        x, w = fn.args[:2]
         nv = -(-channels // t.each)
-        self.epilogue.enter(b, args)
+        self.enter(fn)
         self.pitch, self.apart = self.size(self.source.pitch), self.size(self.source.channel)
         sums = [ir.Constant(self.vt, None)] * nv
         if p.bias is not None:
             sums = [self._vector(w, v * t.lanes) for v in range(nv)]
             w = self._at(w, I64(t.vectors * t.lanes))
         step = self.column.window * p.c * t.vectors * t.lanes
-        first, last = self._window_rows(fn.args[5])
+        first, last = self._window_rows(fn.args[7])
         with Loop(b, first, last, carried=sums * pixels) as row:
             line = self._at(x, b.mul(b.mul(row.index, I64(self.row.dilation)), self.pitch))
             weights = self._at(w, b.mul(row.index, I64(step)))
@@ -401,13 +424,12 @@ class Builder:
     def _store(self, sums: list[Any], fn: ir.Function, pixels: int, channels: int) -> None:
         """The epilogue, row by row of those that share vectors and exist."""
         b, t = self.b, self.t
-        _, _, _, dims, image, y, column, k = fn.args
+        dims, column, k, image, y, end = fn.args[3:9]
         nv = len(sums) // pixels
         outer = len(self.p.axes) > 1
         for j in range(t.share):
             row = b.add(y, I64(j * t.rows))
-            exists = b.icmp_signed("<", row, self.size(self.row.out))
-            with b.if_then(exists):
+            with b.if_then(b.icmp_signed("<", row, end)):
                 em = self.epilogue.at(b, dims, image, [row] if outer else [])
                 for i in range(pixels):
                     pieces = self._of_row(sums[i * nv : i * nv + nv], j)

@@ -20,7 +20,7 @@ engine({{"image": np.zeros((1, 1, 28, 28), np.float32)}})
     [
         ("0", [], ["==="]),
         ("1", ["steps (", "arena"], ["GFLOP/s"]),
-        ("2", ["GFLOP/s", "conv_direct"], ["not gemm"]),
+        ("2", ["GFLOP/s", "conv_"], ["not gemm"]),
         ("3", ["not gemm: not a matrix product"], ["graph "]),
         ("5", ["after import", "graph ", "define void", "GB/s"], []),
     ],

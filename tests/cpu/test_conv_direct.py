@@ -23,9 +23,10 @@ def only_direct(monkeypatch):
     """Keeps the competing tactics out of the way."""
     from tactician.targets.cpu.conv_dots import DotConvolution
     from tactician.targets.cpu.conv_product import ProductConvolution
+    from tactician.targets.cpu.conv_rows import RowConvolution
     from tactician.targets.cpu.winograd import WinogradConvolution
 
-    for other in (DotConvolution, ProductConvolution, WinogradConvolution):
+    for other in (DotConvolution, ProductConvolution, RowConvolution, WinogradConvolution):
         monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
 
 

@@ -19,9 +19,10 @@ HALF = CpuDevice().isa.lanes(32) // 2
 def only_dots(monkeypatch):
     """Keeps the competing tactics out of the way."""
     from tactician.targets.cpu.conv_direct import DirectConvolution
+    from tactician.targets.cpu.conv_rows import RowConvolution
     from tactician.targets.cpu.winograd import WinogradConvolution
 
-    for other in (DirectConvolution, WinogradConvolution):
+    for other in (DirectConvolution, RowConvolution, WinogradConvolution):
         monkeypatch.setattr(other, "refuse", lambda *_: "switched off")
 
 

@@ -41,6 +41,7 @@ _PER_RESULT = 4  # cycles that a vector of results takes for each row in it
 _PER_COPY = 2  # cycles that a copied vector takes
 _PER_TILE = 30  # cycles of a tile's call
 _WRITTEN_OUT = 400  # multiply-adds in the body of a tile's inner loop at most
+_MOST = 4  # candidates
 _SOURCES = SourceCache()
 
 
@@ -71,7 +72,7 @@ class RowConvolution(Tactic):
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
         p = Problem(region)
         ranked = sorted(choices(p, device), key=lambda t: _cycles(p, t, device))
-        return ranked[:8]
+        return ranked[:_MOST]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         p = Problem(region)

@@ -32,6 +32,7 @@ _PLAIN = RowConvolution()
 _MOST_COPIED = 3  # see `conv_rows`
 _WRITTEN_OUT = 16  # elements of a window that are written out at most
 _MOST_AGAIN = 1.1  # times as many rows may be computed as there are
+_MOST = 4  # candidates
 _ALIGNED = 64
 
 
@@ -55,7 +56,7 @@ class PooledRowConvolution(Tactic):
 
     def candidates(self, region: Region, device: Any) -> Sequence[Hashable]:
         first, rest = region.parts
-        return _choices(first, rest, device)[:8]
+        return _choices(first, rest, device)[:_MOST]
 
     def build(self, region: Region, candidate: Any, device: Any) -> Kernel:
         first, rest = region.parts

@@ -109,3 +109,29 @@ def test_results_that_others_read_are_written(monkeypatch):
 def test_recomputing_many_rows_is_refused(monkeypatch):
     """Where few rows fit near and windows overlap, both layers stay by themselves."""
     check(monkeypatch, (1, 3, 64, 512), (64, 3, 7, 7), window=(3, 3), pre=(1, 1), tactic="none")
+
+
+def test_pooled_results_side_by_side():
+    """What is added behind the pooling; results that are parts of a concatenation."""
+    g = Graph("t")
+    x, r = g.add_input("x", "f32", (1, 4, 12, 14)), g.add_input("r", "f32", (1, 8, 6, 7))
+    feeds = {v.name: RNG.standard_normal(v.dims).astype("f4") for v in (x, r)}
+    made, want = [], []
+    for n in range(2):
+        w = RNG.standard_normal((8, 4, 3, 3)).astype("f4")
+        y = emit(g, "convolution", [x, g.constant(w)], f"conv{n}", pre=(1, 1), post=(1, 1)).output
+        y = emit(g, "pooling", [y], f"pool{n}", fn="max", window=(2, 2), stride=(2, 2)).output
+        z = torch.nn.functional.conv2d(torch.from_numpy(feeds["x"]), torch.from_numpy(w), padding=1)
+        z = torch.nn.functional.max_pool2d(z, 2)
+        if n:
+            y = emit(g, "binary", [y, r], "sum", fn="add").output
+            z = z + torch.from_numpy(feeds["r"])
+        made.append(y)
+        want.append(z)
+    y = emit(g, "concat", made, "both", axis=1).output
+    one = RNG.standard_normal((16, 16, 1, 1)).astype("f4")
+    g.outputs = [emit(g, "convolution", [y, g.constant(one)], "behind").output]
+    (got,), tactics = run(g, feeds, 0)
+    assert "conv_rows_pool" in tactics
+    expected = torch.nn.functional.conv2d(torch.cat(want, 1), torch.from_numpy(one)).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())

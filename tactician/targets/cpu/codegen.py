@@ -16,6 +16,7 @@ from ...ir import dims as D
 from ...ir.dims import DimLike
 from . import vecmath as V
 from .isa import Isa
+from .printer import text_of
 from .vecmath import I8, I64, PTR
 
 Num: TypeAlias = "int | ir.Value"
@@ -74,7 +75,7 @@ class Gen:
         """Ends the function; the module's text."""
         self.b.ret_void()
         self._head().branch(self._body)
-        return str(self.module)
+        return text_of(self.module)
 
     # --- sizes ---------------------------------------------------------------------------
 

@@ -26,6 +26,8 @@ from .conv_ir import F32, I64, PTR, Loop, MicroKernel, Stream, Tile
 from .emitter import Shifted
 from .folding import FoldingBuilder
 from .isa import Isa
+from .packing import pack_windows
+from .printer import text_of
 
 _THREAD_FLOPS = 100_000  # some 3 µs of work: a spinning worker begins within half a µs
 _FLAT_TILES = 16  # most tiles in a row of a flattened 1x1 convolution
@@ -295,7 +297,7 @@ class Builder:
         types = [PTR, PTR, I64, I64, PTR]
         fn = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
         self._main(fn)
-        return str(self.module), tuple(self.sizes.dims)
+        return text_of(self.module), tuple(self.sizes.dims)
 
     def _grain(self, flops: D.DimLike, work: D.DimLike) -> int:
         """Items that make it worth waking another thread."""
@@ -561,16 +563,5 @@ def _pack(p: Problem, t: Tile) -> np.ndarray[Any, Any]:
     """Weights as ``[K / nr][bias nr +] [taps][C][nr]``, zero-padded; 64-byte aligned rows."""
     w = p.w.const
     assert w is not None
-    blocks = -(-p.k // t.nr)
-    padded = np.zeros((blocks * t.nr, p.c, p.shape.taps), np.float32)
-    padded[: p.k] = w.reshape(p.k, p.c, p.shape.taps)
-    rows = padded.reshape(blocks, t.nr, p.c, p.shape.taps).transpose(0, 3, 2, 1)
-    flat = rows.reshape(blocks, -1)
-    if p.bias is not None:
-        assert p.bias.const is not None
-        bias = np.zeros(blocks * t.nr, np.float32)
-        bias[: p.k] = p.bias.const
-        flat = np.concatenate([bias.reshape(blocks, t.nr), flat], axis=1)
-    return np.ascontiguousarray(flat)
-
-
+    bias = None if p.bias is None else p.bias.const
+    return pack_windows(w.reshape(p.k, p.c, p.shape.taps), bias, t.nr)

@@ -41,6 +41,7 @@ from .conv_common import (
 from .conv_ir import F32, I64, PTR, Loop, fused_multiply_add, load_lanes
 from .folding import FoldingBuilder
 from .isa import Isa
+from .printer import text_of
 
 _THREAD_FLOPS = 100_000  # see `conv_direct`
 _COLUMNS = 512  # output pixels of a row that are one work item at most
@@ -228,7 +229,7 @@ class _Builder:
             rb, image = b.srem(rest, row_blocks), b.sdiv(rest, row_blocks)
             self._item(image, b.mul(rb, I64(self.t.rows)), b.mul(cb, size(self._item_columns())))
         b.ret_void()
-        return str(self.module), tuple(self.sizes.dims)
+        return text_of(self.module), tuple(self.sizes.dims)
 
     def _item(self, image: Any, top: Any, left: Any) -> None:
         """All tiles of an item, which begins at the output pixel (``top``, ``left``)."""

@@ -16,7 +16,7 @@ from ...tactics.kernel import Kernel
 from ...tactics.operands import aligned_zeros
 from ...tactics.tuner import Device
 from .isa import Isa, physical_cores
-from .native import KERNEL, STEP_WORDS, aligned, default_pool
+from .native import KERNEL, STEP_WORDS, aligned, compile_walker, default_pool
 from .toolchain import LinkedCode, Toolchain, link, toolchain
 
 _REPEATS = 4  # runs per launch while timing, so that the launch itself doesn't count
@@ -63,6 +63,7 @@ class CpuDevice(Device):
         if symbol not in self._compiling:
             if self._workers is None:
                 self._workers = ThreadPoolExecutor(physical_cores(), "tactician-compile")
+                self._workers.submit(compile_walker)  # plans and timing need it, too
             self._compiling[symbol] = self._workers.submit(self.toolchain.compile, text)
         return symbol, self._compiling[symbol]
 

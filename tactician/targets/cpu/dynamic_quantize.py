@@ -22,6 +22,7 @@ from . import requantize
 from . import vecmath as V
 from .conv_common import RuntimeSizes, argument, least
 from .conv_ir import PTR, Loop
+from .printer import text_of
 from .vecmath import F32, I8, I16, I64
 
 _PART = 2048  # elements worth an item
@@ -100,7 +101,7 @@ class _Builder:
         b.ret_void()
         return Kernel(
             symbol="dynamic_quantize",
-            source=str(self.module),
+            source=text_of(self.module),
             args=self.args,
             dims=tuple(self.sizes.dims),
             work=2 * parts,

@@ -34,6 +34,7 @@ from .int_dot import Dot
 from .int_epilogue import IntEpilogue
 from .int_problem import IntProblem
 from .isa import Isa
+from .printer import text_of
 from .vecmath import F32, I8, I32, I64
 
 Array = np.ndarray[Any, Any]
@@ -255,7 +256,7 @@ class _Builder:
         each = products * (wide if isinstance(wide, int) else 32)
         return Kernel(
             symbol=name,
-            source=str(self.module),
+            source=text_of(self.module),
             args=tuple(self.args),
             dims=tuple(self.sizes.dims),
             work=work,

@@ -25,6 +25,7 @@ from .conv_common import RuntimeSizes, argument, least
 from .conv_ir import PTR, Loop
 from .emitter import Emitter
 from .loops import refusal
+from .printer import text_of
 from .vecmath import I8, I32, I64
 
 _MOST_CHANNELS = 4
@@ -116,7 +117,7 @@ def _build(region: Region, count: int, isa: Any) -> Kernel:
     b.ret_void()
     return Kernel(
         symbol="interleave",
-        source=str(module),
+        source=text_of(module),
         args=tuple(operands),
         dims=tuple(sizes.dims),
         work=D.product(out.dims[:2]),

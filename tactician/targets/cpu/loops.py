@@ -25,6 +25,7 @@ from . import affine as A
 from . import convert, lanes, loopnest, nest
 from . import vecmath as V
 from .emitter import Emitter
+from .printer import text_of
 from .reduction import lanes_for
 from .vecmath import I64, PTR
 
@@ -181,7 +182,7 @@ class KernelFrame:
     def finish(self) -> str:
         self.em.builder.ret_void()
         self.entry.branch(self._start)
-        return str(self.module)
+        return text_of(self.module)
 
 
 class _Builder:

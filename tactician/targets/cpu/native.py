@@ -54,9 +54,14 @@ class _Functions:
 def equip(program: Any) -> None:
     """Has a plan's program carry what spares the process that only runs it LLVM: the walker's
     object code under its `Toolchain.key`, and what LLVM says of this machine."""
-    ir = native_ir.generate(Isa.host().triple)
-    program.walker = toolchain().key(ir), toolchain().compile(ir)
+    program.walker = compile_walker()
     program.host = host_description()
+
+
+def compile_walker() -> tuple[str, bytes]:
+    """The walker's object code, after its key; what was compiled once is at hand."""
+    ir = native_ir.generate(Isa.host().triple)
+    return toolchain().key(ir), toolchain().compile(ir)
 
 
 def adopt_walker(key: str, code: bytes) -> None:

@@ -46,6 +46,25 @@ def pack_columns(b: Array, nr: int, lanes: int) -> Array:
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
+def pack_windows(w: Array, bias: Array | None, nr: int) -> Array:
+    """Weights of channels-last convolutions, ``[K, C, taps]``, as ``[K / nr][bias nr +][taps][C]
+    [nr]`` in f32, zero where the last block has no channels. Written once, as memory is slow to
+    touch for the first time."""
+    k, c, taps = w.shape
+    whole, rest = divmod(k, nr)
+    blocks, head = whole + (rest > 0), 0 if bias is None else nr
+    out = np.empty((blocks, head + taps * c * nr), np.float32)
+    if rest:
+        out[-1] = 0
+    body = out[:, head:].reshape(blocks, taps, c, nr)  # a view
+    body[:whole] = w[: whole * nr].reshape(whole, nr, c, taps).transpose(0, 3, 2, 1)
+    body[whole:, :, :, :rest] = w[whole * nr :].transpose(2, 1, 0)
+    if bias is not None:
+        out[:whole, :nr] = bias[: whole * nr].reshape(whole, nr)
+        out[whole:, :rest] = bias[whole * nr :]
+    return out
+
+
 def packed_columns(n: int, nr: int, lanes: int) -> int:
     """Columns that `pack_columns` stores for ``n``."""
     tail = n % nr

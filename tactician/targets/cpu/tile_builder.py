@@ -27,6 +27,7 @@ from .conv_ir import PTR, Loop
 from .emitter import Shifted
 from .folding import FoldingBuilder
 from .isa import Isa
+from .printer import text_of
 from .tile_copy import TileCopy
 from .tile_ir import ROW_BYTES, ROWS, TileUnit
 from .tile_problem import (
@@ -193,7 +194,7 @@ class TileBuilder:
                                 self._item(b, memory, one.index, row_blocks, rows)
         self.unit.release(b)
         b.ret_void()
-        return str(self.module), tuple(self.sizes.dims)
+        return text_of(self.module), tuple(self.sizes.dims)
 
     def _height(self, b: Any, size: Any) -> Any:
         """Pixels of a tile: as even as can be."""

@@ -115,11 +115,26 @@ def _target_machine(isa: Isa, jit: bool) -> Any:
     )
 
 
-class _PerThread(threading.local):
-    """Target machines are not thread safe, so each thread keeps its own."""
+class _Worker:
+    """What one thread compiles with, as none of it may be shared: a target machine, and passes
+    that clean up kernels."""
 
+    def __init__(self, isa: Isa):
+        llvm = _llvm()
+        self.machine = _target_machine(isa, jit=True)
+        self.layout = str(self.machine.target_data).encode()
+        options = llvm.create_pipeline_tuning_options(speed_level=1)
+        options.loop_vectorization = options.slp_vectorization = False
+        self.builder = llvm.create_pass_builder(self.machine, options)
+        # The standard pipelines spend four times as long on such code and gain nothing.
+        self.passes = llvm.create_new_module_pass_manager()
+        for name in _KERNEL_PASSES:
+            getattr(self.passes, f"add_{name}_pass")()
+
+
+class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.machines: dict[Isa, Any] = {}
+        self.workers: dict[Isa, _Worker] = {}
 
 
 _per_thread = _PerThread()
@@ -133,70 +148,95 @@ def _unlocked(name: str) -> Any:
     return getattr(wrapped, "_cfn", wrapped)
 
 
+@functools.cache
+def _brief(name: str) -> Any:
+    """The same for what takes microseconds: it keeps the interpreter's lock. A thread that
+    gives it up waits milliseconds for it as long as others run Python."""
+    plain, library = _unlocked(name), _llvm().ffi.lib
+    function = getattr(ctypes.PyDLL(library._name, handle=library._handle), name)
+    function.argtypes, function.restype = plain.argtypes, plain.restype
+    return function
+
+
+class _Text:
+    """A string that LLVM returns by way of an argument."""
+
+    def __init__(self) -> None:
+        self._pointer = ctypes.c_char_p()
+        self.argument = ctypes.byref(self._pointer)
+
+    def take(self) -> str:
+        """The string, which is freed; "" if there is none."""
+        value = self._pointer.value
+        if value is None:
+            return ""
+        _brief("LLVMPY_DisposeString")(self._pointer)
+        self._pointer.value = None
+        return value.decode(errors="replace")
+
+
 class _Module:
     """A parsed module in a context of its own."""
 
     def __init__(self, isa: Isa, ir: str):
-        self.llvm = _llvm()
         self.isa = isa
         self.ir = ir
 
     def __enter__(self) -> _Module:
-        if self.isa not in _per_thread.machines:
-            _per_thread.machines[self.isa] = _target_machine(self.isa, jit=True)
-        self.machine = _per_thread.machines[self.isa]
-        self.context = self.llvm.create_context()
-        try:
-            self.module = self.llvm.parse_assembly(self.ir, self.context)
-            self.module.triple = self.isa.triple
-            self.module.data_layout = str(self.machine.target_data)
-            self.module.verify()
-        except RuntimeError as error:
-            self.__exit__()  # the module must go before its context
-            raise BuildError(f"LLVM rejects a kernel: {_locate(str(error), self.ir)}") from error
+        if self.isa not in _per_thread.workers:
+            _per_thread.workers[self.isa] = _Worker(self.isa)
+        self.worker = _per_thread.workers[self.isa]
+        self.context = _brief("LLVMPY_ContextCreate")()
+        error = _Text()
+        self.module = _unlocked("LLVMPY_ParseAssembly")(
+            self.context, self.ir.encode(), error.argument
+        )
+        problem = error.take()
+        if not problem:
+            _brief("LLVMPY_SetTarget")(self.module, self.isa.triple.encode())
+            _brief("LLVMPY_SetDataLayout")(self.module, self.worker.layout)
+            failed = _unlocked("LLVMPY_VerifyModule")(self.module, error.argument)
+            message = error.take()
+            problem = (message or "it is not well formed") if failed else ""
+        if problem:
+            self.__exit__()
+            raise BuildError(f"LLVM rejects a kernel: {_locate(problem, self.ir)}")
         return self
 
     def __exit__(self, *exc: object) -> None:
-        module = self.__dict__.pop("module", None)
-        if module is not None:
-            module.close()
-        self.context.close()
+        if self.module:  # it must go before its context
+            _brief("LLVMPY_DisposeModule")(self.module)
+        _brief("LLVMPY_ContextDispose")(self.context)
 
     def optimize(self, level: Level) -> None:
         if level == "none":
             return
-        llvm = self.llvm
-        options = llvm.create_pipeline_tuning_options(speed_level=3 if level == "loops" else 1)
-        options.loop_vectorization = options.slp_vectorization = level == "loops"
-        builder = llvm.create_pass_builder(self.machine, options)
+        builder, passes = self.worker.builder, self.worker.passes
         if level == "loops":
-            manager = builder.getModulePassManager()
-            _unlocked("LLVMPY_RunNewModulePassManager")(manager, self.module, builder)
-            return
-        # The standard pipelines spend four times as long on such code and gain nothing.
-        manager = llvm.create_new_function_pass_manager()
-        for name in _KERNEL_PASSES:
-            getattr(manager, f"add_{name}_pass")()
-        for function in self.module.functions:
-            if not function.is_declaration:
-                _unlocked("LLVMPY_RunNewFunctionPassManager")(manager, function, builder)
+            llvm = _llvm()
+            options = llvm.create_pipeline_tuning_options(speed_level=3)
+            options.loop_vectorization = options.slp_vectorization = True
+            builder = llvm.create_pass_builder(self.worker.machine, options)
+            passes = builder.getModulePassManager()
+        _unlocked("LLVMPY_RunNewModulePassManager")(passes, self.module, builder)
 
     def emit(self, as_object: bool) -> bytes:
-        ffi = self.llvm.ffi
-        with ffi.OutputString() as error:
-            buffer = _unlocked("LLVMPY_TargetMachineEmitToMemory")(
-                self.machine, self.module, int(as_object), error
-            )
-            if not buffer:
-                raise BuildError(f"LLVM cannot emit code for {self.isa.cpu}: {error}")
+        error = _Text()
+        buffer = _unlocked("LLVMPY_TargetMachineEmitToMemory")(
+            self.worker.machine, self.module, int(as_object), error.argument
+        )
+        if not buffer:
+            raise BuildError(f"LLVM cannot emit code for {self.isa.cpu}: {error.take()}")
         try:
-            start = ffi.lib.LLVMPY_GetBufferStart(buffer)
-            return ctypes.string_at(start, ffi.lib.LLVMPY_GetBufferSize(buffer))
+            start = _brief("LLVMPY_GetBufferStart")(buffer)
+            return ctypes.string_at(start, _brief("LLVMPY_GetBufferSize")(buffer))
         finally:
-            ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+            _brief("LLVMPY_DisposeMemoryBuffer")(buffer)
 
     def text(self) -> str:
-        return str(self.module)
+        out = _Text()
+        _brief("LLVMPY_PrintModuleToString")(self.module, out.argument)
+        return out.take()
 
 
 def _emit(isa: Isa, ir: str, level: Level, as_object: bool) -> bytes:

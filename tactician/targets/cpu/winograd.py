@@ -25,6 +25,7 @@ from ...tactics.tactic import Tactic, register_tactic
 from .conv_common import Epilogue, Problem, RuntimeSizes, argument, least, stored_last, unsuited
 from .conv_direct import tile_cycles
 from .conv_ir import F32, I64, PTR, Loop
+from .printer import text_of
 from .winograd_ir import Parts, Winograd, ahead_share, scratch
 from .winograd_math import transforms
 
@@ -283,7 +284,7 @@ class Builder:
         self.products = {r: parts.product(r) for r in sorted({w.mr, *self._rests()})}
         self.output = parts.output(self.epilogue, self.biased)
         self._main(fn)
-        return str(self.module), tuple(self.sizes.dims)
+        return text_of(self.module), tuple(self.sizes.dims)
 
     def _rests(self) -> set[int]:
         """Rows of register tiles at the end of runs: known, or single ones."""

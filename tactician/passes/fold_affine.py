@@ -133,13 +133,13 @@ def _fold(
     x, w = anchor.inputs[0], anchor.inputs[1]
     assert w is not None and w.const is not None
     b = anchor.inputs[2] if len(anchor.inputs) > 2 else None
-    weights = w.const.astype(np.float64)
     if anchor.op == "convolution":
-        weights = weights * scale.reshape(-1, *(1,) * (weights.ndim - 1))
+        factor = scale.reshape(-1, *(1,) * (w.const.ndim - 1))
     else:  # deconvolution weights are [C, K / groups, …]
         groups = anchor.attrs.groups
-        per_input = scale.reshape(groups, -1).repeat(weights.shape[0] // groups, axis=0)
-        weights = weights * per_input.reshape(*weights.shape[:2], *(1,) * (weights.ndim - 2))
+        per_input = scale.reshape(groups, -1).repeat(w.const.shape[0] // groups, axis=0)
+        factor = per_input.reshape(*w.const.shape[:2], *(1,) * (w.const.ndim - 2))
+    weights = _product(w.const, factor)
     bias = (0.0 if b is None else b.const.astype(np.float64)) * scale + shift  # type: ignore
     return _emit_like(graph, anchor, node, x, w, weights, bias)
 
@@ -153,14 +153,21 @@ def _fold_matmul(
     w = anchor.inputs[1]
     assert w is not None and w.const is not None
     factor = scale.reshape(-1, 1) if anchor.attrs.tb == "transpose" else scale
-    return _emit_like(graph, anchor, node, anchor.inputs[0], w, w.const * factor, None)
+    return _emit_like(graph, anchor, node, anchor.inputs[0], w, _product(w.const, factor), None)
+
+
+def _product(weights: _Array, factor: _Array) -> _Array:
+    """Weights times factors in f64, rounded to their type piece by piece: whole copies in f64
+    would take more time to touch for the first time than the products do."""
+    out = np.empty(weights.shape, weights.dtype)
+    return np.multiply(weights, factor, out=out, casting="unsafe", dtype=np.float64)
 
 
 def _emit_like(
     graph: Graph, anchor: Node, node: Node, x: Value | None, w: Value, weights: _Array,
     bias: _Array | None,
 ) -> Value:
-    inputs = [x, graph.constant(np.ascontiguousarray(weights.astype(w.dtype.np)), w.name)]
+    inputs = [x, graph.constant(weights, w.name)]
     if bias is not None:
         inputs.append(graph.constant(bias.astype(w.dtype.np), f"{w.name}.bias"))
     attrs = {f.name: getattr(anchor.attrs, f.name) for f in fields(anchor.attrs)}

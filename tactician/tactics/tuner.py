@@ -8,7 +8,15 @@ so equal regions are measured once and a build with the same cache makes the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -287,13 +295,15 @@ class Tuner:
         Raises:
             CacheMiss: If measuring is needed but forbidden.
         """
+        # results of unknown size are nothing to time
+        late = region.anchor is not None and is_data_dependent(region.anchor)
+        if late or (self.settings.level == 0 and self.settings.select is None):
+            reasons: dict[str, str] = {}
+            return self._first(region, self._found(region, reasons), reasons)
         options, rejected = self._options(region)
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
-        untimed = self.settings.level == 0 or (len(options) == 1 and self.settings.level < 3)
-        # results of unknown size are nothing to time
-        late = region.anchor is not None and is_data_dependent(region.anchor)
-        if late or (untimed and self.settings.select is None):
+        if len(options) == 1 and self.settings.level < 3 and self.settings.select is None:
             return self._first(region, options, rejected)
         if not any(t.timed for t, _ in options):
             return self._first(region, options, rejected)
@@ -330,7 +340,7 @@ class Tuner:
         return None
 
     def _first(
-        self, region: Region, options: list[tuple[Tactic, Hashable]], rejected: dict[str, str]
+        self, region: Region, options: Iterable[tuple[Tactic, Hashable]], rejected: dict[str, str]
     ) -> Choice:
         """The first candidate that can be made."""
         for tactic, candidate in options:
@@ -345,36 +355,40 @@ class Tuner:
     def _options(
         self, region: Region
     ) -> tuple[list[tuple[Tactic, Hashable]], dict[str, str]]:
-        options: list[tuple[Tactic, Hashable]] = []
         rejected: dict[str, str] = {}
+        return list(self._found(region, rejected)), rejected
+
+    def _found(
+        self, region: Region, rejected: dict[str, str]
+    ) -> Iterator[tuple[Tactic, Hashable]]:
+        """Candidates in the catalogue's order, one tactic after the other as they are asked for,
+        and reasons against other tactics."""
         per_tactic = self._breadth(region)
+        left = self.settings.most if self.settings.most > 0 else -1
         for tactic in tactics_for(self.device.target):
-            if self.settings.exact and tactic.approximate:
-                rejected[tactic.name] = "NaN and infinity are to be kept where they are"
-                continue
-            on = self.settings.sources
-            if on is not None and tactic.source and tactic.source not in on:
-                rejected[tactic.name] = f"tactic source {tactic.source} is off"
-                continue
-            if region.parts:
-                reason = tactic.refuse(region, self.device) if tactic.joins else "one layer"
-                if reason is not None:
-                    rejected[tactic.name] = reason
-                    continue
-                found = list(tactic.candidates(region, self.device))[:per_tactic]
-                options.extend((tactic, c) for c in found)
-                continue
-            moved = region.anchor is not None and bool(region.physical)
-            if moved and not tactic.wants_channels_last(region, self.device):
-                rejected[tactic.name] = "operands are stored channels-last"
-                continue
-            reason = tactic.refuse(region, self.device)
+            reason = self._refusal(region, tactic)
             if reason is not None:
                 rejected[tactic.name] = reason
                 continue
-            found = list(tactic.candidates(region, self.device))[:per_tactic]
-            options.extend((tactic, c) for c in found)
-        return options[: self.settings.most] if self.settings.most > 0 else options, rejected
+            for candidate in list(tactic.candidates(region, self.device))[:per_tactic]:
+                if left == 0:
+                    return
+                left -= 1
+                yield tactic, candidate
+
+    def _refusal(self, region: Region, tactic: Tactic) -> str | None:
+        """Why a tactic can't or must not do a region."""
+        if self.settings.exact and tactic.approximate:
+            return "NaN and infinity are to be kept where they are"
+        on = self.settings.sources
+        if on is not None and tactic.source and tactic.source not in on:
+            return f"tactic source {tactic.source} is off"
+        if region.parts:
+            return tactic.refuse(region, self.device) if tactic.joins else "one layer"
+        moved = region.anchor is not None and bool(region.physical)
+        if moved and not tactic.wants_channels_last(region, self.device):
+            return "operands are stored channels-last"
+        return tactic.refuse(region, self.device)
 
     def _breadth(self, region: Region) -> int:
         """Candidates tried per tactic."""

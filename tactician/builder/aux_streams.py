@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir import dims as D
 from ..plan.program import Program
 from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
-from ..targets.cuda.bench import exclusive
-from ..targets.cuda.driver import Driver
+
+if TYPE_CHECKING:
+    from ..targets.cuda.driver import Driver
 
 _TRIED = 1  # streams that are tried unless more are allowed: a second seldom finds work
 _GAIN = 0.99
@@ -71,13 +72,17 @@ def _times(program: Program, most: int) -> list[float]:
 
 def _timed(engine: Any, driver: Driver, branches: bool) -> float | None:
     """Median of a run, or None if it has no branches although it should."""
+    from ..targets.cuda.bench import exclusive  # only with a GPU
+
     context = engine.create_execution_context()
     blocks, stream = [], 0 if driver.is_host else driver.stream()
     begin, end = driver.event(), driver.event()
     try:
         for t in engine._io:
-            count = int(D.product(engine._program.tensors[t.id].shape))  # type: ignore[arg-type]
-            nbytes = max(count * engine._program.tensors[t.id].dtype.size, 1)
+            shape = engine._program.tensors[t.id].shape
+            if t.is_input:
+                context.set_input_shape(t.name, shape[len(shape) - len(t.shape) :])
+            nbytes = max(int(D.product(shape)) * engine._program.tensors[t.id].dtype.size, 1)
             blocks.append(driver.alloc(nbytes))
             driver.fill(blocks[-1], 0, nbytes, stream)
             context.set_tensor_address(t.name, blocks[-1])

@@ -24,6 +24,7 @@ from ..plan.strip import without_weights
 from ..runtime.engine import ICudaEngine
 from ..support import logger as log
 from ..support.errors import TacticianError
+from ..support.garbage import rare_collections
 from ..targets.cpu.native import equip
 from .aux_streams import choose_streams
 from .builder_legacy import LegacyBuilder
@@ -186,7 +187,7 @@ class Builder(LegacyBuilder):
             layer.
         """
         program = self._compile(network, config)
-        return None if program is None else IHostMemory(write_plan(program))
+        return None if program is None else write_plan(program, IHostMemory)
 
     def build_serialized_network_to_stream(
         self, network: INetworkDefinition, config: IBuilderConfig, writer: Any
@@ -237,7 +238,8 @@ class Builder(LegacyBuilder):
                 for p in problems:
                     self._fail(p)
                 return None
-            program, report = self._run_compiler(network, config)
+            with rare_collections():
+                program, report = self._run_compiler(network, config)
         except (TacticianError, ValueError) as e:
             for line in str(e).splitlines() or [type(e).__name__]:
                 self._fail(line)

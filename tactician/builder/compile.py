@@ -30,6 +30,7 @@ from ..tactics.tuner import CacheMiss, Choice, Tuner, TunerSettings
 from .algorithms import Selection
 from .control import emit_assertion, emit_control, why_not_native
 from .debug import graph_dumper, show_program, show_source
+from .fixed import declare, with_fixed_sizes
 from .mixed import Mixed
 from .precision import apply_precisions, apply_ranges
 from .schedule import POINTER_ALIGNMENT, Scheduler, concat_is_contiguous
@@ -79,10 +80,9 @@ def compile_network(
     """
     _check(graph)
     began = time.perf_counter()
-    given, graph = graph, graph.clone()[0]
+    given, graph = graph, _copy(graph, settings)
     report = BuildReport()
     _tell(progress, "Optimizing the graph", 0, 1)
-    _merge_symbols(graph)
     dump = graph_dumper()
     if dump is not None:
         dump("import", graph)
@@ -130,8 +130,16 @@ def compile_network(
         except _CodeFailed as e:
             log.verbose(f"other kernels are chosen: {e}", settings.logger)
     _complete(program, settings, device, selection)
+    declare(program, given)
     show_program(program, time.perf_counter() - began)
     return program, report
+
+
+def _copy(graph: Graph, settings: BuildSettings) -> Graph:
+    """A graph to work on, in which sizes are known that vary in no profile."""
+    graph = graph.clone()[0]
+    _merge_symbols(graph)
+    return with_fixed_sizes(graph, settings.profiles)
 
 
 def _stays_wide(graph: Graph, settings: BuildSettings, device: Any) -> Any:

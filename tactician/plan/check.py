@@ -64,6 +64,18 @@ def check_program(program: Program) -> None:
         _dims(program, (c.a, c.b), f"a check for {c.layer}")
     if not program.profiles or not all(isinstance(p, Profile) for p in program.profiles):
         _fail("there is no optimization profile")
+    _check_declared(program)
+
+
+def _check_declared(program: Program) -> None:
+    declared = program.settings.get("declared", {})
+    shapes = {program.tensors[i].name: program.tensors[i].shape
+              for i in (*program.inputs, *program.outputs)}
+    for name, shape in declared.items():
+        if name not in shapes or len(shape) != len(shapes[name]) or any(
+            n != -1 and n != d for n, d in zip(shape, shapes[name], strict=True)
+        ):
+            _fail(f"the declared shape {shape} of {name!r} is no shape of an input or output")
 
 
 def _check_symbols(program: Program) -> None:

@@ -29,17 +29,20 @@ of megabytes load in the time that reading them takes.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..support.errors import PlanError
+
+AnyBytes = TypeVar("AnyBytes", bound=bytes)
 
 MAGIC = b"TACTPLAN"
 VERSION = 3
@@ -71,7 +74,10 @@ def _padded(n: int) -> int:
     return -(-n // ALIGN) * ALIGN
 
 
-def pack(target: str, device: str, metadata: bytes, sections: Sequence[Any]) -> bytearray:
+def pack(
+    target: str, device: str, metadata: bytes, sections: Sequence[Any],
+    kind: type[AnyBytes] = bytes,  # type: ignore[assignment]
+) -> AnyBytes:  # fmt: skip
     """Writes a container; equal arguments give equal bytes.
 
     Args:
@@ -79,6 +85,7 @@ def pack(target: str, device: str, metadata: bytes, sections: Sequence[Any]) -> 
         device: Fingerprint of the device that the code is for.
         metadata: UTF-8 JSON.
         sections: Buffers.
+        kind: Type of the result.
     """
     device_text = device.encode()
     header_size = _padded(_PREFIX + len(device_text))
@@ -90,7 +97,7 @@ def pack(target: str, device: str, metadata: bytes, sections: Sequence[Any]) -> 
         size = memoryview(s).nbytes
         entries.append((position, size))
         position = _padded(position + size)
-    out = bytearray(position)
+    result, out = _blank(position, kind)
     out[header_size : header_size + len(metadata)] = metadata
     for i, (at, size) in enumerate(entries):
         _ENTRY.pack_into(out, table_at + i * _ENTRY.size, at, size)
@@ -100,9 +107,19 @@ def pack(target: str, device: str, metadata: bytes, sections: Sequence[Any]) -> 
         len(sections), len(device_text), target.encode("ascii"),
     )
     out[_PREFIX : _PREFIX + len(device_text)] = device_text
-    out[64:96] = _checksum(memoryview(out)[header_size:])
-    out[96:128] = _header_checksum(memoryview(out), len(device_text))
-    return out
+    out[64:96] = _checksum(out[header_size:])
+    out[96:128] = _header_checksum(out, len(device_text))
+    return result
+
+
+def _blank(size: int, kind: type[AnyBytes]) -> tuple[AnyBytes, memoryview]:
+    """Zeros, and a view to write to them before anybody else sees them. Copying a plan that was
+    written elsewhere would take longer than writing it: most of that is touching new memory."""
+    assert size > 1  # shorter ones may be shared
+    blank = kind(size)
+    address = ctypes.cast(ctypes.c_char_p(blank), ctypes.c_void_p).value
+    assert address is not None
+    return blank, np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address)).data
 
 
 def _checksum(content: memoryview) -> bytes:

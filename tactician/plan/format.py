@@ -13,7 +13,7 @@ from ..ir.graph import Graph
 from ..ir.serialize import BlobWriter, Decoder, Encoder, SerializeError, renumber_data_symbols
 from ..support.errors import PlanError
 from .check import check_program
-from .container import Header, pack, read_header, unpack
+from .container import AnyBytes, Header, pack, read_header, unpack
 from .program import Check, Profile, Program, Step, Tensor
 
 __all__ = ["Header", "read_header", "read_plan", "write_plan"]
@@ -24,8 +24,14 @@ _PLAIN = {
 } - {"symbols", "code", "walker", "constants", "nodes", "network", "target", "device"}
 
 
-def write_plan(program: Program) -> bytearray:
+def write_plan(
+    program: Program, kind: type[AnyBytes] = bytes,  # type: ignore[assignment]
+) -> AnyBytes:  # fmt: skip
     """The bytes of a plan. Equal programs give equal bytes: no times, no process state.
+
+    Args:
+        program: What it holds.
+        kind: Type of the result.
 
     Raises:
         PlanError: If the program holds something that plans can't carry.
@@ -46,7 +52,7 @@ def write_plan(program: Program) -> bytearray:
     except SerializeError as e:
         raise PlanError(f"the program of {program.name!r} can't be written: {e}") from None
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return pack(program.target, program.device, text.encode(), blobs.blobs)
+    return pack(program.target, program.device, text.encode(), blobs.blobs, kind)
 
 
 def read_plan(data: Any) -> Program:

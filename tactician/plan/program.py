@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.dims import DimLike
+from ..ir.dims import Dim, DimLike
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, SymbolInfo
 
@@ -117,6 +117,14 @@ class Profile:
     values: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = field(
         default_factory=dict
     )
+
+
+def declared_shape(program: Program, tensor: int) -> tuple[int, ...]:
+    """The shape that an input or output has in the network: -1 where it varies there, also if it
+    has one size in all profiles and the program is for this size alone."""
+    t = program.tensors[tensor]
+    known = program.settings.get("declared", {}).get(t.name)
+    return tuple(known or (-1 if isinstance(d, Dim) else d for d in t.shape))
 
 
 @dataclass

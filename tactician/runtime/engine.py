@@ -6,7 +6,6 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import dims as D
 from ..ir.dtypes import DType
 from ..network.enums import DataType, TensorFormat, TensorIOMode, TensorLocation, from_ir
 from ..network.enums_build import (
@@ -20,7 +19,7 @@ from ..network.enums_build import (
 )
 from ..network.values import Dims, IHostMemory
 from ..plan.format import write_plan
-from ..plan.program import Program
+from ..plan.program import Program, declared_shape
 from ..plan.strip import stripped, without_weights
 from ..support.errors import ExecutionError
 from .config import IRuntimeConfig, ISerializationConfig
@@ -60,7 +59,7 @@ def io_tensors(program: Program) -> list[IoTensor]:
     out = []
     for k, t in enumerate((*program.inputs, *program.outputs)):
         tensor = program.tensors[t]
-        shape = tuple(-1 if isinstance(d, D.Dim) else d for d in tensor.shape[skip:])
+        shape = declared_shape(program, t)[skip:]
         host = tensor.is_shape or locations.get(tensor.name) == "host"
         out.append(IoTensor(
             k, t, tensor.name, k < len(program.inputs), from_ir(tensor.dtype), tensor.dtype,
@@ -205,7 +204,7 @@ class ICudaEngine(BindingsApi, WeightStreaming, Reporter):
 
     def _is_single(self, t: IoTensor) -> bool:
         """Whether one copy of a tensor serves the whole implicit batch."""
-        return bool(self._program.implicit_batch) and self._program.tensors[t.id].shape[0] == 1
+        return bool(self._program.implicit_batch) and declared_shape(self._program, t.id)[0] == 1
 
     def _profile(self, index: int, what: str) -> bool:
         count = len(self._program.profiles)
@@ -275,8 +274,8 @@ class ICudaEngine(BindingsApi, WeightStreaming, Reporter):
     def serialize(self) -> IHostMemory:
         """The plan. Equal engines give equal bytes."""
         if self._plan is None:
-            self._plan = bytes(write_plan(self._program))
-        return IHostMemory(self._plan)
+            self._plan = write_plan(self._program, IHostMemory)
+        return self._plan if isinstance(self._plan, IHostMemory) else IHostMemory(self._plan)
 
     def create_serialization_config(self) -> ISerializationConfig:
         return ISerializationConfig()
@@ -293,7 +292,7 @@ class ICudaEngine(BindingsApi, WeightStreaming, Reporter):
             self._warn("EXCLUDE_WEIGHTS has no effect: the engine can't be refitted, so it holds "
                        "its weights; build it with BuilderFlag.REFIT or STRIP_PLAN")
             return self.serialize()
-        return IHostMemory(bytes(write_plan(without_weights(self._program))))
+        return write_plan(without_weights(self._program), IHostMemory)
 
     # --- facts ----------------------------------------------------------------------------
 

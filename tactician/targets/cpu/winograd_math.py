@@ -35,6 +35,10 @@ _POINTS: dict[int, tuple[Fraction, ...]] = {
     6: (Fraction(1, 2), Fraction(1), Fraction(7, 4)),
 }
 
+# Products of so many terms numpy's library computes with one thread. More threads would spin
+# between the products of a build, on the cores that compile.
+_ALONE = 1 << 18
+
 
 @dataclass(frozen=True)
 class Transforms:
@@ -59,8 +63,11 @@ class Transforms:
         in f64."""
         g = np.array([[float(x) for x in row] for row in self.g])
         r = g.shape[1]
-        flat = np.ascontiguousarray(w.reshape(-1, r * r).T, np.float64)
-        out = (np.kron(g, g) @ flat).astype(np.float32)
+        both, flat = np.kron(g, g), w.reshape(-1, r * r)
+        out = np.empty((len(both), len(flat)), np.float32)
+        step = _ALONE // both.size
+        for k in range(0, len(flat), step):
+            out[:, k : k + step] = both @ np.ascontiguousarray(flat[k : k + step].T, np.float64)
         return out.reshape(self.t * self.t, *w.shape[:-2])
 
 

@@ -368,7 +368,7 @@ class _Compiler:
             if cond is not None and cond.numel == 1 and cond.const is None:
                 emit_assertion(self, region, _layer_info(region))
                 return
-        choice = self._choose(region)
+        choice = self._choose(region, timed=bool(region.parts))
         if region.parts and (choice.kernel is None or self._faster_apart(region, choice)):
             for part in region.parts:
                 self._step(part)
@@ -451,7 +451,7 @@ class _Compiler:
 
     def _timed(self, region: Region) -> float:
         """Timed µs of a region's best kernel, or of its parts'; infinite if none was timed."""
-        alone = float(self._choose(region).info.get("time_us", math.inf))
+        alone = float(self._choose(region, timed=True).info.get("time_us", math.inf))
         if not region.parts:
             return alone
         return min(alone, sum(self._timed(part) for part in region.parts))
@@ -464,9 +464,9 @@ class _Compiler:
         else:
             self._reference(region, {"rejected": {"native": reason}})
 
-    def _choose(self, region: Region, like: str = "") -> Choice:
+    def _choose(self, region: Region, like: str = "", timed: bool = False) -> Choice:
         try:
-            choice = self.tuner.choose(region, like)
+            choice = self.tuner.choose(region, like, timed)
             if self.settings.editable_cache and "times_us" in choice.info:
                 log.verbose(
                     f"layer {region.name!r}: timing cache key {self.tuner.key(region)}, "

@@ -27,6 +27,7 @@ def hide(program: Program, names: list[str]) -> None:
         return
     for i in program.outputs[-len(names) :]:
         t = program.tensors[i]
+        program.settings.get("declared", {}).pop(t.name, None)  # of inputs and outputs alone
         data = {s for d in t.shape for s in D.symbols(d) if program.symbols[s].kind == "data"}
         t.kind = DYNAMIC if data else ARENA
         if program.arena_size >= 0:

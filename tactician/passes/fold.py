@@ -73,6 +73,8 @@ def _by_content(graph: Graph, node: Node) -> bool:
 def _foldable(node: Node) -> bool:
     if not node.outputs or get(node.op).kind is Kind.CONTROL or not get(node.op).is_pure(node):
         return False
+    if node.op == "constant":  # already takes all the memory that it will take
+        return True
     inputs = node.present_inputs()
     if any(v.const is None for v in inputs) or not all(v.is_static for v in node.outputs):
         return False

@@ -285,10 +285,11 @@ class Tuner:
                     self._built_before[region, _label(tactic, candidate)] = kernel
                     self.device.start(kernel)
 
-    def choose(self, region: Region, like: str = "") -> Choice:
+    def choose(self, region: Region, like: str = "", timed: bool = False) -> Choice:
         """The best kernel for ``region``.
 
         Args:
+            timed: Time it even if there is no choice, as it is compared with other regions.
             like: Tactic and candidate, as reports write them, that is taken if it is hardly
                 slower than the best: it shares packed constants with another kernel.
 
@@ -303,7 +304,8 @@ class Tuner:
         options, rejected = self._options(region)
         if not options:
             return Choice("reference", "", None, {"rejected": rejected})
-        if len(options) == 1 and self.settings.level < 3 and self.settings.select is None:
+        alone = len(options) == 1 and self.settings.level < 3 and not timed
+        if alone and self.settings.select is None:
             return self._first(region, options, rejected)
         if not any(t.timed for t, _ in options):
             return self._first(region, options, rejected)

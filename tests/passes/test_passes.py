@@ -209,3 +209,12 @@ def test_strided_deconvolution_becomes_a_convolution(kernel, stride, geometry):
     ]
     ops = optimized(g, randn(2, 3, 5, 4))
     assert ops[:2] == ["convolution", "depth_to_space"] and "deconvolution" not in ops
+
+
+def test_constants_of_any_size_are_no_steps():
+    """A network's weights, as the network API adds them."""
+    g, x = graph((2, 1100))
+    w = emit(g, "constant", [], "weights", value=np.ones((1100, 1000), "f4")).output
+    g.outputs = [emit(g, "matmul", [x, w], "product").output]
+    assert optimized(g, randn(2, 1100)) == ["matmul"]
+    assert g.nodes[0].inputs[1].const is not None

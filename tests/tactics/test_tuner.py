@@ -114,3 +114,17 @@ def test_times_of_one_comparison_are_of_one_state_of_the_machine(monkeypatch):
     choice = Tuner(Shared(), TunerSettings(level=5)).choose(region)
     assert choice.candidate == "right 2"
     assert turns.count("right 9") == 2  # the third one never comes near
+
+
+def test_a_single_candidate_is_timed_where_it_is_compared(monkeypatch):
+    """One kernel for two regions competes with one for each, at low levels as well."""
+    graph = Graph()
+    x = graph.add_input("x", "f32", (3, 4))
+    graph.outputs = [emit(graph, "unary", [x], "n", fn="neg").output]
+    (region,) = fuse(graph).regions
+    monkeypatch.setattr(tuning, "tactics_for", lambda target: [Fake("right 3")])
+    tuner = Tuner(Device(), TunerSettings(level=1))
+    assert "time_us" not in tuner.choose(region).info
+    assert tuner.choose(region, timed=True).info["time_us"] == 3e6
+    monkeypatch.setattr(tuning, "tactics_for", lambda target: [Fake("wrong 3")])
+    assert Tuner(Device(), TunerSettings(level=1)).choose(region, timed=True).kernel is None

@@ -1,5 +1,7 @@
 """A normalization and the product behind it in one kernel: which are joined, what they compute."""
 
+import re
+
 import numpy as np
 import pytest
 from contraction_kit import DEVICE, Graph, close, emit, guarded, ptx_of, run
@@ -124,3 +126,15 @@ def test_machine_code(arch):
     if arch == "sm_90":
         kernel = tactic.build(region, Tile(64, 64, 64, 4, 4), device)
         assert ptx_of(kernel).count("wgmma.mma_async") >= 4
+
+
+@pytest.mark.parametrize("rms", [False, True])
+def test_the_products_tiles_are_read_by_nothing_else(rms):
+    """Triton 3.6 keeps one buffer too few for a tile that is read beside the product."""
+    g, _ = network(shape=(4, 64), k=128, n=128, rms=rms)
+    (region,) = joined(g)
+    source = norm_gemm.NormGemm().build(region, Tile(64, 64, 64, 4, 3), DEVICE).source
+    uses = [line for line in source.splitlines() if re.search(r"\bat\b", line)]
+    assert [line.split(" = ")[0].strip() for line in uses] == ["at", "acc"]
+    with pytest.raises(RefusedError, match="by addresses"):
+        norm_gemm.NormGemm().build(region, Tile(64, 64, 64, 4, 3, tma=True), DEVICE)

@@ -361,7 +361,7 @@ def options(region: Region, p: matrix.Problem, device: Any) -> list[Tile]:
     w = work_of(region, p, device.tf32)
     found = cost.product_tiles(w, device.gpu)
     heavy = 2.0 * w.m * w.n * w.k * w.batch > DESCRIPTOR_FLOPS
-    if device.arch >= 90 and heavy and _describable(p):
+    if device.arch >= 90 and heavy and _describable(p) and not _sums_beside(region):
         found = [*cost.hopper_tiles(w), *found]
     return found
 

@@ -231,5 +231,5 @@ class NormGemm(Tactic):
 def _tiles(second: Region, p: matrix.Problem, device: Any) -> list[Tile]:
     """Tiles of the product whose steps divide the rows."""
     found = gemm.options(second, p, device)
-    whole = [t for t in found if t.split == 1 and p.k % t.bk == 0]
+    whole = [t for t in found if t.split == 1 and p.k % t.bk == 0 and not t.tma]
     return cost.best(whole, gemm.work_of(second, p, device.tf32), device.gpu)

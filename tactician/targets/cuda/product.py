@@ -21,6 +21,7 @@ from ...ir import dims as D
 from ...ir.dims import DimLike
 from ...ir.dtypes import DType, f8e4m3, f8e5m2, f32, f64
 from ...ir.graph import Value
+from ...support.errors import RefusedError
 from .code import EARLY, LAUNCH, WAIT
 from .emit import Frame
 
@@ -270,6 +271,21 @@ class Strided:
         w(f"{self.prefix}p += {step}")
 
 
+def again(line: str, name: str, own: str) -> str:
+    """A line that loads or changes a tile, for a copy of the tile. Loads ask for another cache,
+    or they would be taken for the same one."""
+    line = re.sub(rf"\b{name}\b", own, line)
+    at = line.find("tl.load(")
+    if at < 0:
+        return line
+    end = at + len("tl.load")
+    depth = 1
+    while depth:
+        end += 1
+        depth += {"(": 1, ")": -1}.get(line[end], 0)
+    return f"{line[:end]}, cache_modifier='.ca'{line[end:]}"
+
+
 def converted(convert: str, name: str, masks: Sequence[str]) -> str:
     """A tile's elements converted; those outside become 0. (That can't be left to the load: 128
     for bytes outside is stored wrongly by Triton 3.6, which extends the sign.)"""
@@ -371,7 +387,7 @@ class Product:
             y = self.b.load(w, t)
             w(f"acc = {self._dot(x, y, t)}")
             if self.each is not None:
-                self.each(w, x, y)
+                self._beside(w, t)
             self.a.advance(w, t)
             self.b.advance(w, t)
         if not t.persistent:
@@ -379,6 +395,31 @@ class Product:
         if t.split > 1:
             self._join(w, t)
         w.lines += ending.lines
+
+    def _beside(self, w: Writer, t: Tile) -> None:
+        """The lines of ``each``, on tiles that are loaded for them again: Triton keeps one buffer
+        too few for a tile that something else than the product reads, and would overwrite it
+        while the product, which ends a step later, still reads it (seen with Triton 3.6 on
+        H200s: sums that were different from run to run).
+
+        Raises:
+            RefusedError: If tiles come by descriptors, of which equal loads become one.
+        """
+        assert self.each is not None
+        if t.tma:
+            raise RefusedError("sums beside a product need tiles that are loaded by addresses")
+        names = []
+        for side in (self.a, self.b):
+            lines = Writer(w.depth)
+            name = side.load(lines, t)
+            own = f"{name}s"
+            names.append((own, [again(line, name, own) for line in lines.lines]))
+        sums = Writer(w.depth)
+        self.each(sums, names[0][0], names[1][0])
+        for own, loads in names:
+            if any(re.search(rf"\b{own}\b", line) for line in sums.lines):
+                w.lines += loads
+        w.lines += sums.lines
 
     def _before_others(self, w: Writer, t: Tile, first: str) -> None:
         """What a block can do before the kernels ahead of it have ended (see `code.overlapped`):

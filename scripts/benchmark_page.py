@@ -32,11 +32,17 @@ def main(files: list[Path], name: str) -> None:
     chart(rows, DOCS / f"{name}.svg")
 
 
-def best_ratio(row: dict[str, Any]) -> float:
-    """Best time of the fastest peer over tactician's best time."""
+def ratio(row: dict[str, Any], which: str = "best") -> float:
+    """Best (or median) time of the fastest peer over tactician's."""
     times = row["microseconds"]
-    peers = [times[p]["best"] for p in PEERS if p in times]
-    return min(peers) / times["tactician"]["best"] if peers else math.nan
+    peers = [times[p][which] for p in PEERS if p in times]
+    return min(peers) / times["tactician"][which] if peers else math.nan
+
+
+def mean(rows: dict[str, Any], which: str) -> float:
+    """Geometric mean of the ratios that there are."""
+    found = [r for r in (ratio(row, which) for row in rows.values()) if not math.isnan(r)]
+    return math.exp(sum(map(math.log, found)) / len(found))
 
 
 def page(machine: dict[str, Any], rows: dict[str, Any], name: str) -> str:
@@ -53,31 +59,30 @@ def page(machine: dict[str, Any], rows: dict[str, Any], name: str) -> str:
         "",
         "All runtimes get the same FP32 inputs and threads, and take turns in one process. Times",
         "are the best of all calls, in milliseconds; the ratio is the fastest peer's time over",
-        "tactician's (above 1: tactician is faster). Models other than the pretrained ones have",
-        "random weights (`benchmarks/zoo.py`).",
+        "tactician's (above 1: tactician is faster), by best times and by medians. Models other",
+        "than the pretrained ones have random weights (`benchmarks/zoo.py`).",
         "",
         "Share: operations of contractions over what the cores could do in that time (above 100%",
         "where Winograd's algorithm saves multiplications). Memory: peak of a process that loads",
         "the model and runs it once, tactician's and onnxruntime's.",
         "",
-        "| model | tactician | " + " | ".join(PEERS) + " | ratio | share | build s | plan MiB "
-        "| memory MiB |",
+        "| model | tactician | " + " | ".join(PEERS) + " | ratio | medians | share "
+        "| build s | plan MiB | memory MiB |",
         "| --- | ---: | " + " | ".join("---:" for _ in PEERS) + " | ---: | ---: | ---: | ---: "
-        "| ---: |",
+        "| ---: | ---: |",
     ]
     for model, row in rows.items():
         times = row["microseconds"]
         cells = [f"{times[p]['best'] / 1e3:.3f}" if p in times else "" for p in PEERS]
         mine = f"{times['tactician']['best'] / 1e3:.3f}"
         lines.append(
-            f"| {model} | {mine} | {' | '.join(cells)} | {best_ratio(row):.2f} "
-            f"| {' | '.join(_others(row, machine))} |"
+            f"| {model} | {mine} | {' | '.join(cells)} | {ratio(row):.2f} "
+            f"| {ratio(row, 'median'):.2f} | {' | '.join(_others(row, machine))} |"
         )
-    ratios = [r for r in map(best_ratio, rows.values()) if not math.isnan(r)]
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     lines += [
         "",
-        f"Geometric mean of the ratios: {mean:.2f}, over {len(ratios)} models.",
+        f"Geometric mean of the ratios over {len(rows)} models: {mean(rows, 'best'):.2f}, of "
+        f"medians {mean(rows, 'median'):.2f}.",
         "",
         f"![Ratio to the fastest peer]({name}.svg)",
         "",
@@ -111,7 +116,7 @@ def chart(rows: dict[str, Any], out: Path) -> None:
 
     names = list(rows)[::-1]
     figure, axes = plt.subplots(figsize=(7, 0.35 * len(names) + 1))
-    axes.barh(names, [best_ratio(rows[n]) for n in names], color="#3b6ea5")
+    axes.barh(names, [ratio(rows[n]) for n in names], color="#3b6ea5")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time of the fastest peer / time of tactician")
     figure.tight_layout()

@@ -36,8 +36,10 @@ def with_fixed_sizes(graph: Graph, profiles: Sequence[ProfileSettings]) -> Graph
         BuildError: If layers contradict these sizes.
     """
     given, sizes = graph, fixed_sizes(graph, profiles)
+    if not sizes:
+        return given
     graph = graph.clone()[0]
-    if not sizes or not _substitute(graph, sizes):
+    if not _substitute(graph, sizes):
         return given
     problems: list[str] = []
     _infer(graph, problems)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from ..ir.graph import Graph, Node, Value
 from ..ops import emit
+from .find_norm import producer, scalar
 from .manager import Pass
 
 _NEAR = 1e-3
@@ -73,7 +74,7 @@ def _factors(node: Node) -> Iterator[tuple[list[Value], list[Node]]]:
     """Products of three that ``node`` is, and the node of the inner product."""
     a, b = node.inputs
     for x, y in ((a, b), (b, a)):
-        p = _producer(x, "binary", "mul")
+        p = producer(x, "binary", "mul")
         if p is not None and y is not None:
             yield [*p.present_inputs(), y], [p]
 
@@ -88,7 +89,7 @@ def _kind(fn: str, arg: Value | None, x: Value) -> str | None:
 
 def _is_cubic(v: Value | None, x: Value) -> bool:
     """Whether ``v`` is ``x + 0.044715 * x**3``."""
-    total = _producer(v, "binary", "add")
+    total = producer(v, "binary", "add")
     if total is None:
         return False
     a, b = total.inputs
@@ -97,10 +98,10 @@ def _is_cubic(v: Value | None, x: Value) -> bool:
 
 
 def _is_cube(v: Value | None, x: Value) -> bool:
-    power = _producer(v, "binary", "pow")
+    power = producer(v, "binary", "pow")
     if power is not None:
         return power.inputs[0] is x and _number(power.inputs[1], 3.0)
-    product = _producer(v, "binary", "mul")
+    product = producer(v, "binary", "mul")
     if product is None:
         return False
     for square, other in (product.inputs, product.inputs[::-1]):
@@ -110,27 +111,27 @@ def _is_cube(v: Value | None, x: Value) -> bool:
 
 
 def _is_square(v: Value | None, x: Value) -> bool:
-    power = _producer(v, "binary", "pow")
+    power = producer(v, "binary", "pow")
     if power is not None:
         return power.inputs[0] is x and _number(power.inputs[1], 2.0)
-    product = _producer(v, "binary", "mul")
+    product = producer(v, "binary", "mul")
     return product is not None and all(i is x for i in product.inputs)
 
 
 def _scaled(v: Value | None, factor: float) -> Value | None:
     """``y`` if ``v`` is ``y * factor``, or divided by its inverse."""
-    product = _producer(v, "binary", "mul")
+    product = producer(v, "binary", "mul")
     if product is not None:
         a, b = product.inputs
         return a if _number(b, factor) else b if _number(a, factor) else None
-    quotient = _producer(v, "binary", "div")
+    quotient = producer(v, "binary", "div")
     if quotient is not None and _number(quotient.inputs[1], 1 / factor):
         return quotient.inputs[0]
     return None
 
 
 def _plus_one(v: Value) -> Node | None:
-    total = _producer(v, "binary", "add")
+    total = producer(v, "binary", "add")
     if total is None:
         return None
     a, b = total.inputs
@@ -138,12 +139,6 @@ def _plus_one(v: Value) -> Node | None:
     return None if other is None else other.producer
 
 
-def _producer(v: Value | None, op: str, fn: str) -> Node | None:
-    p = None if v is None else v.producer
-    return p if p is not None and p.op == op and p.attrs.fn == fn else None
-
-
 def _number(v: Value | None, near: float) -> bool:
-    if v is None or v.const is None or v.const.size != 1 or not v.dtype.is_float:
-        return False
-    return abs(float(v.const.reshape(-1)[0]) - near) <= _NEAR * near
+    x = scalar(v)
+    return x is not None and v is not None and v.dtype.is_float and abs(x - near) <= _NEAR * near

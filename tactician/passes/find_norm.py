@@ -53,14 +53,16 @@ class _Found:
     layers: tuple[str, ...]
 
 
-def _producer(v: Value | None, op: str, fn: str | None = None) -> Node | None:
+def producer(v: Value | None, op: str, fn: str | None = None) -> Node | None:
+    """The node that computes a value, if it is of that op and function."""
     p = None if v is None else v.producer
     if p is None or p.op != op or (fn is not None and p.attrs.fn != fn):
         return None
     return p
 
 
-def _scalar(v: Value | None) -> float | None:
+def scalar(v: Value | None) -> float | None:
+    """The number that a value is, if it is one."""
     if v is None or v.const is None or v.const.size != 1:
         return None
     return float(v.const.reshape(-1)[0])
@@ -73,7 +75,7 @@ def _match(node: Node) -> _Found | None:
     a, b = node.inputs
     pairs = []
     if node.attrs.fn == "div":
-        pairs = [(a, _producer(b, "unary", "sqrt"))]
+        pairs = [(a, producer(b, "unary", "sqrt"))]
     elif node.attrs.fn == "mul":
         pairs = [(x, _inverse_root(y)) for x, y in ((a, b), (b, a))]
     for top, root in pairs:
@@ -86,24 +88,24 @@ def _match(node: Node) -> _Found | None:
 
 def _inverse_root(v: Value | None) -> Node | None:
     """The square root whose reciprocal ``v`` is; ``rsqrt`` counts as its own root."""
-    rsqrt = _producer(v, "unary", "rsqrt")
+    rsqrt = producer(v, "unary", "rsqrt")
     if rsqrt is not None:
         return rsqrt
-    recip = _producer(v, "unary", "recip")
+    recip = producer(v, "unary", "recip")
     if recip is not None:
-        return _producer(recip.inputs[0], "unary", "sqrt")
-    quotient = _producer(v, "binary", "div")
-    if quotient is not None and _scalar(quotient.inputs[0]) == 1.0:
-        return _producer(quotient.inputs[1], "unary", "sqrt")
+        return producer(recip.inputs[0], "unary", "sqrt")
+    quotient = producer(v, "binary", "div")
+    if quotient is not None and scalar(quotient.inputs[0]) == 1.0:
+        return producer(quotient.inputs[1], "unary", "sqrt")
     return None
 
 
 def _variance(node: Node, top: Value, root: Node) -> _Found | None:
-    total = _producer(root.inputs[0], "binary", "add")
+    total = producer(root.inputs[0], "binary", "add")
     if total is None:
         return None
     for v, e in (total.inputs, total.inputs[::-1]):
-        epsilon, mean = _scalar(e), _producer(v, "reduce", "mean")
+        epsilon, mean = scalar(e), producer(v, "reduce", "mean")
         if epsilon is None or mean is None or not mean.attrs.keepdims:
             continue
         if _square_of(mean.inputs[0]) is not top:
@@ -118,10 +120,10 @@ def _variance(node: Node, top: Value, root: Node) -> _Found | None:
 
 
 def _square_of(v: Value | None) -> Value | None:
-    power = _producer(v, "binary", "pow")
-    if power is not None and _scalar(power.inputs[1]) == 2.0:
+    power = producer(v, "binary", "pow")
+    if power is not None and scalar(power.inputs[1]) == 2.0:
         return power.inputs[0]
-    product = _producer(v, "binary", "mul")
+    product = producer(v, "binary", "mul")
     if product is not None and product.inputs[0] is product.inputs[1]:
         return product.inputs[0]
     return None
@@ -129,11 +131,11 @@ def _square_of(v: Value | None) -> Value | None:
 
 def _centred(d: Value, axes: tuple[int, ...]) -> Value | None:
     """``x`` if ``d`` is ``x - mean(x)`` over the same axes."""
-    difference = _producer(d, "binary", "sub")
+    difference = producer(d, "binary", "sub")
     if difference is None:
         return None
     x, m = difference.inputs
-    mean = _producer(m, "reduce", "mean")
+    mean = producer(m, "reduce", "mean")
     if mean is None or mean.inputs[0] is not x or not mean.attrs.keepdims:
         return None
     return x if tuple(mean.attrs.axes) == axes else None

@@ -2,10 +2,7 @@
 
 import kernels
 import numpy as np
-from kernels import Graph, emit
-
-from tactician.regions.fuse import fuse
-from tactician.regions.layout import assign_layouts
+from kernels import Graph, channels_last_region, emit
 
 LIMITS = {"u8": (0, 255, np.uint8), "i8": (-128, 127, np.int8)}
 
@@ -64,9 +61,7 @@ class Layer:
         if floats:
             y = emit(g, "dequantize", [y, g.constant(np.float32(1))]).output
         g.outputs = [y]
-        g.toposort()
-        fusion = assign_layouts(g, fuse(g), lambda r: True, lambda r: True)
-        self.region = next(r for r in fusion.regions if r.anchor is not None)
+        self.region = channels_last_region(g)
         self.update()
 
     def update(self):

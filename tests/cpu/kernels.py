@@ -22,10 +22,13 @@ def region_of(graph):
     return regions[0]
 
 
-def channels_last_region(graph, name):
-    """The region of the node of that name, operands stored channels-last wherever they can be."""
+def channels_last_region(graph, name=""):
+    """The region of the node of that name, or else the first with an anchor; operands stored
+    channels-last wherever they can be."""
     graph.toposort()
     fusion = assign_layouts(graph, fuse(graph), lambda r: True, lambda r: True)
+    if not name:
+        return next(r for r in fusion.regions if r.anchor is not None)
     return next(r for r in fusion.regions if any(n.name == name for n in r.nodes))
 
 

@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from convkit import check, run
+from kernels import channels_last_region
 
 from tactician.builder.compile import compile_network
 from tactician.builder.settings import BuildSettings, ProfileSettings
 from tactician.ir.graph import Graph
 from tactician.ops import emit
-from tactician.regions.fuse import fuse
-from tactician.regions.layout import assign_layouts
 from tactician.targets.cpu import conv_direct, isa
 
 torch = pytest.importorskip("torch")
@@ -136,9 +135,7 @@ def test_stream_by_cache(l2, passes, ahead):
     x = g.add_input("x", "f32", (1, 128, 14, 14))
     w = g.constant(np.zeros((128, 128, 3, 3), "f4"))
     g.outputs = [emit(g, "convolution", [x, w], "c", pre=(1, 1), post=(1, 1)).output]
-    g.toposort()
-    fusion = assign_layouts(g, fuse(g), lambda r: True, lambda r: True)
-    region = next(r for r in fusion.regions if r.anchor is not None)
+    region = channels_last_region(g)
     tile = conv_direct.Tile(4, 2, 8, 4)
     stream = conv_direct.Builder(
         conv_direct.Problem(region), tile, replace(isa.Isa.host(), l2=l2)

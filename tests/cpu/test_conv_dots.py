@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from convkit import RNG, check, run
+from kernels import channels_last_region
 
 from tactician.ir.graph import Graph
 from tactician.ops import emit
-from tactician.regions.fuse import fuse
-from tactician.regions.layout import assign_layouts
 from tactician.tactics.tactic import tactics_for
 from tactician.targets.cpu.conv_dots import DotConvolution
 from tactician.targets.cpu.device import CpuDevice
@@ -120,9 +119,7 @@ def test_refusals_say_why(why, x, w, attrs):
     g.outputs = [
         emit(g, "convolution", [g.add_input("x", "f32", x), weights], "conv", **attrs).output
     ]
-    g.toposort()
-    fusion = assign_layouts(g, fuse(g), lambda r: True, lambda r: True)
-    region = next(r for r in fusion.regions if r.anchor is not None)
+    region = channels_last_region(g)
     device = CpuDevice()
     tactic = next(t for t in tactics_for("cpu") if isinstance(t, DotConvolution))
     reason = tactic.refuse(region, device)

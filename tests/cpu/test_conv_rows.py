@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from convkit import RNG, check
-from kernels import guarded, run
+from kernels import channels_last_region, guarded, run
 
 from tactician.ir import dims as D
 from tactician.ir.graph import Graph
@@ -197,7 +197,5 @@ def test_refusals_say_why(why, x, w, attrs):
     weights = g.constant(RNG.standard_normal(w).astype("f4"))
     given = g.add_input("x", "f32", x)
     g.outputs = [emit(g, "convolution", [given, weights], "conv", **attrs).output]
-    g.toposort()
-    fusion = assign_layouts(g, fuse(g), lambda r: True, lambda r: True)
-    region = next(r for r in fusion.regions if r.anchor is not None)
+    region = channels_last_region(g)
     assert why in (TACTIC.refuse(region, device_of()) or "")

@@ -9,8 +9,6 @@ from tactician.builder.settings import BuildSettings, ProfileSettings
 from tactician.ir import dims as D
 from tactician.ir.graph import Graph
 from tactician.ops import emit
-from tactician.regions.fuse import fuse
-from tactician.regions.layout import assign_layouts
 from tactician.tactics.tuner import Tuner, TunerSettings
 from tactician.targets.cpu import load_tactics, winograd
 from tactician.targets.cpu.device import CpuDevice
@@ -61,9 +59,7 @@ class Case:
             self.want = np.maximum(self.want, 0) if act == "relu" else swish
         one = g.constant(np.ones((8, k, 1, 1), "f4"))
         g.outputs = [emit(g, "convolution", [y, one], "next").output]
-        g.toposort()
-        fusion = assign_layouts(g, fuse(g), lambda r: True, lambda r: True)
-        self.region = next(r for r in fusion.regions if any(x.name == "conv" for x in r.nodes))
+        self.region = kernels.channels_last_region(g, "conv")
 
     def error(self, candidate, threads=1):
         """Largest error of a candidate, relative to the range."""

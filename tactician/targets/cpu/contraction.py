@@ -509,10 +509,7 @@ class Contraction:
     def _out(self, x: ir.Value, m: Num, n: Num, left: Num) -> None:
         """The epilogue of a vector with ``left`` columns from its first on."""
         count = left if isinstance(left, int) and left < self.lanes else 0
-        if count:
-            self.epilogue.finish(self.g, x, self.batch, m, n, count)
-        else:
-            self.epilogue.finish(self.g, x, self.batch, m, n)
+        self.epilogue.finish(self.g, x, self.batch, m, n, count)
 
     # --- packing -------------------------------------------------------------------------
 

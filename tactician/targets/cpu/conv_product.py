@@ -27,7 +27,7 @@ from . import gemm
 from . import vecmath as V
 from .codegen import Gen, Num
 from .contraction import Contraction, Operand, Shape, Tile, vector
-from .conv_common import Epilogue, Problem, stored_last, unsuited
+from .conv_common import Epilogue, Problem, stored_otherwise, unsuited
 from .emitter import Emitter
 from .isa import Isa
 from .vecmath import I64
@@ -48,13 +48,8 @@ class ProductConvolution(Tactic):
         return unsuited(region, device) is None and _no_product(Problem(region)) is None
 
     def refuse(self, region: Region, device: Any) -> str | None:
-        why = unsuited(region, device)
-        if why is None and not all(map(stored_last, region.outputs)):
-            why = "the result is not stored channels-last"
-        if why is None:
-            p = Problem(region)
-            why = _no_product(p) or (None if p.flat else "the input is not stored channels-last")
-        return why
+        why = unsuited(region, device) or stored_otherwise(region)
+        return why or _no_product(Problem(region))
 
     def candidates(self, region: Region, device: Any) -> Sequence[Tile]:
         return gemm.tiles(product_of(Problem(region)), device.isa, device.threads)
